@@ -1,0 +1,30 @@
+# Everything runs in .venv, which each target makes or brings up to date.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	$(BIN)/cmfast env
+	$(BIN)/cmfast sample --model digits --count 100 --seed 0 --out samples.png
+	$(BIN)/cmfast bench latency --model digits --plot latency.png
+
+test: .venv/installed
+	$(BIN)/pytest --cov --cov-report=term
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/installed
+	mkdir -p out
+	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-json=out/benchmarks.json
+
+.venv/installed: pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist out *.egg-info

@@ -1,0 +1,91 @@
+"""The classifier behind the quality measures, with the feature statistics of the real data."""
+
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checkpoints import CheckpointError, asset
+from ..files import whole_file
+
+FEATURES = 64
+
+
+class Classifier(nn.Module):
+    """A small convolutional network on [N, C, size, size] images in [-1, 1], with 64 features before its last layer.
+
+    Its buffers hold the mean [64] and covariance [64, 64] of the features of the real training and test sets, the
+    references of the Fréchet distances.
+    """
+
+    def __init__(self, channels: int = 1, size: int = 8, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
+        self.hidden = nn.Linear(64 * (size // 2) ** 2, FEATURES)
+        self.out = nn.Linear(FEATURES, num_classes)
+        for split in ("train", "test"):
+            self.register_buffer(f"{split}_mean", torch.zeros(FEATURES))
+            self.register_buffer(f"{split}_covariance", torch.zeros(FEATURES, FEATURES))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The penultimate layer's activations [N, 64]."""
+        h = F.relu(self.conv1(images))
+        h = F.max_pool2d(F.relu(self.conv2(h)), 2)
+        h = F.relu(self.conv3(h)).flatten(1)
+        return F.relu(self.hidden(h))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, num_classes]."""
+        return self.out(F.dropout(self.features(images), 0.3, self.training))
+
+    def statistics(self, split: str) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of the real features; split is "train" or "test"."""
+        return getattr(self, f"{split}_mean"), getattr(self, f"{split}_covariance")
+
+    @torch.no_grad()
+    def set_statistics(self, split: str, images: Tensor) -> None:
+        """Compute the statistics of the real images [M, C, size, size] and keep them."""
+        mean, covariance = feature_statistics(self.features(images))
+        getattr(self, f"{split}_mean").copy_(mean)
+        getattr(self, f"{split}_covariance").copy_(covariance)
+
+
+def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and covariance [D, D] of features [M, D], in float64."""
+    features = features.double()
+    return features.mean(0), torch.cov(features.T)
+
+
+def save_classifier(classifier: Classifier, path: str | Path) -> None:
+    """Write the weights (float16) and statistics (float32) as one safetensors file."""
+    tensors = {
+        name: value.to(torch.float32 if name.startswith(("train_", "test_")) else torch.float16).contiguous()
+        for name, value in classifier.state_dict().items()
+    }
+    with whole_file(path) as file:
+        save_file(tensors, file)
+
+
+def load_classifier(path: str | Path | None = None) -> Classifier:
+    """Load a classifier that `save_classifier` wrote; None means the one of the digits.
+
+    Raises:
+        CheckpointError: the file is not such a classifier.
+    """
+    path = asset("digits-classifier.safetensors") if path is None else Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no classifier at {path}")
+    try:
+        weights = {name: value.float() for name, value in load_file(path).items()}
+        num_classes, channels = weights["out.weight"].shape[0], weights["conv1.weight"].shape[1]
+        size = 2 * round((weights["hidden.weight"].shape[1] / 64) ** 0.5)
+        classifier = Classifier(channels, size, num_classes)
+        classifier.load_state_dict(weights)
+    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a classifier written by cmfast: {str(error).splitlines()[0]}") from error
+    return classifier.eval()

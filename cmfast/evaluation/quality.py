@@ -1,0 +1,62 @@
+"""Measures of samples: do they show the class that was asked for, and are they distributed as the data are?"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .classifier import Classifier, feature_statistics
+
+
+class Quality(NamedTuple):
+    """Quality of a set of samples.
+
+    Attributes:
+        accuracy: fraction that the classifier assigns to the class that was asked for. No measure by itself: blurred
+            class means score 1.
+        frechet_test: Fréchet distance of the features to the real test set's; it saturates at what two real sets have.
+        frechet_train: the same to the training set, which goes to 0 as samples repeat it.
+    """
+
+    accuracy: float
+    frechet_test: float
+    frechet_train: float
+
+
+@torch.inference_mode()
+def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality:
+    """Measure samples [N, C, H, W] in [-1, 1] of the classes labels [N].
+
+    Raises:
+        ValueError: fewer than two samples, or another number of labels.
+    """
+    if len(samples) < 2 or labels.shape != samples.shape[:1]:
+        raise ValueError(
+            f"evaluate: expected at least two samples and as many labels, got {len(samples)} and {list(labels.shape)}"
+        )
+    features = classifier.features(samples.float().cpu())
+    predicted = classifier.out(features).argmax(1)
+    statistics = feature_statistics(features)
+    return Quality(
+        accuracy=(predicted == labels.cpu()).float().mean().item(),
+        frechet_test=frechet_distance(*statistics, *classifier.statistics("test")),
+        frechet_train=frechet_distance(*statistics, *classifier.statistics("train")),
+    )
+
+
+def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
+    """Squared Fréchet distance of two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½). Heusel et al. 2017, equation 6.
+
+    Means [D], covariances [D, D]; computed in float64 from the eigenvalues of C1^½ C2 C1^½.
+    """
+    c1, c2 = covariance1.double(), covariance2.double()
+    values, vectors = torch.linalg.eigh(c1)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ c2 @ root).clamp(min=0).sqrt().sum()
+    gap = (mean1.double() - mean2.double()).square().sum()
+    return (gap + c1.trace() + c2.trace() - 2.0 * cross).item()
+
+
+def nearest_distance(samples: Tensor, images: Tensor) -> float:
+    """Mean Euclidean distance of the samples [N, …] to the nearest of the images [M, …]; small values mean copies."""
+    return torch.cdist(samples.flatten(1).float(), images.flatten(1).float()).amin(1).mean().item()

@@ -1,0 +1,308 @@
+"""ConsistencyModel: a network, a preconditioning, and sample()."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .kernels import consistency_step
+from .noise import GaussianNoise
+from .preconditioning import EDM, Consistency, Preconditioning
+from .sampling import SAMPLERS
+from .sampling.protocol import Callback, NoiseFunction
+
+
+class ConsistencyModel(nn.Module):
+    """A network F(x, timesteps, class_labels) with the preconditioning that makes it a denoiser D(x, sigma).
+
+    Attributes:
+        unet: the network; anything with UNet's forward.
+        preconditioning: one of `cmfast.preconditioning`.
+        sample_shape: [C, *spatial] of one sample.
+        num_classes: number of classes; None for an unconditional model.
+        recommended_levels: for a number of steps, the levels that were found best for this model.
+        default_sampler: ("multistep", 1) for a consistency model, ("heun", 18) for a diffusion model: what `sample`
+            does when it is told neither a sampler nor steps.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        preconditioning: Preconditioning | None = None,
+        *,
+        sample_shape: Sequence[int] | None = None,
+        num_classes: int | None = None,
+        recommended_levels: Mapping[int, Sequence[float]] | None = None,
+    ) -> None:
+        """Take the parts; sample_shape and num_classes are those of a UNet's configuration unless given.
+
+        Raises:
+            ValueError: the network has no configuration and sample_shape was not given.
+        """
+        super().__init__()
+        config = getattr(unet, "config", None)
+        shape = getattr(config, "sample_shape", None) if sample_shape is None else sample_shape
+        if shape is None:
+            raise ValueError("ConsistencyModel: this network does not tell its sample_shape [C, *spatial]: pass it")
+        self.unet = unet
+        self.preconditioning = Consistency() if preconditioning is None else preconditioning
+        self.sample_shape: tuple[int, ...] = tuple(shape)
+        self.num_classes: int | None = getattr(config, "num_classes", None) if num_classes is None else num_classes
+        self.recommended_levels = {int(k): tuple(v) for k, v in (recommended_levels or {}).items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters, in which the network computes."""
+        return next(self.parameters()).dtype
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of samples: float32, or float64 for a float64 network."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def default_sampler(self) -> tuple[str, int]:
+        """The sampler and the number of steps of a plain `sample(count)`."""
+        return ("heun", 18) if type(self.preconditioning) is EDM else ("multistep", 1)
+
+    def forward(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
+        """Same as `denoise`."""
+        return self.denoise(x, sigma, class_labels)
+
+    def denoise(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        class_labels: Tensor | None = None,
+        *,
+        clip: float | tuple[float, float] | None = None,
+    ) -> Tensor:
+        """D(x, sigma), the estimate of the clean sample; differentiable.
+
+        Args:
+            x: [N, C, *spatial] of any floating dtype, at the level sigma.
+            sigma: [N], or one Python float for the whole batch (then nothing is computed on the device); in the
+                preconditioning's own unit of levels.
+            class_labels: [N] integers below num_classes; None for an unconditional model.
+            clip: bound of the result's absolute value, or (low, high).
+
+        Returns:
+            [N, C, *spatial] in the dtype of x.
+
+        Raises:
+            ValueError: shapes or labels that do not fit.
+        """
+        self._check(x, sigma, class_labels)
+        a, b, c_in, c_noise = self.preconditioning.coefficients(sigma)
+        output = self._network(_scaled(x, c_in), c_noise, class_labels)
+        return consistency_step(x, output, a, b, clip=clip).denoised
+
+    def denoiser(self, class_labels: Tensor | None = None, clip: float | None = 1.0) -> "ModelDenoiser":
+        """The model as samplers take it, with its labels [N] and the clipping of each estimate bound."""
+        return ModelDenoiser(self, class_labels, clip)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        count: int,
+        *,
+        class_labels: int | Sequence[int] | Tensor | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        timesteps: Sequence[int] | None = None,
+        grid_steps: int = 40,
+        sigmas: Sequence[float] | None = None,
+        seed: int = 0,
+        first_sample: int = 0,
+        batch_size: int | None = None,
+        clip: float | None = 1.0,
+        progress: bool = False,
+        callback: Callback | None = None,
+        **sampler_options: Any,
+    ) -> Tensor:
+        """Draw samples. Sample i is a function of the weights, the arguments, the seed and i alone.
+
+        Args:
+            count: how many.
+            class_labels: one label for all, or one a sample; None gives sample i the class i mod num_classes.
+            steps: of the sampler: evaluations for a consistency sampler, levels of the Karras grid for the others.
+            sampler: a name of `cmfast.sampling.SAMPLERS`; None means multistep consistency sampling for consistency models
+                and heun for diffusion models.
+            timesteps: instead of steps, increasing indices of the levels on the Karras grid of `grid_steps` levels:
+                (0, 22) are OpenAI's `--ts 0,22,39 --steps 40`.
+            grid_steps: size of that grid.
+            sigmas: instead of steps, the levels themselves: those of the evaluations for consistency samplers, a grid
+                that ends in 0 for the others.
+            seed: of the counter-based noise, 0 ≤ seed < 2⁶⁴.
+            first_sample: index of the first sample; 64 samples from 64 on continue a run of 64.
+            batch_size: evaluate so many at a time; None evaluates all at once. The samples do not depend on it.
+            clip: bound of each estimate's absolute value; None does not clip.
+            progress: show a progress bar over the batches, or over the steps of a single batch.
+            callback: called after each step of the sampler (see `cmfast.sampling.protocol`).
+            **sampler_options: of the sampler, such as s_churn or eta.
+
+        Returns:
+            [count, C, *spatial] in [-clip, clip] for consistency samplers, float32, on the model's device.
+
+        Raises:
+            ValueError: an argument out of range, an unknown sampler, or levels that do not decrease.
+        """
+        if count < 1 or (batch_size is not None and batch_size < 1):
+            raise ValueError(f"sample: count and batch_size must be at least 1, got {count} and {batch_size}")
+        labels = self._labels(class_labels, count, first_sample)
+        function, levels = self._plan(sampler, steps, timesteps, grid_steps, sigmas)
+        batch_size = min(batch_size or count, count)
+        starts: Any = range(0, count, batch_size)
+        if progress and batch_size < count:
+            from tqdm.auto import tqdm
+
+            starts, progress = tqdm(starts, desc="sampling", unit="batch"), False
+        was_training = self.training
+        self.eval()
+        try:
+            batches = []
+            for start in starts:
+                size = min(batch_size, count - start)
+                noise = GaussianNoise(seed, first_sample + start)
+                zero = torch.zeros((size, *self.sample_shape), dtype=self.state_dtype, device=self.device)
+                x = self.preconditioning.initial_scale(levels[0]) * noise(zero, 0)
+                denoiser = self.denoiser(None if labels is None else labels[start : start + size], clip)
+                batches.append(
+                    function(denoiser, x, levels, noise=noise, callback=callback, progress=progress, **sampler_options)
+                )
+        finally:
+            self.train(was_training)
+        return torch.cat(batches)
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder with model.safetensors and config.json, which `cmfast.load` reads (see `cmfast.checkpoints`)."""
+        from .checkpoints import save
+
+        save(self, path)
+
+    def _network(self, x: Tensor, c_noise: Tensor | float, class_labels: Tensor | None) -> Tensor:
+        if not isinstance(c_noise, Tensor):
+            c_noise = torch.full(x.shape[:1], c_noise, dtype=self.state_dtype, device=x.device)
+        return self.unet(x.to(self.dtype), c_noise, class_labels)
+
+    def _check(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None) -> None:
+        if x.ndim != len(self.sample_shape) + 1 or x.shape[1] != self.sample_shape[0] or not x.is_floating_point():
+            wanted = ", ".join(str(length) for length in self.sample_shape)
+            raise ValueError(f"denoise: expected floating-point x [N, {wanted}], got {list(x.shape)} {x.dtype}")
+        if isinstance(sigma, Tensor) and sigma.shape != x.shape[:1]:
+            raise ValueError(f"denoise: expected sigma [{x.shape[0]}] or a float, got {list(sigma.shape)}")
+        if class_labels is not None and class_labels.device.type == "cpu":  # a device tensor is not read: no sync
+            self._check_labels(class_labels)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if self.num_classes is None:
+            raise ValueError("class_labels were given to an unconditional model")
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if wrong.numel():
+            raise ValueError(f"class_labels must be in 0 … {self.num_classes - 1}, got {int(wrong.flatten()[0])}")
+
+    def _labels(self, given: int | Sequence[int] | Tensor | None, count: int, first_sample: int) -> Tensor | None:
+        if given is None:
+            if self.num_classes is None:
+                return None
+            given = [(first_sample + i) % self.num_classes for i in range(count)]
+        labels = torch.as_tensor([given] * count if isinstance(given, int) else given)
+        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(
+                f"class_labels: expected one integer, or {count} of them, got {list(labels.shape)} {labels.dtype}"
+            )
+        self._check_labels(labels)
+        return labels.to(self.device, torch.int64)
+
+    def _plan(
+        self,
+        sampler: str | None,
+        steps: int | None,
+        timesteps: Sequence[int] | None,
+        grid_steps: int,
+        sigmas: Sequence[float] | None,
+    ) -> tuple[Callable[..., Tensor], list[float]]:
+        """The sampler's function and its levels."""
+        if sum(option is not None for option in (steps, timesteps, sigmas)) > 1:
+            raise ValueError("sample: give one of steps, timesteps and sigmas")
+        default_name, default_steps = self.default_sampler
+        if sampler is None:
+            sampler = "multistep" if timesteps is not None or sigmas is not None else default_name
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        few = sampler in ("multistep", "onestep")
+        p = self.preconditioning
+        if not few and type(p) not in (EDM, Consistency):
+            raise ValueError(
+                f"the sampler {sampler!r} needs an EDM or Consistency preconditioning, not {type(p).__name__}"
+            )
+        if sigmas is not None:
+            return SAMPLERS[sampler], list(sigmas)
+        if timesteps is not None:
+            return SAMPLERS[sampler], self._grid_levels(timesteps, grid_steps, few)
+        if steps is None:
+            steps = default_steps if sampler == default_name else {"multistep": 1, "onestep": 1}.get(sampler, 18)
+        if steps < 1:
+            raise ValueError(f"sample: steps must be at least 1, got {steps}")
+        if sampler == "onestep" and steps != 1:
+            raise ValueError(f"sample: onestep takes one step, got {steps}")
+        if few:
+            return SAMPLERS[sampler], list(self.recommended_levels.get(steps) or p.levels(steps))
+        assert isinstance(p, EDM)
+        return SAMPLERS[sampler], p.grid(steps + (sampler == "progdist"))
+
+    def _grid_levels(self, timesteps: Sequence[int], grid_steps: int, few: bool) -> list[float]:
+        if not isinstance(self.preconditioning, EDM):
+            raise ValueError("sample: timesteps index a Karras grid, which this preconditioning has not: give sigmas")
+        grid = self.preconditioning.grid(grid_steps)
+        if not timesteps or any(not 0 <= t < grid_steps for t in timesteps):
+            raise ValueError(f"sample: timesteps must be indices in 0 … {grid_steps - 1}, got {tuple(timesteps)}")
+        return [grid[t] for t in timesteps] + ([] if few else [0.0])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDenoiser:
+    """A model's D(x, sigma) with its labels bound: a denoiser function, and a `sampling.protocol.HostDenoiser`."""
+
+    model: ConsistencyModel
+    class_labels: Tensor | None
+    clip: float | None
+
+    def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """D(x, sigma [N])."""
+        return self.model.denoise(x, sigma, self.class_labels, clip=self.clip)
+
+    def at(self, x: Tensor, sigma: float) -> Tensor:
+        """D(x, sigma) at one level."""
+        return self(x, sigma)
+
+    def step(
+        self, x: Tensor, sigma: float, sigma_next: float, noise: NoiseFunction, draw: int
+    ) -> tuple[Tensor, Tensor]:
+        """(D(x, sigma), the sample at sigma_next), in one launch after the network."""
+        p = self.model.preconditioning
+        a, b, c_in, c_noise = p.coefficients(sigma, sigma_next)
+        alpha, beta = p.renoise(sigma_next)
+        output = self.model._network(_scaled(x, c_in), c_noise, self.class_labels)
+        drawn: dict[str, Any]
+        if isinstance(noise, GaussianNoise):
+            drawn = {"seed": noise.seed, "first_sample": noise.first_sample, "draw": draw}
+        else:
+            drawn = {"noise": noise(x, draw)}
+        result = consistency_step(x, output, a, b, clip=self.clip, alpha=alpha, beta=beta, **drawn)
+        assert result.sample is not None
+        return result.denoised, result.sample
+
+
+def _scaled(x: Tensor, c_in: Tensor | float) -> Tensor:
+    if isinstance(c_in, Tensor):
+        c_in = c_in.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return x * c_in

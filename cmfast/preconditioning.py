@@ -1,0 +1,296 @@
+"""Skip/out parameterisations: how a denoiser is made of a network.
+
+Each scheme turns a noise level into four coefficients of
+
+    D(x, sigma) = a · x + b · F(c_in · x, c_noise)
+
+and a next level into the two of the renoising `alpha · D + beta · z`. Levels are host floats, or tensors [N] on any
+device; coefficients are computed in float64 and are of the same kind (tensors come back as float32, or float64 for
+float64 levels).
+
+The level `sigma` is each scheme's own: the standard deviation of the noise over the data for EDM, consistency and TrigFlow,
+the fraction of noise in (0, 1] for flow, the timestep in [0, num_train_timesteps) for LCM and TCD.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .sampling.schedules import karras_sigmas
+
+#: A noise level: a host float, or a tensor [N].
+Level = float | Tensor
+
+
+class Coefficients(NamedTuple):
+    """Coefficients of x and of the network's output, scale of the network's input, and its time."""
+
+    a: Any
+    b: Any
+    c_in: Any
+    c_noise: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Preconditioning:
+    """What every scheme has; the subclasses say how."""
+
+    def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
+        """(a, b, c_in, c_noise) at the level sigma; only trajectory consistency looks at the next level."""
+        raise NotImplementedError
+
+    def renoise(self, sigma_next: float) -> tuple[float, float]:
+        """(alpha, beta) of the renoising `alpha · denoised + beta · z` to the level sigma_next."""
+        raise NotImplementedError
+
+    def levels(self, steps: int) -> list[float]:
+        """The levels at which a sampler of so many steps evaluates the model where the user names none."""
+        raise NotImplementedError
+
+    def initial_scale(self, sigma: float) -> float:
+        """Standard deviation of the noise that sampling starts from at its first level."""
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM(Preconditioning):
+    """Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1.
+
+    Attributes:
+        sigma_data: standard deviation of the data.
+        sigma_min: lowest level.
+        sigma_max: highest level.
+        rho: exponent of the grid of levels.
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
+        """(a, b, c_in, c_noise) of the denoiser with D(x, 0) = x."""
+        s, sd = _float64(sigma), self.sigma_data
+        total = s**2 + sd**2
+        return _like(sigma, sd**2 / total, s * sd / total**0.5, total**-0.5, 250.0 * _log(s))
+
+    def renoise(self, sigma_next: float) -> tuple[float, float]:
+        """The forward process: D + sigma · z."""
+        return 1.0, sigma_next
+
+    def levels(self, steps: int) -> list[float]:
+        """The first levels of a Karras grid of one value more, whose last, sigma_min, would change nothing."""
+        return self.grid(steps + 1)[:steps]
+
+    def grid(self, steps: int) -> list[float]:
+        """This model's Karras grid: `steps` levels from sigma_max to sigma_min, and a final 0."""
+        return karras_sigmas(steps, self.sigma_min, self.sigma_max, self.rho)
+
+    def initial_scale(self, sigma: float) -> float:
+        """The level itself."""
+        return sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency(EDM):
+    """Song et al. 2023, "Consistency Models", appendix C: EDM moved so that D(x, sigma_min) = x exactly."""
+
+    def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
+        """(a, b, c_in, c_noise) of the consistency function with its boundary condition."""
+        s, sd = _float64(sigma), self.sigma_data
+        above, total = s - self.sigma_min, s**2 + sd**2
+        return _like(sigma, sd**2 / (above**2 + sd**2), above * sd / total**0.5, total**-0.5, 250.0 * _log(s))
+
+    def renoise(self, sigma_next: float) -> tuple[float, float]:
+        """Algorithm 1: D is a sample at the level sigma_min, and the noise brings it to sigma_next."""
+        return 1.0, math.sqrt(max(sigma_next**2 - self.sigma_min**2, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrigFlow(EDM):
+    """Lu and Song 2024, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", equation 5.
+
+    Samples are cos(t) · x0 + sin(t) · sigma_data · z with t = atan(sigma / sigma_data).
+    """
+
+    def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
+        """(a, b, c_in, c_noise): cos t, -sigma_data · sin t, 1/sigma_data, t."""
+        t = _atan(_float64(sigma) / self.sigma_data)
+        return _like(sigma, _cos(t), -self.sigma_data * _sin(t), 1.0 / self.sigma_data, t)
+
+    def renoise(self, sigma_next: float) -> tuple[float, float]:
+        """The forward process at the next time."""
+        t = math.atan(sigma_next / self.sigma_data)
+        return math.cos(t), self.sigma_data * math.sin(t)
+
+    def initial_scale(self, sigma: float) -> float:
+        """Standard deviation of the noise at the level."""
+        return self.renoise(sigma)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow(Preconditioning):
+    """Rectified flow: x = (1 - sigma) · x0 + sigma · z, the network predicts z - x0 (Liu et al. 2022, equation 1).
+
+    Attributes:
+        num_train_timesteps: the network's time is this many times sigma.
+    """
+
+    num_train_timesteps: int = 1000
+
+    def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
+        """(a, b, c_in, c_noise): 1, -sigma, 1, 1000 · sigma."""
+        s = _float64(sigma)
+        return _like(sigma, 1.0, -s, 1.0, self.num_train_timesteps * s)
+
+    def renoise(self, sigma_next: float) -> tuple[float, float]:
+        """The forward process at the next level."""
+        return 1.0 - sigma_next, sigma_next
+
+    def levels(self, steps: int) -> list[float]:
+        """1, 1 - 1/steps, …, 1/steps."""
+        return [1.0 - i / steps for i in range(steps)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Discrete(Preconditioning):
+    """Schemes on the discrete timesteps of a variance-preserving diffusion.
+
+    Attributes:
+        num_train_timesteps: number of timesteps.
+        beta_start: first beta of the "scaled linear" schedule (√beta is linear), that of Stable Diffusion.
+        beta_end: last beta.
+        original_steps: the solver steps of the distillation, whose timesteps sampling picks from.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    original_steps: int = 50
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ [num_train_timesteps], float64, on the host."""
+        ends = (self.beta_start**0.5, self.beta_end**0.5)
+        betas = torch.linspace(*ends, self.num_train_timesteps, dtype=torch.float64) ** 2
+        return torch.cumprod(1.0 - betas, dim=0)
+
+    def alpha_bar(self, timestep: Level) -> Any:
+        """ᾱ at the timestep, which must be a whole number in [0, num_train_timesteps)."""
+        if isinstance(timestep, Tensor):
+            return self.alphas_cumprod.to(timestep.device)[timestep.long()]
+        if not (0 <= timestep < self.num_train_timesteps and timestep == int(timestep)):
+            raise ValueError(f"a timestep must be a whole number in [0, {self.num_train_timesteps}), got {timestep}")
+        return self.alphas_cumprod[int(timestep)].item()
+
+    def levels(self, steps: int) -> list[float]:
+        """Timesteps spread evenly over those of the distillation, from the last (Luo et al. 2023, section 4.3)."""
+        if not 1 <= steps <= self.original_steps:
+            raise ValueError(f"steps must be in 1 … {self.original_steps}, got {steps}")
+        stride = self.num_train_timesteps // self.original_steps
+        picked = (self.original_steps - i * self.original_steps // steps for i in range(steps))
+        return [float(stride * index - 1) for index in picked]
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentConsistency(_Discrete):
+    """Luo et al. 2023, "Latent Consistency Models", equations 9 to 12.
+
+    Attributes:
+        prediction_type: "epsilon" or "v_prediction", what the network predicts.
+        sigma_data: of the skip mix.
+        timestep_scaling: factor of the timestep in the skip mix.
+    """
+
+    prediction_type: str = "epsilon"
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(f'prediction_type must be "epsilon" or "v_prediction", got {self.prediction_type!r}')
+
+    def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
+        """(a, b, c_in, c_noise) with the prediction of x0 folded into the skip mix."""
+        t, alpha_bar = _float64(sigma), self.alpha_bar(sigma)
+        tau = self.timestep_scaling * t
+        c_skip = self.sigma_data**2 / (tau**2 + self.sigma_data**2)
+        c_out = tau / (tau**2 + self.sigma_data**2) ** 0.5
+        signal, noise = alpha_bar**0.5, (1.0 - alpha_bar) ** 0.5
+        if self.prediction_type == "epsilon":
+            return _like(sigma, c_skip + c_out / signal, -c_out * noise / signal, 1.0, t)
+        return _like(sigma, c_skip + c_out * signal, -c_out * noise, 1.0, t)
+
+    def renoise(self, sigma_next: float) -> tuple[float, float]:
+        """The forward process at the next timestep."""
+        alpha_bar = self.alpha_bar(sigma_next)
+        return math.sqrt(alpha_bar), math.sqrt(1.0 - alpha_bar)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryConsistency(_Discrete):
+    """Zheng et al. 2024, "Trajectory Consistency Distillation", strategic stochastic sampling (algorithm 4).
+
+    D is the sample at timestep s = ⌊(1 - eta) · next⌋ on the trajectory, and the renoising goes from s to the next one.
+
+    Attributes:
+        eta: 0 for deterministic sampling, 1 for multistep consistency sampling (the paper's gamma).
+    """
+
+    eta: float = 0.3
+
+    def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
+        """(a, b, c_in, c_noise) of the jump from sigma to s; without sigma_next, to timestep 0."""
+        alpha_bar = self.alpha_bar(sigma)
+        target = sigma * 0 if sigma_next is None else sigma_next
+        target_bar = self.alpha_bar(self._middle(target))
+        a = (target_bar / alpha_bar) ** 0.5
+        return _like(sigma, a, (1.0 - target_bar) ** 0.5 - a * (1.0 - alpha_bar) ** 0.5, 1.0, _float64(sigma))
+
+    def renoise(self, sigma_next: float) -> tuple[float, float]:
+        """From timestep s to the next one."""
+        ratio = self.alpha_bar(sigma_next) / self.alpha_bar(self._middle(sigma_next))
+        return math.sqrt(ratio), math.sqrt(1.0 - ratio)
+
+    def _middle(self, timestep: Level) -> Any:
+        if isinstance(timestep, Tensor):
+            return ((1.0 - self.eta) * timestep.double()).floor()
+        return float(math.floor((1.0 - self.eta) * timestep))
+
+
+def _float64(value: Level) -> Any:
+    return value.double() if isinstance(value, Tensor) else float(value)
+
+
+def _like(level: Level, *values: Any) -> Coefficients:
+    """Values as Coefficients of the kind of the level: floats, or tensors [N] of float32 (float64 for float64)."""
+    if not isinstance(level, Tensor):
+        return Coefficients(*values)
+    dtype = torch.float64 if level.dtype == torch.float64 else torch.float32
+    return Coefficients(
+        *(v.to(dtype) if isinstance(v, Tensor) else torch.full_like(level, v, dtype=dtype) for v in values)
+    )
+
+
+def _log(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return torch.log(x)
+    if x <= 0.0:
+        raise ValueError(f"sigma must be positive, got {x}")
+    return math.log(x)
+
+
+def _atan(x: Any) -> Any:
+    return torch.atan(x) if isinstance(x, Tensor) else math.atan(x)
+
+
+def _cos(x: Any) -> Any:
+    return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
+
+
+def _sin(x: Any) -> Any:
+    return torch.sin(x) if isinstance(x, Tensor) else math.sin(x)

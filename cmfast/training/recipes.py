@@ -1,0 +1,181 @@
+"""Recipes: everything from data to the bundled models, with fixed seeds and iteration counts."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import load, save
+from ..evaluation.classifier import Classifier, load_classifier, save_classifier
+from ..evaluation.quality import Quality, evaluate, nearest_distance
+from ..files import check_writable, whole_file
+from ..model import ConsistencyModel
+from ..preconditioning import EDM
+from ..unet import UNet, UNetConfig
+from .classifier import train_classifier
+from .data import Dataset, load_digits
+from .diffusion import DiffusionTraining, train_diffusion
+from .distillation import DistillationTraining, distill
+
+#: Called with (stage, iterations done, iterations, loss).
+Progress = Callable[[str, int, int, float], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A data set with the settings that make a teacher, a student and a classifier of it.
+
+    Attributes:
+        name: of the student; the teacher is `name`-teacher, the classifier `name`-classifier.safetensors.
+        title: for the model card.
+        data: returns the (training, test) sets.
+        unet: of both networks.
+        teacher: settings.
+        student: settings.
+        classifier_iterations: updates of the classifier.
+        recommended_levels: levels of the student's evaluations for a number of steps.
+        measured_samples: samples a measure takes.
+    """
+
+    name: str
+    title: str
+    data: Callable[[], tuple[Dataset, Dataset]]
+    unet: UNetConfig
+    teacher: DiffusionTraining
+    student: DistillationTraining
+    classifier_iterations: int
+    recommended_levels: dict[int, tuple[float, ...]]
+    measured_samples: int = 1000
+
+
+RECIPES = {
+    "digits": Recipe(
+        name="digits",
+        title="scikit-learn's handwritten digits, 8×8 pixels, grey, class-conditional",
+        data=load_digits,
+        unet=UNetConfig(
+            image_size=8,
+            in_channels=1,
+            out_channels=1,
+            model_channels=32,
+            channel_mult=(1, 2),
+            num_res_blocks=1,
+            attention_resolutions=(2,),
+            num_head_channels=32,
+            num_classes=10,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+        ),
+        teacher=DiffusionTraining(iterations=2000),
+        student=DistillationTraining(iterations=600),
+        classifier_iterations=800,
+        recommended_levels={1: (80.0,), 2: (80.0, 0.8), 4: (80.0, 2.0, 0.8, 0.3)},
+    )
+}
+
+
+def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> list[tuple[str, int, Quality, float]]:
+    """Train everything of a recipe, write it to the folder `out` with a model card, and return what was measured.
+
+    Returns:
+        Rows (sampler, evaluations, quality, mean distance to the nearest training image), as the card has them.
+
+    Raises:
+        OSError: the folder cannot be written to (found out before training).
+    """
+    out = Path(out)
+    check_writable(out / "README.md")
+    begin = time.perf_counter()
+
+    def stage(name: str, total: int) -> Callable[[int, float], None] | None:
+        return None if progress is None else lambda i, loss: progress(name, i + 1, total, loss)
+
+    train, test = recipe.data()
+    iterations = recipe.classifier_iterations
+    classifier = train_classifier(train, test, iterations=iterations, progress=stage("classifier", iterations))
+    save_classifier(classifier, out / f"{recipe.name}-classifier.safetensors")
+
+    torch.manual_seed(recipe.teacher.seed)
+    teacher = ConsistencyModel(UNet(recipe.unet), EDM())
+    teacher = train_diffusion(teacher, train, recipe.teacher, stage("teacher", recipe.teacher.iterations))
+    save(teacher, out / f"{recipe.name}-teacher", dtype=torch.float16)
+
+    student = distill(teacher, train, recipe.student, stage("student", recipe.student.iterations))
+    student.recommended_levels = dict(recipe.recommended_levels)
+    save(student, out / recipe.name, dtype=torch.float16)
+
+    rows = measure(recipe, out, train)
+    with whole_file(out / "README.md") as file:
+        file.write_text(_card(recipe, rows, train, test, classifier, time.perf_counter() - begin))
+    return rows
+
+
+def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[tuple[str, int, Quality, float]]:
+    """Measure the stored models of a recipe: the student at 1, 2 and 4 steps beside the teacher's Heun sampler."""
+    classifier = load_classifier(folder / f"{recipe.name}-classifier.safetensors")
+    student, teacher = load(folder / recipe.name), load(folder / f"{recipe.name}-teacher")
+    count = recipe.measured_samples
+    labels = torch.arange(count) % (student.num_classes or 1)
+    rows = []
+    for label, model, sampler, steps in (
+        *((f"student, {n} step{'s' if n > 1 else ''}", student, "multistep", n) for n in (1, 2, 4)),
+        *((f"teacher, heun {n}", teacher, "heun", n) for n in (5, 8, 10, 18, 40)),
+        ("teacher, euler 1", teacher, "euler", 1),
+    ):
+        samples = model.sample(count, class_labels=labels, sampler=sampler, steps=steps, batch_size=250)
+        evaluations = 2 * steps - 1 if sampler == "heun" else steps
+        rows.append(
+            (label, evaluations, evaluate(samples, labels, classifier), nearest_distance(samples, train.images))
+        )
+    return rows
+
+
+def _card(
+    recipe: Recipe,
+    rows: list[tuple[str, int, Quality, float]],
+    train: Dataset,
+    test: Dataset,
+    classifier: Classifier,
+    seconds: float,
+) -> str:
+    with torch.inference_mode():
+        real = evaluate(test.images, test.labels, classifier)
+    parameters = sum(p.numel() for p in UNet(recipe.unet).parameters())
+    lines = [
+        f"# Model card: {recipe.name}, {recipe.name}-teacher, {recipe.name}-classifier",
+        "",
+        f"Data: {recipe.title}; {len(train.labels)} images for training and {len(test.labels)} for testing, split by a",
+        "fixed seed, pixels scaled to [-1, 1]. Licence of the weights: MIT, as the code.",
+        "",
+        f"- `{recipe.name}-teacher`: EDM diffusion model, {parameters:,} parameters, {recipe.teacher.iterations} iterations.",
+        f"- `{recipe.name}`: consistency model of the same architecture, distilled from the teacher in "
+        f"{recipe.student.iterations} iterations.",
+        f"- `{recipe.name}-classifier`: the convolutional classifier of the measures, with the feature statistics of both sets.",
+        "",
+        f"Command: `cmfast train --recipe {recipe.name} --out FOLDER` ({seconds / 60:.0f} minutes for these weights, on "
+        f"{torch.get_num_threads()} threads). Settings:",
+        "",
+        "```",
+        f"unet     {dataclasses.asdict(recipe.unet)}",
+        f"teacher  {dataclasses.asdict(recipe.teacher)}",
+        f"student  {dataclasses.asdict(recipe.student)}",
+        "```",
+        "",
+        f"Measured on {recipe.measured_samples} samples of the stored float16 weights, seed 0: accuracy of the asked class; "
+        "Fréchet distance of the classifier's features to the real test and training sets "
+        f"(real test set: accuracy {real.accuracy:.3f}, distance to training set {real.frechet_train:.2f}); mean distance to the "
+        f"nearest training image (real test set: {nearest_distance(test.images, train.images):.2f}).",
+        "",
+        "| sampler | evaluations | accuracy | to test | to train | nearest |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {label} | {evaluations} | {q.accuracy:.3f} | {q.frechet_test:.2f} | {q.frechet_train:.2f} | {nearest:.2f} |"
+            for label, evaluations, q, nearest in rows
+        ),
+        "",
+        f"Levels (sigma) of the student's evaluations: {'; '.join(', '.join(map(str, v)) for v in recipe.recommended_levels.values())}.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""Which backend serves a call, and why the others do not.
+
+A backend is a module with one function an operator and `available(op, tensors) -> (bool, reason)`. `auto` takes
+the first of `BACKENDS` that is available. A backend that is asked for by name (the argument `backend=`, then
+`use_backend`, then the environment variable CMFAST_BACKEND) serves or raises `BackendError`: it is never replaced.
+"""
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+#: Fastest first: the order in which `auto` asks.
+BACKENDS = ("reference",)
+
+#: Every operator that a backend implements, by the name of its function.
+OPERATORS = (
+    "group_norm",
+    "group_norm_backward",
+    "attention",
+    "attention_backward",
+    "consistency_step",
+    "consistency_step_backward",
+)
+
+_log = logging.getLogger("cmfast.kernels")
+_override: str | None = None
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot serve the call; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every operator inside the `with` block by the backend `name` ("auto" for the automatic choice).
+
+    The choice holds for the whole process, as torch.backends flags do; for one call use its `backend` argument.
+    Raises BackendError for a name that does not exist.
+    """
+    global _override
+    _check_name(name)
+    previous, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def resolve(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None) -> Callable:
+    """Return the function that serves the operator `op` for these tensors.
+
+    Raises BackendError where a backend asked for by name (argument, `use_backend` or CMFAST_BACKEND) cannot.
+    """
+    name = backend or _override or os.environ.get("CMFAST_BACKEND") or "auto"
+    if name != "auto":
+        _check_name(name)
+        ok, reason = available(name, op, tensors)
+        if not ok:
+            raise BackendError(f"backend {name!r} cannot serve {op}: {reason}")
+        return getattr(_module(name), op)
+    for candidate in BACKENDS:
+        ok, reason = available(candidate, op, tensors)
+        if ok:
+            return getattr(_module(candidate), op)
+        _log_refusal(candidate, op, reason)
+    raise BackendError(f"no backend can serve {op}")  # pragma: no cover - the reference serves everything
+
+
+def available(name: str, op: str, tensors: Sequence[torch.Tensor] = ()) -> tuple[bool, str]:
+    """Say whether the backend can serve `op` for these tensors (none: in general, on this machine), and why not."""
+    try:
+        module = _module(name)
+    except ImportError as error:
+        return False, str(error)
+    return module.available(op, tensors)
+
+
+def backend_report() -> dict[str, dict[str, str]]:
+    """For each backend and operator: "yes", or the reason why the backend does not serve it on this machine."""
+    return {
+        name: {op: "yes" if (answer := available(name, op))[0] else answer[1] for op in OPERATORS} for name in BACKENDS
+    }
+
+
+def _check_name(name: str) -> None:
+    if name not in ("auto", *BACKENDS):
+        raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(('auto', *BACKENDS))}")
+
+
+@functools.cache
+def _module(name: str):
+    return importlib.import_module(f".{name}", __package__)
+
+
+@functools.cache
+def _log_refusal(name: str, op: str, reason: str) -> None:
+    _log.info("backend %s does not serve %s: %s", name, op, reason)

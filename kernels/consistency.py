@@ -1,0 +1,230 @@
+"""One step of sampling after the network, as one operator.
+
+    denoised    = clip(a · x + b · model_output)
+    sample      = alpha · denoised + beta · z          z given, or counter-based noise
+    model_input = input_scale · sample                 the network's next input
+
+Every parameterisation (EDM, consistency, TrigFlow, LCM, TCD, flow) is a choice of the five coefficients:
+`cmfast.preconditioning` computes them. Song et al. 2023, "Consistency Models", equation 5 and algorithm 1.
+
+The noise is counter-based: Philox4x32-10 (Salmon et al. 2011) with key (low word of the seed, sample index) and
+counter (e div 4, draw, high word of the seed, 0), where e is the element's index in [C, *spatial] order. See
+`reference.philox`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backends import resolve
+from .layout import empty_in_order
+
+Coefficient = float | Tensor
+
+
+class ConsistencyStep(NamedTuple):
+    """What `consistency_step` returns; fields that were not asked for are None."""
+
+    denoised: Tensor
+    sample: Tensor | None
+    model_input: Tensor | None
+
+
+def consistency_step(
+    x: Tensor,
+    model_output: Tensor,
+    a: Coefficient,
+    b: Coefficient,
+    *,
+    clip: float | tuple[float, float] | None = None,
+    alpha: Coefficient | None = None,
+    beta: Coefficient | None = None,
+    noise: Tensor | None = None,
+    seed: int | None = None,
+    draw: int = 0,
+    first_sample: int = 0,
+    input_scale: Coefficient | None = None,
+    backend: str | None = None,
+) -> ConsistencyStep:
+    """The skip/out parameterisation, the clipping, the renoising and the next input's scale in one launch.
+
+    Args:
+        x: [N, C, *spatial], the noisy sample.
+        model_output: the network's output, of the shape of x; its floating dtype may differ.
+        a: coefficient of x: a Python float, or a float32 tensor [N].
+        b: coefficient of model_output, likewise.
+        clip: clamp `denoised` to [-clip, clip], or to a pair (low, high).
+        alpha: coefficient of `denoised` in `sample`; 1 where only beta is given. `sample` is computed when alpha or
+            beta is given.
+        beta: coefficient of the noise in `sample`; without it no noise is added.
+        noise: z, of the shape of x. Exclusive with seed.
+        seed: 0 ≤ seed < 2⁶⁴: z is the counter-based noise of this seed.
+        draw: 0 ≤ draw < 2³², the number of the draw (0 is a sampler's initial noise).
+        first_sample: index of the batch's first sample; sample n of the batch has the noise of index first_sample + n.
+        input_scale: coefficient of `sample` in `model_input`, which is computed when it is given.
+        backend: name of the backend that must serve the call; None chooses.
+
+    Returns:
+        ConsistencyStep(denoised, sample, model_input), each in the shape and memory format of x; denoised and sample in
+        the dtype of x, model_input in that of model_output. Arithmetic is float32 (float64 for float64 x).
+
+    Raises:
+        ValueError: shapes, dtypes or combinations of arguments that do not fit.
+        BackendError: the backend asked for cannot serve the call.
+    """
+    low, high = _clip_range(clip)
+    wants_sample = alpha is not None or beta is not None
+    _check(x, model_output, wants_sample, beta, noise, seed, draw, first_sample, input_scale)
+    coefficients = (a, b, 1.0 if alpha is None else alpha, 0.0 if beta is None else beta, input_scale)
+    vectors = [_vector(c, x) if isinstance(c, Tensor) else None for c in coefficients]
+    scalars = [0.0 if c is None or isinstance(c, Tensor) else float(c) for c in coefficients]
+    if seed is not None and seed >= 1 << 63:
+        seed -= 1 << 64  # the schema's integers are signed
+    wants_input = input_scale is not None
+    args = (x, model_output, vectors, scalars, low, high, noise)
+    rest = (seed, draw, first_sample, wants_sample, wants_input, backend)
+    if torch.is_grad_enabled() and (
+        x.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)
+    ):
+        outputs: Sequence[Tensor] = _ConsistencyStep.apply(*args, *rest)
+    else:
+        outputs = torch.ops.cmfast.consistency_step(*args, *rest)
+    return ConsistencyStep(outputs[0], outputs[1] if wants_sample else None, outputs[2] if wants_input else None)
+
+
+def _clip_range(clip: float | tuple[float, float] | None) -> tuple[float | None, float | None]:
+    if clip is None:
+        return None, None
+    low, high = clip if isinstance(clip, tuple | list) else (-clip, clip)
+    if not low < high:
+        raise ValueError(f"consistency_step: clip must be a positive bound or a pair low < high, got {clip!r}")
+    return float(low), float(high)
+
+
+def _check(
+    x: Tensor,
+    model_output: Tensor,
+    wants_sample: bool,
+    beta: Coefficient | None,
+    noise: Tensor | None,
+    seed: int | None,
+    draw: int,
+    first_sample: int,
+    input_scale: Coefficient | None,
+) -> None:
+    if x.ndim < 2 or not x.is_floating_point() or not model_output.is_floating_point():
+        raise ValueError(
+            "consistency_step: x and model_output must be floating-point tensors [N, C, *spatial], "
+            f"got {list(x.shape)} {x.dtype} and {list(model_output.shape)} {model_output.dtype}"
+        )
+    if model_output.shape != x.shape:
+        raise ValueError(
+            "consistency_step: model_output must have the shape of x, "
+            f"got {list(model_output.shape)} and {list(x.shape)}"
+        )
+    if noise is not None and (noise.shape != x.shape or not noise.is_floating_point()):
+        raise ValueError(
+            f"consistency_step: noise must be floating point of shape {list(x.shape)}, got {list(noise.shape)}"
+        )
+    if noise is not None and seed is not None:
+        raise ValueError("consistency_step: give noise or seed, not both")
+    if beta is None and (noise is not None or seed is not None):
+        raise ValueError("consistency_step: noise or seed was given without beta, the coefficient of the noise")
+    if beta is not None and noise is None and seed is None:
+        raise ValueError("consistency_step: beta was given without the noise: give noise or seed")
+    if input_scale is not None and not wants_sample:
+        raise ValueError("consistency_step: input_scale scales the sample: give alpha or beta as well")
+    if seed is not None and not 0 <= seed < 1 << 64:
+        raise ValueError(f"consistency_step: seed must be in [0, 2**64), got {seed}")
+    if not 0 <= draw < 1 << 32:
+        raise ValueError(f"consistency_step: draw must be in [0, 2**32), got {draw}")
+    if not 0 <= first_sample <= (1 << 32) - x.shape[0]:
+        raise ValueError(f"consistency_step: sample indices must be in [0, 2**32), got first_sample {first_sample}")
+
+
+def _vector(coefficient: Tensor, x: Tensor) -> Tensor:
+    if coefficient.shape != x.shape[:1] or not coefficient.is_floating_point():
+        raise ValueError(
+            f"consistency_step: a coefficient must be a float or a floating-point tensor [N] = [{x.shape[0]}], "
+            f"got {list(coefficient.shape)} {coefficient.dtype}"
+        )
+    if coefficient.requires_grad:
+        raise ValueError("consistency_step: coefficients are constants and cannot require a gradient: detach them")
+    return coefficient
+
+
+_ARGUMENTS = (
+    "Tensor?[] vectors, float[] scalars, float? low, float? high, Tensor? noise, int? seed, SymInt draw, "
+    "SymInt first_sample, bool wants_sample, bool wants_input, str? backend"
+)
+torch.library.define(
+    "cmfast::consistency_step",
+    f"(Tensor x, Tensor model_output, {_ARGUMENTS}) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "cmfast::consistency_step_backward",
+    "(Tensor?[] grads, Tensor x, Tensor model_output, Tensor?[] vectors, float[] scalars, float? low, float? high, "
+    "ScalarType? noise_dtype, str? backend) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("cmfast::consistency_step", "default")
+def _consistency_step(
+    x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend
+):
+    tensors = _present(x, model_output, noise, *vectors)
+    serve = resolve("consistency_step", tensors, backend)
+    return serve(x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input)
+
+
+@torch.library.impl("cmfast::consistency_step_backward", "default")
+def _consistency_step_backward(grads, x, model_output, vectors, scalars, low, high, noise_dtype, backend):
+    serve = resolve("consistency_step_backward", _present(x, model_output, *grads, *vectors), backend)
+    return serve(grads, x, model_output, vectors, scalars, low, high, noise_dtype)
+
+
+@torch.library.register_fake("cmfast::consistency_step")
+def _consistency_step_fake(
+    x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend
+):
+    outputs = [empty_in_order(x, x.shape) for _ in range(2 if sample else 1)]
+    return [*outputs, empty_in_order(x, x.shape, model_output.dtype)] if model_input else outputs
+
+
+@torch.library.register_fake("cmfast::consistency_step_backward")
+def _consistency_step_backward_fake(grads, x, model_output, vectors, scalars, low, high, noise_dtype, backend):
+    dtypes = [x.dtype, model_output.dtype] + ([] if noise_dtype is None else [noise_dtype])
+    return [empty_in_order(x, x.shape, dtype) for dtype in dtypes]
+
+
+def _present(*tensors: Tensor | None) -> Sequence[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+class _ConsistencyStep(torch.autograd.Function):
+    """Gradients for x, model_output and a given noise; where `denoised` was clipped they are zero."""
+
+    @staticmethod
+    def forward(ctx, x, model_output, vectors, scalars, low, high, noise, *rest):
+        outputs = torch.ops.cmfast.consistency_step(x, model_output, vectors, scalars, low, high, noise, *rest)
+        ctx.save_for_backward(x, model_output, *vectors)
+        ctx.scalars, ctx.low, ctx.high, ctx.backend = scalars, low, high, rest[-1]
+        ctx.noise_dtype = None if noise is None else noise.dtype
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):
+        x, model_output, *vectors = ctx.saved_tensors
+        given = [*grads, None, None][:3]
+        if all(grad is None for grad in given):
+            return (None,) * 13
+        dx, doutput, *dnoise = torch.ops.cmfast.consistency_step_backward(
+            given, x, model_output, vectors, ctx.scalars, ctx.low, ctx.high, ctx.noise_dtype, ctx.backend
+        )
+        return dx, doutput, None, None, None, None, dnoise[0] if dnoise else None, *((None,) * 6)

@@ -1,0 +1,205 @@
+"""Group normalisation with everything that surrounds it in a diffusion U-Net, as one operator.
+
+    u = x + add                                    add [N, C], the timestep embedding of non-FiLM blocks
+    y = (u - mean) / sqrt(var + eps)               over each of num_groups groups of C / num_groups channels
+    y = y * weight + bias                          weight, bias [C]
+    y = y * (1 + scale) + shift                    FiLM: scale, shift [N, C]
+    y = y * sigmoid(y)                             activation "silu"
+
+x is [N, C, *spatial], or a pair (h, skip) that stands for their concatenation along C.
+Wu and He 2018, "Group Normalization", equations 1 to 7; Perez et al. 2018, "FiLM", equation 2.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends import resolve
+from .layout import accumulation_dtype, empty_in_order
+
+
+def group_norm(
+    x: Tensor | tuple[Tensor, Tensor],
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Group norm with an optional addition before it, and affine map, FiLM and SiLU after it.
+
+    Args:
+        x: [N, C, *spatial] of any floating dtype and memory format, or a pair `(h, skip)` of tensors
+            [N, C1, *spatial] and [N, C2, *spatial] read as their concatenation along the channels.
+        num_groups: number of groups; divides C.
+        weight: [C], multiplies the normalised value (1 without it).
+        bias: [C], added to it (0 without it).
+        eps: added to the variance.
+        add: [N, C], added to x before the normalisation.
+        scale: [N, C], the result is multiplied by 1 + scale.
+        shift: [N, C], and shift is added.
+        activation: None or "silu".
+        backend: name of the backend that must serve the call; None chooses (see `cmfast.kernels.backends`).
+
+    Returns:
+        [N, C, *spatial] in the dtype and memory format of x (of h, for a pair). Statistics are computed in float32
+        (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, or an unknown activation.
+        BackendError: the backend asked for cannot serve the call.
+    """
+    h, skip = x if isinstance(x, tuple | list) else (x, None)
+    _check(h, skip, num_groups, weight, bias, add, scale, shift, activation)
+    args = (h, skip, num_groups, weight, bias, float(eps), add, scale, shift, activation == "silu", backend)
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (h, skip, weight, bias, add, scale, shift)
+    ):
+        return _GroupNorm.apply(*args)
+    return torch.ops.cmfast.group_norm(*args)[0]
+
+
+def _check(
+    h: Tensor,
+    skip: Tensor | None,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> None:
+    if h.ndim < 2 or not h.is_floating_point():
+        raise ValueError(f"group_norm: x must be a floating-point tensor [N, C, *spatial], got {_describe(h)}")
+    if skip is not None and (
+        skip.ndim != h.ndim or skip.shape[0] != h.shape[0] or skip.shape[2:] != h.shape[2:] or skip.dtype != h.dtype
+    ):
+        raise ValueError(
+            "group_norm: a pair (h, skip) must agree in everything but the number of channels, "
+            f"got {_describe(h)} and {_describe(skip)}"
+        )
+    n, c = h.shape[0], h.shape[1] + (skip.shape[1] if skip is not None else 0)
+    if num_groups < 1 or c % num_groups:
+        raise ValueError(
+            f"group_norm: num_groups must divide the number of channels, got {num_groups} for {c} channels"
+        )
+    for name, tensor, shape in (
+        ("weight", weight, (c,)),
+        ("bias", bias, (c,)),
+        ("add", add, (n, c)),
+        ("scale", scale, (n, c)),
+        ("shift", shift, (n, c)),
+    ):
+        if tensor is not None and (tensor.shape != shape or not tensor.is_floating_point()):
+            raise ValueError(
+                f"group_norm: {name} must be a floating-point tensor {list(shape)}, got {_describe(tensor)}"
+            )
+    if activation not in (None, "silu"):
+        raise ValueError(f'group_norm: activation must be None or "silu", got {activation!r}')
+
+
+def _describe(t: Tensor) -> str:
+    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+
+
+torch.library.define(
+    "cmfast::group_norm",
+    "(Tensor h, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? add, Tensor? scale, "
+    "Tensor? shift, bool silu, str? backend) -> (Tensor y, Tensor mean, Tensor rstd)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "cmfast::group_norm_backward",
+    "(Tensor grad, Tensor h, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? add, Tensor? scale, "
+    "Tensor? shift, bool silu, Tensor mean, Tensor rstd, str? backend) -> (Tensor dx, Tensor dz_sum, Tensor dzu_sum)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("cmfast::group_norm", "default")
+def _group_norm(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend):
+    serve = resolve("group_norm", _present(h, skip, weight, bias, add, scale, shift), backend)
+    return serve(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu)
+
+
+@torch.library.impl("cmfast::group_norm_backward", "default")
+def _group_norm_backward(grad, h, skip, num_groups, weight, bias, add, scale, shift, silu, mean, rstd, backend):
+    serve = resolve("group_norm_backward", _present(grad, h, skip, weight, bias, add, scale, shift), backend)
+    return serve(grad, h, skip, num_groups, weight, bias, add, scale, shift, silu, mean, rstd)
+
+
+@torch.library.register_fake("cmfast::group_norm")
+def _group_norm_fake(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend):
+    statistics = h.new_empty((h.shape[0], num_groups), dtype=accumulation_dtype(h.dtype))
+    return empty_in_order(h, concatenated_shape(h, skip)), statistics, torch.empty_like(statistics)
+
+
+@torch.library.register_fake("cmfast::group_norm_backward")
+def _group_norm_backward_fake(grad, h, skip, num_groups, weight, bias, add, scale, shift, silu, mean, rstd, backend):
+    shape = concatenated_shape(h, skip)
+    sums = h.new_empty(shape[:2], dtype=accumulation_dtype(h.dtype))
+    return empty_in_order(h, shape), sums, torch.empty_like(sums)
+
+
+def concatenated_shape(h: Tensor, skip: Tensor | None) -> list[int]:
+    """The shape [N, C1 + C2, *spatial] that the pair stands for."""
+    return [h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]]
+
+
+def _present(*tensors: Tensor | None) -> Sequence[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+class _GroupNorm(torch.autograd.Function):
+    """Gradients from two sums a channel: dz_sum = Σ dz and dzu_sum = Σ dz·û, where û is the normalised input.
+
+    z is the value before the activation. Everything but dx follows from these sums and the parameters.
+    """
+
+    @staticmethod
+    def forward(ctx, h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend):
+        y, mean, rstd = torch.ops.cmfast.group_norm(
+            h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend
+        )
+        ctx.save_for_backward(h, skip, weight, bias, add, scale, shift, mean, rstd)
+        ctx.num_groups, ctx.silu, ctx.backend = num_groups, silu, backend
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        h, skip, weight, bias, add, scale, shift, mean, rstd = ctx.saved_tensors
+        dx, dz_sum, dzu_sum = torch.ops.cmfast.group_norm_backward(
+            grad, h, skip, ctx.num_groups, weight, bias, add, scale, shift, ctx.silu, mean, rstd, ctx.backend
+        )
+        need = dict(
+            zip(
+                ("h", "skip", "num_groups", "weight", "bias", "eps", "add", "scale", "shift"),
+                ctx.needs_input_grad,
+                strict=False,
+            )
+        )
+        film = 1.0 if scale is None else 1.0 + scale
+        dscale = dweight = dbias = dshift = dadd = None
+        if need["shift"]:
+            dshift = dz_sum.to(shift.dtype)
+        if need["scale"]:
+            affine = dzu_sum if weight is None else dzu_sum * weight
+            dscale = (affine if bias is None else affine + dz_sum * bias).to(scale.dtype)
+        if need["weight"]:
+            dweight = (dzu_sum * film).sum(0).to(weight.dtype)
+        if need["bias"]:
+            dbias = (dz_sum * film).sum(0).to(bias.dtype)
+        if need["add"]:
+            dadd = dx.flatten(2).sum(2, dtype=dz_sum.dtype).to(add.dtype) if dx.ndim > 2 else dx.to(add.dtype)
+        c = h.shape[1]
+        dh = dx if skip is None else dx[:, :c]
+        dskip = None if skip is None else dx[:, c:]
+        return dh, dskip, None, dweight, dbias, None, dadd, dscale, dshift, None, None

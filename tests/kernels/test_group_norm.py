@@ -1,0 +1,246 @@
+import itertools
+
+import pytest
+import torch
+from cmfast.kernels import group_norm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from .backends import served
+from .tolerance import assert_as_accurate
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PARTS = ("weight", "bias", "add", "scale", "shift")
+
+# shape, groups: the released networks' channels at small sizes, odd ones, one position, one channel a group
+SHAPES = {
+    "N2-C192-8x8-G32": ((2, 192, 8, 8), 32),
+    "N1-C576-5x7-G32": ((1, 576, 5, 7), 32),
+    "N1-C1152-4x4-G32": ((1, 1152, 4, 4), 32),
+    "N3-C10-3x5-G5": ((3, 10, 3, 5), 5),
+    "N2-C7-13-G7": ((2, 7, 13), 7),
+    "N2-C12-G3": ((2, 12), 3),
+    "N1-C32-1x1-G1": ((1, 32, 1, 1), 1),
+    "N2-C32-3x4x5-G32": ((2, 32, 3, 4, 5), 32),
+    "N1-C6-67x3-G2": ((1, 6, 67, 3), 2),
+}
+VARIANTS = {
+    "plain": ((), None),
+    "affine": (("weight", "bias"), None),
+    "affine-silu": (("weight", "bias"), "silu"),
+    "film-silu": (("weight", "bias", "scale", "shift"), "silu"),
+    "add-silu": (("weight", "bias", "add"), "silu"),
+    "everything": (PARTS, "silu"),
+    "scale-only": (("scale",), None),
+    "shift-only": (("shift",), None),
+}
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values with the channels innermost in memory, for any number of spatial dimensions."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def make(shape, dtype, parts, seed=0, layout="contiguous", pair=0):
+    g = torch.Generator().manual_seed(seed)
+    x = (torch.randn(shape, generator=g) * 2 + 0.7).to(dtype)
+    x = channels_last(x) if layout == "channels_last" else x
+    n, c = shape[:2]
+    sizes = {"weight": (c,), "bias": (c,), "add": (n, c), "scale": (n, c), "shift": (n, c)}
+    arguments = {name: torch.randn(sizes[name], generator=g).to(dtype) for name in parts}
+    if "scale" in arguments and "shift" in arguments:  # as a chunked projection gives them: strided rows
+        both = torch.cat((arguments["scale"], arguments["shift"]), 1)
+        arguments["scale"], arguments["shift"] = both.chunk(2, 1)
+    if pair:
+        h, skip = x[:, :pair], x[:, pair:]
+        dense = channels_last if layout == "channels_last" else Tensor.contiguous
+        x = (dense(h), dense(skip))
+    return x, arguments
+
+
+def wide(value):
+    if isinstance(value, tuple):
+        return tuple(v.double() for v in value)
+    return {k: v.double() for k, v in value.items()} if isinstance(value, dict) else value.double()
+
+
+def check(x, groups, arguments, activation, backend):
+    exact = group_norm(wide(x), groups, **wide(arguments), activation=activation, backend="reference")
+    plain = group_norm(x, groups, **arguments, activation=activation, backend="reference")
+    actual = group_norm(x, groups, **arguments, activation=activation, backend=backend)
+    first = x[0] if isinstance(x, tuple) else x
+    assert actual.stride()[1:] == plain.stride()[1:]
+    assert actual.dtype == first.dtype
+    assert_as_accurate("y", actual, exact, plain)
+
+
+def test_definition_is_torchs():
+    x, a = make((2, 12, 5, 3), torch.float64, PARTS)
+    h = F.group_norm(x + a["add"][..., None, None], 4, a["weight"], a["bias"], 1e-4)
+    expected = F.silu(h * (1 + a["scale"][..., None, None]) + a["shift"][..., None, None])
+    torch.testing.assert_close(group_norm(x, 4, eps=1e-4, **a, activation="silu", backend="reference"), expected)
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("shape", "groups"), SHAPES.values(), ids=SHAPES)
+def test_shapes(shape, groups, dtype, layout, backend):
+    x, arguments = make(shape, dtype, PARTS, layout=layout)
+    check(x, groups, arguments, "silu", backend)
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("parts", "activation"), VARIANTS.values(), ids=VARIANTS)
+def test_variants(parts, activation, layout, backend):
+    x, arguments = make((2, 24, 5, 6), torch.float32, parts, layout=layout)
+    check(x, 4, arguments, activation, backend)
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("split", [4, 8, 13])
+def test_pair_is_the_concatenation(split, dtype, layout, backend):
+    x, arguments = make((2, 24, 5, 3), dtype, PARTS, layout=layout, pair=split)
+    check(x, 4, arguments, "silu", backend)
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 3),
+    groups=st.integers(1, 6),
+    per_group=st.integers(1, 9),
+    spatial=st.lists(st.integers(1, 9), max_size=3),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    layout=st.sampled_from(["contiguous", "channels_last"]),
+    parts=st.sets(st.sampled_from(PARTS)),
+    activation=st.sampled_from([None, "silu"]),
+    seed=st.integers(0, 100),
+    data=st.data(),
+)
+def test_drawn(backend, n, groups, per_group, spatial, dtype, layout, parts, activation, seed, data):
+    channels = groups * per_group
+    pair = data.draw(st.integers(0, channels - 1))
+    x, arguments = make((n, channels, *spatial), dtype, sorted(parts), seed, layout, pair)
+    check(x, groups, arguments, activation, backend)
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+def test_large_mean_is_not_lost(backend):
+    x = torch.randn(2, 8, 16, 16) + 1000.0
+    check(x, 2, {}, None, backend)
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+def test_constant_input_gives_the_bias(backend):
+    bias = torch.randn(8)
+    y = group_norm(torch.full((1, 8, 4, 4), 3.0), 2, torch.ones(8), bias, backend=backend)
+    torch.testing.assert_close(y, bias[None, :, None, None].expand(1, 8, 4, 4))
+
+
+@pytest.mark.parametrize("backend", served("group_norm_backward"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("shape", "groups"), SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("pair", [False, True])
+def test_gradients(pair, shape, groups, dtype, layout, backend):
+    x, arguments = make(shape, dtype, PARTS, layout=layout, pair=shape[1] // 2 + 1 if pair else 0)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def gradients(x, arguments, grad, backend):
+        inputs = [*(x if isinstance(x, tuple) else (x,)), *arguments.values()]
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        first = tuple(leaves[:2]) if pair else leaves[0]
+        named = dict(zip(arguments, leaves[2 if pair else 1 :], strict=True))
+        y = group_norm(first, groups, **named, activation="silu", backend=backend)
+        return torch.autograd.grad(y, leaves, grad)
+
+    exact = gradients(wide(x), wide(arguments), grad.double(), "reference")
+    plain = gradients(x, arguments, grad, "reference")
+    actual = gradients(x, arguments, grad, backend)
+    names = [*(("h", "skip") if pair else ("x",)), *arguments]
+    for name, a, e, p in zip(names, actual, exact, plain, strict=True):
+        assert_as_accurate(name, a, e, p)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_gradcheck(pair):
+    x, arguments = make((2, 6, 3, 2), torch.float64, PARTS, pair=2 if pair else 0)
+    leaves = [t.detach().requires_grad_() for t in (*(x if pair else (x,)), *arguments.values())]
+
+    def f(*leaves):
+        first = tuple(leaves[:2]) if pair else leaves[0]
+        named = dict(zip(arguments, leaves[2 if pair else 1 :], strict=True))
+        return group_norm(first, 3, **named, activation="silu", backend="reference")
+
+    assert torch.autograd.gradcheck(f, leaves)
+
+
+@pytest.mark.parametrize("subset", list(itertools.combinations(range(6), 1)))
+def test_gradients_of_each_input_alone(subset):
+    x, arguments = make((2, 6, 4), torch.float64, PARTS)
+    tensors = {"x": x, **arguments}
+    wanted = [list(tensors)[i] for i in subset]
+    leaves = {k: v.detach().requires_grad_(k in wanted) for k, v in tensors.items()}
+    y = group_norm(leaves.pop("x") if "x" not in wanted else (lead := leaves.pop("x")), 2, **leaves)
+    y.sum().mul(2).backward()
+    checked = lead if "x" in wanted else leaves[wanted[0]]
+    assert checked.grad is not None
+    assert checked.grad.shape == checked.shape
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("pair", [0, 5])
+def test_opcheck(pair, layout, backend):
+    x, a = make((2, 12, 4, 3), torch.float32, PARTS, layout=layout, pair=pair)
+    h, skip = x if pair else (x, None)
+    args = (h, skip, 4, a["weight"], a["bias"], 1e-5, a["add"], a["scale"], a["shift"], True, backend)
+    torch.library.opcheck(torch.ops.cmfast.group_norm.default, args)
+    y, mean, rstd = torch.ops.cmfast.group_norm(*args)
+    args = (y, h, skip, 4, a["weight"], a["bias"], a["add"], a["scale"], a["shift"], True, mean, rstd, backend)
+    torch.library.opcheck(torch.ops.cmfast.group_norm_backward.default, args)
+
+
+@pytest.mark.parametrize("pair", [0, 5])
+def test_compiles_into_one_graph(pair):
+    x, arguments = make((2, 12, 4, 3), torch.float32, PARTS, pair=pair)
+    leaves = [t.detach().requires_grad_() for t in (*(x if pair else (x,)), *arguments.values())]
+
+    def f(*leaves):
+        first = tuple(leaves[:2]) if pair else leaves[0]
+        named = dict(zip(arguments, leaves[2 if pair else 1 :], strict=True))
+        return group_norm(first, 4, **named, activation="silu")
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*leaves), f(*leaves))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*leaves), f(*leaves))
+    expected = torch.autograd.grad(f(*leaves).square().sum(), leaves)
+    actual = torch.autograd.grad(compiled(*leaves).square().sum(), leaves)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: group_norm(x, 5), "must divide"),
+        (lambda x: group_norm(x, 0), "must divide"),
+        (lambda x: group_norm(x.long(), 4), "floating-point tensor"),
+        (lambda x: group_norm(x[0, 0, 0], 1), "floating-point tensor"),
+        (lambda x: group_norm((x, x[:1]), 4), "must agree"),
+        (lambda x: group_norm((x, x.half()), 4), "must agree"),
+        (lambda x: group_norm(x, 4, torch.ones(3)), "weight must be"),
+        (lambda x: group_norm(x, 4, scale=torch.ones(12)), "scale must be"),
+        (lambda x: group_norm(x, 4, activation="relu"), "activation"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(2, 12, 3, 3))
