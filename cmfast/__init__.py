@@ -6,18 +6,22 @@
 from importlib import metadata
 
 from . import kernels, noise, preconditioning, sampling
+from .checkpoints import CheckpointError, load, save
 from .model import ConsistencyModel
 from .unet import UNet, UNetConfig
 
 __version__ = metadata.version("cmfast")
 
 __all__ = [
+    "CheckpointError",
     "ConsistencyModel",
     "UNet",
     "UNetConfig",
     "__version__",
     "kernels",
+    "load",
     "noise",
     "preconditioning",
     "sampling",
+    "save",
 ]

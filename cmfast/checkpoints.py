@@ -53,8 +53,8 @@ def load(
         source: a name of `BUNDLED`, or a path.
         device: where to put the parameters.
         dtype: of the parameters, whatever the file stores.
-        preconditioning: replaces the file's own. A `.pt` file has none: `Consistency()`, or `EDM()` where its name begins
-            with "edm", as the released ones do.
+        preconditioning: replaces the file's own. A `.pt` file has none: `Consistency()`, or `EDM()` where its name
+            begins with "edm", as the released ones do.
         **config: for a `.pt` file, fields of UNetConfig. Those that the weights determine are read off them and must
             agree; image_size, num_heads or num_head_channels and dropout are not determined, and have the released
             models' values unless given.
@@ -155,10 +155,15 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
             "since unpickling it could run code"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a whole PyTorch file: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is not a whole PyTorch file: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()) or not weights:
         raise CheckpointError(f"{path} does not hold a state_dict (names to tensors) but {_kind(weights)}")
     return weights
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type's name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _kind(value: object) -> str:

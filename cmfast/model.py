@@ -134,8 +134,8 @@ class ConsistencyModel(nn.Module):
             count: how many.
             class_labels: one label for all, or one a sample; None gives sample i the class i mod num_classes.
             steps: of the sampler: evaluations for a consistency sampler, levels of the Karras grid for the others.
-            sampler: a name of `cmfast.sampling.SAMPLERS`; None means multistep consistency sampling for consistency models
-                and heun for diffusion models.
+            sampler: a name of `cmfast.sampling.SAMPLERS`; None means multistep consistency sampling for consistency
+                models and heun for diffusion models.
             timesteps: instead of steps, increasing indices of the levels on the Karras grid of `grid_steps` levels:
                 (0, 22) are OpenAI's `--ts 0,22,39 --steps 40`.
             grid_steps: size of that grid.
@@ -183,7 +183,7 @@ class ConsistencyModel(nn.Module):
         return torch.cat(batches)
 
     def save(self, path: str | Path) -> None:
-        """Write a folder with model.safetensors and config.json, which `cmfast.load` reads (see `cmfast.checkpoints`)."""
+        """Write a folder that `cmfast.load` reads, as `cmfast.save` does."""
         from .checkpoints import save
 
         save(self, path)

@@ -8,8 +8,8 @@ and a next level into the two of the renoising `alpha · D + beta · z`. Levels 
 device; coefficients are computed in float64 and are of the same kind (tensors come back as float32, or float64 for
 float64 levels).
 
-The level `sigma` is each scheme's own: the standard deviation of the noise over the data for EDM, consistency and TrigFlow,
-the fraction of noise in (0, 1] for flow, the timestep in [0, num_train_timesteps) for LCM and TCD.
+The level `sigma` is each scheme's own: the standard deviation of the noise for EDM, consistency and TrigFlow, the
+fraction of noise in (0, 1] for flow, the timestep in [0, num_train_timesteps) for LCM and TCD.
 """
 
 import dataclasses

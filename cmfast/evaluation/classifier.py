@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints import CheckpointError, asset
+from ..checkpoints import CheckpointError, asset, first_line
 from ..files import whole_file
 
 FEATURES = 64
@@ -87,5 +87,5 @@ def load_classifier(path: str | Path | None = None) -> Classifier:
         classifier = Classifier(channels, size, num_classes)
         classifier.load_state_dict(weights)
     except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a classifier written by cmfast: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{path} is not a classifier written by cmfast: {first_line(error)}") from error
     return classifier.eval()

@@ -45,9 +45,9 @@ def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality
 
 
 def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½). Heusel et al. 2017, equation 6.
+    """Squared Fréchet distance of two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½).
 
-    Means [D], covariances [D, D]; computed in float64 from the eigenvalues of C1^½ C2 C1^½.
+    Heusel et al. 2017, equation 6. Means [D], covariances [D, D]; in float64, from the eigenvalues of C1^½ C2 C1^½.
     """
     c1, c2 = covariance1.double(), covariance2.double()
     values, vectors = torch.linalg.eigh(c1)

@@ -1,7 +1,7 @@
 """Diffusion samplers: the baseline that consistency models are measured against.
 
-All solve the probability-flow ODE dx/dσ = (x - D(x, σ)) / σ, or a stochastic version of it, along a grid of levels that ends
-in 0 (`karras_sigmas`). Shapes, arguments and errors are the same for all:
+All solve the probability-flow ODE dx/dσ = (x - D(x, σ)) / σ, or a stochastic version of it, along a grid of levels that
+ends in 0 (`karras_sigmas`). Shapes, arguments and errors are the same for all:
 
     denoiser: D(x, sigma [N]) -> [N, C, *spatial].
     x: [N, C, *spatial], noise of standard deviation sigmas[0].

@@ -17,7 +17,7 @@ class Dataset(NamedTuple):
 def load_digits(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels, as (training, test) sets split by a fixed seed.
 
-    Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository (its test part).
+    Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
 
     Raises:
         ImportError: scikit-learn is not installed.

@@ -51,8 +51,8 @@ def distill(
 ) -> ConsistencyModel:
     """Distil the teacher into a consistency model of the same architecture, and return it.
 
-    The student starts from the teacher's weights. A step of the teacher with Heun's solver along the grid gives the pair of
-    neighbours that the student, and its averaged copy at the lower level, must map to the same sample.
+    The student starts from the teacher's weights. A step of the teacher with Heun's solver along the grid gives the
+    pair of neighbours that the student, and its averaged copy at the lower level, must map to the same sample.
 
     Raises:
         ValueError: the teacher's preconditioning is not EDM.

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import load, save
-from ..evaluation.classifier import Classifier, load_classifier, save_classifier
-from ..evaluation.quality import Quality, evaluate, nearest_distance
+from ..evaluation.classifier import load_classifier, save_classifier
+from ..evaluation.quality import evaluate, nearest_distance
 from ..files import check_writable, whole_file
 from ..model import ConsistencyModel
 from ..preconditioning import EDM
 from ..unet import UNet, UNetConfig
+from .card import Measured, model_card
 from .classifier import train_classifier
 from .data import Dataset, load_digits
 from .diffusion import DiffusionTraining, train_diffusion
@@ -76,7 +77,7 @@ RECIPES = {
 }
 
 
-def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> list[tuple[str, int, Quality, float]]:
+def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> list[Measured]:
     """Train everything of a recipe, write it to the folder `out` with a model card, and return what was measured.
 
     Returns:
@@ -102,17 +103,18 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> li
     teacher = train_diffusion(teacher, train, recipe.teacher, stage("teacher", recipe.teacher.iterations))
     save(teacher, out / f"{recipe.name}-teacher", dtype=torch.float16)
 
+    teacher = load(out / f"{recipe.name}-teacher")  # as it is stored: what the student learns from can be looked at
     student = distill(teacher, train, recipe.student, stage("student", recipe.student.iterations))
     student.recommended_levels = dict(recipe.recommended_levels)
     save(student, out / recipe.name, dtype=torch.float16)
 
     rows = measure(recipe, out, train)
     with whole_file(out / "README.md") as file:
-        file.write_text(_card(recipe, rows, train, test, classifier, time.perf_counter() - begin))
+        file.write_text(model_card(recipe, rows, train, test, classifier, time.perf_counter() - begin))
     return rows
 
 
-def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[tuple[str, int, Quality, float]]:
+def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[Measured]:
     """Measure the stored models of a recipe: the student at 1, 2 and 4 steps beside the teacher's Heun sampler."""
     classifier = load_classifier(folder / f"{recipe.name}-classifier.safetensors")
     student, teacher = load(folder / recipe.name), load(folder / f"{recipe.name}-teacher")
@@ -127,55 +129,6 @@ def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[tuple[str, int
         samples = model.sample(count, class_labels=labels, sampler=sampler, steps=steps, batch_size=250)
         evaluations = 2 * steps - 1 if sampler == "heun" else steps
         rows.append(
-            (label, evaluations, evaluate(samples, labels, classifier), nearest_distance(samples, train.images))
+            Measured(label, evaluations, evaluate(samples, labels, classifier), nearest_distance(samples, train.images))
         )
     return rows
-
-
-def _card(
-    recipe: Recipe,
-    rows: list[tuple[str, int, Quality, float]],
-    train: Dataset,
-    test: Dataset,
-    classifier: Classifier,
-    seconds: float,
-) -> str:
-    with torch.inference_mode():
-        real = evaluate(test.images, test.labels, classifier)
-    parameters = sum(p.numel() for p in UNet(recipe.unet).parameters())
-    lines = [
-        f"# Model card: {recipe.name}, {recipe.name}-teacher, {recipe.name}-classifier",
-        "",
-        f"Data: {recipe.title}; {len(train.labels)} images for training and {len(test.labels)} for testing, split by a",
-        "fixed seed, pixels scaled to [-1, 1]. Licence of the weights: MIT, as the code.",
-        "",
-        f"- `{recipe.name}-teacher`: EDM diffusion model, {parameters:,} parameters, {recipe.teacher.iterations} iterations.",
-        f"- `{recipe.name}`: consistency model of the same architecture, distilled from the teacher in "
-        f"{recipe.student.iterations} iterations.",
-        f"- `{recipe.name}-classifier`: the convolutional classifier of the measures, with the feature statistics of both sets.",
-        "",
-        f"Command: `cmfast train --recipe {recipe.name} --out FOLDER` ({seconds / 60:.0f} minutes for these weights, on "
-        f"{torch.get_num_threads()} threads). Settings:",
-        "",
-        "```",
-        f"unet     {dataclasses.asdict(recipe.unet)}",
-        f"teacher  {dataclasses.asdict(recipe.teacher)}",
-        f"student  {dataclasses.asdict(recipe.student)}",
-        "```",
-        "",
-        f"Measured on {recipe.measured_samples} samples of the stored float16 weights, seed 0: accuracy of the asked class; "
-        "Fréchet distance of the classifier's features to the real test and training sets "
-        f"(real test set: accuracy {real.accuracy:.3f}, distance to training set {real.frechet_train:.2f}); mean distance to the "
-        f"nearest training image (real test set: {nearest_distance(test.images, train.images):.2f}).",
-        "",
-        "| sampler | evaluations | accuracy | to test | to train | nearest |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {label} | {evaluations} | {q.accuracy:.3f} | {q.frechet_test:.2f} | {q.frechet_train:.2f} | {nearest:.2f} |"
-            for label, evaluations, q, nearest in rows
-        ),
-        "",
-        f"Levels (sigma) of the student's evaluations: {'; '.join(', '.join(map(str, v)) for v in recipe.recommended_levels.values())}.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Options that several commands share, and how their values are read."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated
+
+import torch
+import typer
+
+from ..checkpoints import first_line, load
+from ..kernels import use_backend
+from ..model import ConsistencyModel
+
+Model = Annotated[
+    str, typer.Option("--model", help="A bundled name (digits, digits-teacher), a folder, or a .pt file.")
+]
+Count = Annotated[int, typer.Option("--count", min=1, help="How many samples.")]
+Sampler = Annotated[str | None, typer.Option(help="A sampler's name, such as heun; the model's own kind by default.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Evaluations of a consistency sampler, or levels of the others' grid.")
+]
+Timesteps = Annotated[
+    str | None, typer.Option(help="Instead of steps: indices on the Karras grid of 40, such as 0,22.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the counter-based noise.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples at a time; the results do not depend on it.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one by default.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16: what the network computes in.")]
+Backend = Annotated[str, typer.Option(help="Which kernels serve the operators; auto takes the fastest.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; torch's choice by default.")]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_model(source: str, device: str | None, dtype: str) -> ConsistencyModel:
+    """Load a model where and in which precision the options say."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {first_line(error)}") from error
+    return load(source, device=place, dtype=_DTYPES[dtype])
+
+
+def kernels_of(backend: str) -> AbstractContextManager[None]:
+    """The context in which the operators are served by the backend of the option."""
+    return nullcontext() if backend == "auto" else use_backend(backend)
+
+
+def integers(text: str | None, option: str) -> list[int] | None:
+    """Read "0,22" as [0, 22]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} must be integers separated by commas, got {text!r}") from error
+
+
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """Read "80,0.8" as [80.0, 0.8]."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from error

@@ -1,0 +1,71 @@
+"""What this machine is and what cmfast can use of it; nothing here raises."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .kernels import backend_report
+
+_PACKAGES = ("cmfast", "torch", "triton", "numpy", "safetensors")
+
+
+def describe() -> dict[str, Any]:
+    """Versions, processor, GPUs, the commit of the sources, and for each backend and operator "yes" or why not."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "commit": _commit(),
+        "system": platform.platform(),
+        "processor": {
+            "name": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        },
+        "gpus": _gpus(),
+        "backends": backend_report(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _gpus() -> list[str]:
+    try:
+        count = torch.cuda.device_count()
+        return [_gpu(i) for i in range(count)]
+    except RuntimeError as error:
+        return [f"unusable: {error}"]
+
+
+def _gpu(index: int) -> str:
+    p = torch.cuda.get_device_properties(index)
+    return f"{p.name}, {p.total_memory / 2**30:.0f} GiB, {p.multi_processor_count} multiprocessors, {p.major}.{p.minor}"
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout; None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

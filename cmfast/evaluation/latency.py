@@ -1,0 +1,135 @@
+"""Latency of samplers beside the quality of what they draw, so that speed is compared at equal quality."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..model import ConsistencyModel
+from .classifier import Classifier
+from .quality import Quality, evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One way of sampling: a model by its name in the table, a sampler and its steps."""
+
+    name: str
+    model: ConsistencyModel
+    sampler: str
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """What was measured of a plan.
+
+    Attributes:
+        model: the plan's name for it.
+        sampler: name of the sampler.
+        steps: its steps.
+        evaluations: calls of the network a batch, counted.
+        seconds: median time of a batch.
+        fastest: time of the fastest batch.
+        slowest: time of the slowest batch.
+        samples_per_second: batch size over the median.
+        quality: of all the batches' samples; None without a classifier.
+    """
+
+    model: str
+    sampler: str
+    steps: int
+    evaluations: int
+    seconds: float
+    fastest: float
+    slowest: float
+    samples_per_second: float
+    quality: Quality | None
+
+
+def measure(
+    plans: Sequence[Plan],
+    *,
+    batch_size: int,
+    rounds: int,
+    seed: int = 0,
+    classifier: Classifier | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Latency]:
+    """Time every plan `rounds` times, in turn, so that a slow moment of the machine falls on all of them alike.
+
+    A round draws the next batch_size samples of the run of `seed`; each model's first evaluation (allocation,
+    compilation) is outside the times. All samples of a plan go into its quality.
+
+    Args:
+        plans: what to measure.
+        batch_size: samples a batch.
+        rounds: batches a plan.
+        seed: of the noise.
+        classifier: measures the samples; None leaves quality out.
+        progress: called with (batches done, batches in all).
+
+    Raises:
+        RuntimeError: samples that are not finite; nothing is reported of such a run.
+    """
+    for plan in plans:
+        plan.model.sample(batch_size, sampler=plan.sampler, steps=1)
+    seconds: list[list[float]] = [[] for _ in plans]
+    samples: list[list[Tensor]] = [[] for _ in plans]
+    evaluations = [0] * len(plans)
+    for i in range(rounds):
+        for k, plan in enumerate(plans):
+            calls = [0]
+            hook = plan.model.unet.register_forward_pre_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
+            try:
+                elapsed, drawn = _timed(plan, batch_size, i * batch_size, seed)
+            finally:
+                hook.remove()
+            if not torch.isfinite(drawn).all():
+                raise RuntimeError(f"{plan.name} {plan.sampler} {plan.steps} gave samples that are not finite")
+            evaluations[k] = calls[0]
+            seconds[k].append(elapsed)
+            samples[k].append(drawn.cpu())
+            if progress is not None:
+                progress(i * len(plans) + k + 1, rounds * len(plans))
+    rows = []
+    for plan, times, drawn_batches, count in zip(plans, seconds, samples, evaluations, strict=True):
+        median = statistics.median(times)
+        labels = torch.arange(rounds * batch_size) % (plan.model.num_classes or 1)
+        quality = None if classifier is None else evaluate(torch.cat(drawn_batches), labels, classifier)
+        rows.append(
+            Latency(
+                plan.name, plan.sampler, plan.steps, count, median, min(times), max(times), batch_size / median, quality
+            )
+        )
+    return rows
+
+
+def _timed(plan: Plan, batch_size: int, first_sample: int, seed: int) -> tuple[float, Tensor]:
+    synchronize = torch.cuda.synchronize if plan.model.device.type == "cuda" else lambda: None
+    synchronize()
+    begin = time.perf_counter()
+    drawn = plan.model.sample(batch_size, sampler=plan.sampler, steps=plan.steps, seed=seed, first_sample=first_sample)
+    synchronize()
+    return time.perf_counter() - begin, drawn
+
+
+def equal_quality(row: Latency, baselines: Sequence[Latency]) -> Latency | None:
+    """The fastest baseline that is at least as good as `row`; None where there is none, or nothing was measured.
+
+    At least as good: Fréchet distances to both real sets no larger, and an accuracy no more than half a percent lower.
+    """
+    if row.quality is None:
+        return None
+    good = [
+        other
+        for other in baselines
+        if other.quality is not None
+        and other.quality.accuracy >= row.quality.accuracy - 0.005
+        and other.quality.frechet_train <= row.quality.frechet_train
+        and other.quality.frechet_test <= row.quality.frechet_test
+    ]
+    return min(good, key=lambda other: other.seconds, default=None)

@@ -1,0 +1,81 @@
+"""The model card of a recipe: data, recipe, command, measured quality."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ..evaluation.classifier import Classifier
+from ..evaluation.quality import Quality, evaluate, nearest_distance
+from ..unet import UNet
+from .data import Dataset
+
+if TYPE_CHECKING:
+    from .recipes import Recipe
+
+
+class Measured(NamedTuple):
+    """Quality of one way of sampling; `nearest` is the mean distance to the nearest training image."""
+
+    sampler: str
+    evaluations: int
+    quality: Quality
+    nearest: float
+
+
+def model_card(
+    recipe: "Recipe",
+    rows: Sequence[Measured],
+    train: Dataset,
+    test: Dataset,
+    classifier: Classifier,
+    seconds: float,
+) -> str:
+    """The card as Markdown."""
+    with torch.inference_mode():
+        real = evaluate(test.images, test.labels, classifier)
+    name, parameters = recipe.name, sum(p.numel() for p in UNet(recipe.unet).parameters())
+    levels = "; ".join(", ".join(f"{sigma:g}" for sigma in v) for v in recipe.recommended_levels.values())
+    table = "\n".join(
+        f"| {r.sampler} | {r.evaluations} | {r.quality.accuracy:.3f} | {r.quality.frechet_test:.2f} "
+        f"| {r.quality.frechet_train:.2f} | {r.nearest:.2f} |"
+        for r in rows
+    )
+    return f"""\
+# Model card: {name}, {name}-teacher, {name}-classifier
+
+Data: {recipe.title}; {len(train.labels)} images for training and {len(test.labels)} for testing,
+split by a fixed seed, pixels scaled to [-1, 1]. Licence of the weights: MIT, as the code.
+
+- `{name}-teacher`: EDM diffusion model, {parameters:,} parameters, {recipe.teacher.iterations} iterations.
+- `{name}`: consistency model of the same architecture, distilled from the teacher in
+  {recipe.student.iterations} iterations.
+- `{name}-classifier`: the classifier of the measures, with the feature statistics of both real sets.
+
+Command: `cmfast train --recipe {name} --out FOLDER`; it took {seconds / 60:.0f} minutes on
+{torch.get_num_threads()} threads.
+
+```
+unet     {_settings(recipe.unet)}
+teacher  {_settings(recipe.teacher)}
+student  {_settings(recipe.student)}
+```
+
+Measured on {recipe.measured_samples} samples of the stored float16 weights, seed 0: accuracy of the asked class,
+Fréchet distance of the classifier's features to the real test and training sets, mean distance to the nearest training
+image.
+The real test set: accuracy {real.accuracy:.3f}, {real.frechet_train:.2f} to the training set, nearest \
+{nearest_distance(test.images, train.images):.2f}.
+
+| sampler | evaluations | accuracy | to test | to train | nearest |
+|---|---|---|---|---|---|
+{table}
+
+Levels (sigma) of the consistency model's evaluations: {levels}.
+"""
+
+
+def _settings(value: object) -> str:
+    fields = dataclasses.asdict(value)  # type: ignore[call-overload]
+    return ", ".join(f"{k}={v}" for k, v in fields.items())

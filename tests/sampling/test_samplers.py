@@ -1,0 +1,205 @@
+import json
+import math
+
+import pytest
+import torch
+
+from cmfast import sampling
+from cmfast.noise import GaussianNoise
+
+from ..fixture_files import tensors
+
+DATA, METADATA = tensors("samplers_18")
+STEPS = int(METADATA["steps"])
+SIGMAS = sampling.karras_sigmas(STEPS)
+
+
+def denoiser(x, sigma):
+    """The exact denoiser of Gaussian data with mean mu and standard deviation sd."""
+    s = sigma.reshape(-1, *(1,) * (x.ndim - 1))
+    return (DATA["sd"] ** 2 * x + s**2 * DATA["mu"]) / (DATA["sd"] ** 2 + s**2)
+
+
+def recorded(name):
+    return lambda like, draw: DATA[f"{name}.noise"][draw - 1]
+
+
+CHURN = json.loads(METADATA["samplers"])["heun_churn"]
+PUBLISHED = {
+    "heun": lambda x: sampling.sample_heun(denoiser, x, SIGMAS),
+    "heun_churn": lambda x: sampling.sample_heun(denoiser, x, SIGMAS, noise=recorded("heun_churn"), **CHURN),
+    "euler": lambda x: sampling.sample_euler(denoiser, x, SIGMAS),
+    "dpm": lambda x: sampling.sample_dpm2(denoiser, x, SIGMAS),
+    "ancestral": lambda x: sampling.sample_ancestral(denoiser, x, SIGMAS, noise=recorded("ancestral")),
+    "onestep": lambda x: sampling.sample_onestep(denoiser, x, SIGMAS),
+    "progdist": lambda x: sampling.sample_progdist(denoiser, x, sampling.karras_sigmas(STEPS + 1)),
+    "multistep0": lambda x: sampling.sample_multistep(denoiser, x, SIGMAS[:1], noise=recorded("multistep0")),
+    "multistep1": lambda x: sampling.sample_multistep(
+        denoiser, x, [SIGMAS[0], SIGMAS[9]], noise=recorded("multistep1")
+    ),
+}
+GRID_SAMPLERS = ["heun", "euler", "dpm2", "dpmpp_2m", "ancestral", "ddim", "progdist"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_outputs_of_the_published_samplers(name):
+    error = (PUBLISHED[name](DATA["x_T"]) - DATA[f"{name}.out"]).abs().max()
+    assert error < 1e-6
+
+
+def test_karras_sigmas():
+    assert sampling.karras_sigmas(18) == pytest.approx(DATA["sigmas"].tolist(), rel=1e-6)
+    assert sampling.karras_sigmas(19) == pytest.approx(DATA["sigmas_progdist"].tolist(), rel=1e-6)
+    assert sampling.karras_sigmas(1) == [pytest.approx(80.0), 0.0]
+    assert all(type(s) is float for s in SIGMAS)
+
+
+def exact(x, sigma, sigma_end):
+    """The solution of the probability-flow ODE for Gaussian data: x - mu scales as √(sd² + σ²)."""
+    ratio = torch.sqrt((DATA["sd"] ** 2 + sigma_end**2) / (DATA["sd"] ** 2 + sigma**2))
+    return DATA["mu"] + ratio * (x - DATA["mu"])
+
+
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpm2", 2), ("dpmpp_2m", 2)])
+def test_order_of_convergence(sampler, order):
+    """Halving the steps' length divides the error by 2^order, on a grid that ends above zero."""
+    x, function = DATA["x_T"], sampling.SAMPLERS[sampler]
+    errors = []
+    for n in (64, 128):
+        grid = sampling.karras_sigmas(n, 0.5, 80.0)[:-1]
+        errors.append((function(denoiser, x, grid) - exact(x, 80.0, grid[-1])).abs().max().item())
+    assert errors[0] / errors[1] == pytest.approx(2.0**order, rel=0.15)
+
+
+def test_ddim_without_noise_is_euler_and_with_all_of_it_ancestral():
+    x, noise = DATA["x_T"], recorded("ancestral")
+    torch.testing.assert_close(
+        sampling.sample_ddim(denoiser, x, SIGMAS), sampling.sample_euler(denoiser, x, SIGMAS), rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(
+        sampling.sample_ddim(denoiser, x, SIGMAS, noise=noise, eta=1.0), DATA["ancestral.out"], rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "heun", "dpm2", "multistep"])
+def test_stochastic_samplers_keep_the_distribution(sampler):
+    """Many samples of one pixel: the mean and the standard deviation of the data, within sampling error."""
+    mu, sd = DATA["mu"].flatten()[0].item(), DATA["sd"].item()
+
+    def pixel(x, sigma):
+        s = sigma.reshape(-1, 1)
+        return (sd**2 * x + s**2 * mu) / (sd**2 + s**2)
+
+    x = 80.0 * torch.randn(20000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    options = {"s_churn": 20.0} if sampler in ("heun", "dpm2") else {}
+    noise = GaussianNoise(seed=1)
+    if sampler == "multistep":  # the exact consistency function of these data
+
+        def consistent(x, sigma):
+            s = sigma.reshape(-1, 1)
+            return mu + (x - mu) * sd / torch.sqrt(sd**2 + s**2)
+
+        out = sampling.sample_multistep(consistent, x, [80.0, 10.0, 1.0], noise=noise, sigma_min=0.0)
+    else:
+        out = sampling.SAMPLERS[sampler](pixel, x, sampling.karras_sigmas(400), noise=noise, **options)
+    assert out.mean().item() == pytest.approx(mu, abs=5 * sd / math.sqrt(len(x)) + 0.01)
+    assert out.std().item() == pytest.approx(sd, rel=0.05)
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_reproducible_by_seed(sampler):
+    function = sampling.SAMPLERS[sampler]
+    levels = [80.0] if sampler == "onestep" else [80.0, 1.0] if sampler == "multistep" else SIGMAS
+    runs = [function(denoiser, DATA["x_T"], levels, noise=GaussianNoise(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(runs[0], runs[1])
+    stochastic = sampler in ("multistep", "ancestral")
+    assert torch.equal(runs[0], runs[2]) == (not stochastic)
+
+
+@pytest.mark.parametrize("sampler", ["multistep", "ancestral"])
+def test_without_noise_torchs_generator_is_used(sampler):
+    function, levels = sampling.SAMPLERS[sampler], [80.0, 1.0] if sampler == "multistep" else SIGMAS
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        runs.append(function(denoiser, DATA["x_T"], levels))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_callback_and_progress(sampler, capsys):
+    few = sampler in ("onestep", "multistep")
+    levels = [80.0, 1.0][: 1 if sampler == "onestep" else 2] if few else SIGMAS
+    seen = []
+    out = sampling.SAMPLERS[sampler](denoiser, DATA["x_T"], levels, callback=seen.append, progress=True)
+    count = len(levels) if few else STEPS - (sampler == "progdist")
+    assert [entry["i"] for entry in seen] == list(range(count))
+    assert [entry["sigma"] for entry in seen] == levels[:count]
+    assert torch.equal(seen[-1]["x"], out)
+    assert all(entry["denoised"].shape == out.shape for entry in seen)
+    assert sampler == "onestep" or f"{count}/{count}" in capsys.readouterr().err
+
+
+def test_churn_is_reported():
+    seen = []
+    sampling.sample_heun(denoiser, DATA["x_T"], SIGMAS, noise=recorded("heun_churn"), callback=seen.append, **CHURN)
+    raised = [entry["sigma_hat"] > entry["sigma"] for entry in seen]
+    assert raised == [CHURN["s_tmin"] <= s <= CHURN["s_tmax"] for s in SIGMAS[:-1]]
+
+
+class HostDenoiser:
+    """A denoiser with the optional methods; counts how it is called."""
+
+    def __init__(self):
+        self.floats, self.steps = 0, 0
+
+    def __call__(self, x, sigma):
+        raise AssertionError("a host denoiser must be called with floats")
+
+    def at(self, x, sigma):
+        assert type(sigma) is float
+        self.floats += 1
+        return denoiser(x, torch.tensor([sigma], dtype=x.dtype))
+
+    def step(self, x, sigma, sigma_next, noise, draw):
+        self.steps += 1
+        denoised = denoiser(x, torch.tensor([sigma], dtype=x.dtype))
+        return denoised, denoised + math.sqrt(sigma_next**2 - 0.002**2) * noise(x, draw)
+
+
+def test_host_denoisers_get_floats():
+    host = HostDenoiser()
+    out = sampling.sample_multistep(host, DATA["x_T"], [SIGMAS[0], SIGMAS[9]], noise=recorded("multistep1"))
+    torch.testing.assert_close(out, DATA["multistep1.out"], rtol=0, atol=1e-6)
+    assert (host.floats, host.steps) == (1, 1)
+    sampling.sample_heun(host, DATA["x_T"], SIGMAS)
+    assert host.floats == 1 + 2 * STEPS - 1
+
+
+@pytest.mark.parametrize("sampler", GRID_SAMPLERS)
+@pytest.mark.parametrize("sigmas", [[1.0, 2.0, 0.0], [2.0, 2.0, 0.0], [1.0, -1.0], [1.0], [], [math.nan, 0.0]])
+def test_bad_grids(sampler, sigmas):
+    with pytest.raises(ValueError, match="sigmas"):
+        sampling.SAMPLERS[sampler](denoiser, DATA["x_T"], sigmas)
+
+
+@pytest.mark.parametrize("sampler", ["multistep", "onestep"])
+@pytest.mark.parametrize("sigmas", [[0.0], [-1.0], [], [math.inf]])
+def test_bad_levels(sampler, sigmas):
+    with pytest.raises(ValueError, match="sigmas"):
+        sampling.SAMPLERS[sampler](denoiser, DATA["x_T"], sigmas)
+
+
+@pytest.mark.parametrize("arguments", [(0,), (5, 0.0), (5, 2.0, 1.0), (5, 0.1, 1.0, 0.0)])
+def test_bad_schedules(arguments):
+    with pytest.raises(ValueError, match="karras_sigmas"):
+        sampling.karras_sigmas(*arguments)
+
+
+def test_tensor_levels_are_read_once():
+    x = DATA["x_T"]
+    assert torch.equal(
+        sampling.sample_euler(denoiser, x, torch.tensor(SIGMAS, dtype=torch.float64)),
+        sampling.sample_euler(denoiser, x, SIGMAS),
+    )

@@ -1,0 +1,227 @@
+import dataclasses
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+import cmfast
+from cmfast import CheckpointError, ConsistencyModel, UNet, UNetConfig
+from cmfast.checkpoints import openai_config
+from cmfast.preconditioning import EDM, Consistency, LatentConsistency
+
+from .fixture_files import FIXTURES, tiny_config, tiny_unet
+
+
+@pytest.fixture
+def model():
+    return ConsistencyModel(tiny_unet(), Consistency(sigma_data=0.4), recommended_levels={2: (80.0, 0.8)})
+
+
+@pytest.mark.parametrize(
+    "scheme", [Consistency(sigma_data=0.4), EDM(), LatentConsistency(prediction_type="v_prediction")]
+)
+def test_save_and_load(tmp_path, model, scheme):
+    model.preconditioning = scheme
+    model.recommended_levels = {2: (80.0, 0.8)} if isinstance(scheme, EDM) else {2: (999.0, 499.0)}
+    model.save(tmp_path / "folder")
+    loaded = cmfast.load(tmp_path / "folder")
+    assert loaded.unet.config == model.unet.config
+    assert loaded.preconditioning == scheme
+    assert loaded.recommended_levels == model.recommended_levels
+    arguments = {"seed": 3, "sampler": "multistep", "steps": 2}
+    assert torch.equal(loaded.sample(2, **arguments), model.sample(2, **arguments))
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_dtypes(tmp_path, model):
+    cmfast.save(model, tmp_path / "half", dtype=torch.float16)
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 2.2 * sum(p.numel() for p in model.parameters())
+    assert cmfast.load(tmp_path / "half").dtype == torch.float32
+    assert cmfast.load(tmp_path / "half", dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_preconditioning_can_be_replaced(tmp_path, model):
+    model.save(tmp_path)
+    assert cmfast.load(tmp_path, preconditioning=EDM()).preconditioning == EDM()
+
+
+@pytest.mark.parametrize("name", ["imagenet64", "lsun256"])
+def test_released_configurations_are_read_off_the_weights(name):
+    released = json.loads((FIXTURES / f"released_{name}_state_dict.json").read_text())
+    weights = {key: torch.empty(shape, device="meta") for key, shape in released["state_dict"].items()}
+    assert openai_config(weights) == getattr(UNetConfig, name)()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_classes": None, "in_channels": 3, "out_channels": 6},
+        {"resblock_updown": False},
+        {"resblock_updown": False, "conv_resample": False},
+        {"use_scale_shift_norm": False, "channel_mult": (1, 1, 2, 4), "image_size": 16},
+        {"channel_mult": (1,), "attention_resolutions": (1,), "resblock_updown": False},
+        {"channel_mult": (2, 3), "attention_resolutions": (1, 2), "num_res_blocks": 3},
+        {"attention_resolutions": ()},
+        {"dims": 1, "image_size": 16},
+        {"dims": 3, "resblock_updown": False},
+    ],
+)
+def test_every_determined_field_is_read(changes):
+    config = tiny_config(**changes)
+    with torch.device("meta"):
+        weights = UNet(config).state_dict()
+    given = {"image_size": config.image_size, "num_head_channels": 32}
+    assert openai_config(weights, given) == config
+    assert openai_config(weights, given | {"channel_mult": list(config.channel_mult)}) == config
+
+
+def test_openai_files(tmp_path):
+    unet = tiny_unet()
+    torch.save(unet.state_dict(), tmp_path / "cd_tiny.pt")
+    options = {"image_size": 8, "num_head_channels": 32}
+    model = cmfast.load(tmp_path / "cd_tiny.pt", **options)
+    assert model.preconditioning == Consistency()
+    expected = ConsistencyModel(unet).sample(2)
+    torch.testing.assert_close(model.sample(2), expected)
+    torch.save(unet.state_dict(), tmp_path / "edm_tiny.pt")
+    assert cmfast.load(tmp_path / "edm_tiny.pt", **options).preconditioning == EDM()
+
+
+def test_released_values_are_the_defaults(tmp_path):
+    config = tiny_config(model_channels=64, num_head_channels=64, image_size=64, channel_mult=(1, 2, 3, 4))
+    torch.save(UNet(config).state_dict(), tmp_path / "ct.pt")
+    assert cmfast.load(tmp_path / "ct.pt").unet.config == config
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_that_runs_code_does_not_run(tmp_path, write):
+    marker = tmp_path / "ran"
+    write({"time_embed.0.weight": Malicious(marker)}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="something else than tensors"):
+        cmfast.load(tmp_path / "evil.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 1000, -100])
+def test_truncated_files(tmp_path, keep):
+    torch.save(tiny_unet().state_dict(), tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[:keep])
+    with pytest.raises(CheckpointError, match=r"cut\.pt"):
+        cmfast.load(tmp_path / "cut.pt")
+
+
+def without(weights, key):
+    return {k: v for k, v in weights.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {"conv.weight": torch.ones(3)}, "not the state_dict of an OpenAI U-Net"),
+        (lambda w: without(w, "out.2.bias"), "1 names are missing"),
+        (lambda w: w | {"extra.weight": torch.ones(1)}, "1 names are not this network's"),
+        (lambda w: w | {"out.2.bias": torch.ones(5)}, "1 names have other shapes"),
+        (lambda w: {"model": w}, "a dict with the keys model"),
+        (lambda w: {}, "an empty dict"),
+        (lambda w: [1, 2], "a list"),
+    ],
+)
+def test_files_of_other_things(tmp_path, change, message):
+    torch.save(change(tiny_unet().state_dict()), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=message):
+        cmfast.load(tmp_path / "other.pt", image_size=8, num_head_channels=32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_head_channels": 32}, "give image_size"),
+        ({"image_size": 8}, "heads must divide"),
+        ({"image_size": 8, "num_head_channels": 32, "model_channels": 64}, "the weights have model_channels 32"),
+        ({"image_size": 8, "channels": 3}, "unknown configuration fields channels"),
+    ],
+)
+def test_fields_that_do_not_fit(tmp_path, options, message):
+    torch.save(tiny_unet(channel_mult=(1, 1), num_res_blocks=2).state_dict(), tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=message):
+        cmfast.load(tmp_path / "m.pt", **options)
+
+
+def test_missing_things(tmp_path, model):
+    with pytest.raises(FileNotFoundError, match="digits"):
+        cmfast.load(tmp_path / "nothing.pt")
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
+        cmfast.load(tmp_path)
+    model.save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
+        cmfast.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"unet": {"sizes": 3}}'])
+def test_bad_configurations(tmp_path, model, text):
+    model.save(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not a configuration"):
+        cmfast.load(tmp_path)
+
+
+def test_bad_weights_in_a_folder(tmp_path, model):
+    model.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        cmfast.load(tmp_path)
+    other = ConsistencyModel(tiny_unet(num_classes=7))
+    other.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["unet"] = dataclasses.asdict(model.unet.config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="another network"):
+        cmfast.load(tmp_path)
+
+
+def test_a_folder_takes_no_configuration(tmp_path, model):
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="cannot be given"):
+        cmfast.load(tmp_path, image_size=16)
+
+
+def test_saving_where_it_cannot_be(tmp_path, model):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        model.save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "x"
+
+    class Other(torch.nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match=r"only models of a cmfast\.UNet"):
+        cmfast.save(ConsistencyModel(Other(), sample_shape=(1, 8, 8)), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch):
+    model.save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("cmfast.checkpoints.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

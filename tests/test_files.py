@@ -1,0 +1,37 @@
+import pytest
+
+from cmfast.files import check_writable, whole_file
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with whole_file(path) as file:
+        file.write_text("content")
+        assert not path.exists()
+        assert file.suffix == ".txt"
+    assert path.read_text() == "content"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o444 == 0o444
+
+
+def write_and_fail(path):
+    with whole_file(path) as file:
+        file.write_text("new")
+        raise RuntimeError("stop")
+
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="stop"):
+        write_and_fail(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        check_writable(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        check_writable(tmp_path / "file" / "a.txt")

@@ -1,0 +1,219 @@
+import pytest
+import torch
+from torch import nn
+
+from cmfast import ConsistencyModel, sampling
+from cmfast.noise import GaussianNoise
+from cmfast.preconditioning import (
+    EDM,
+    Consistency,
+    Flow,
+    LatentConsistency,
+    TrajectoryConsistency,
+    TrigFlow,
+)
+
+from .fixture_files import tiny_unet
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ConsistencyModel(tiny_unet(), Consistency())
+
+
+def test_default_is_one_evaluation(model):
+    calls = []
+    hook = model.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    images = model.sample(4, class_labels=3, seed=0)
+    hook.remove()
+    assert len(calls) == 1
+    assert images.shape == (4, 1, 8, 8)
+    assert images.dtype == torch.float32
+    assert images.abs().max() <= 1.0
+    x = 80.0 * GaussianNoise(0)(torch.zeros(4, 1, 8, 8), 0)
+    expected = model.denoise(x, 80.0, torch.full((4,), 3)).detach().clamp(-1, 1)
+    torch.testing.assert_close(images, expected)
+
+
+def test_samples_do_not_depend_on_the_batch(model):
+    whole = model.sample(10, steps=2, seed=1)
+    for size in (1, 3, 7):
+        torch.testing.assert_close(model.sample(10, steps=2, seed=1, batch_size=size), whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.sample(4, steps=2, seed=1, first_sample=6), whole[6:], rtol=0, atol=1e-4)
+
+
+def test_seeds_and_labels_change_samples(model):
+    base = model.sample(2, class_labels=1, seed=0)
+    assert torch.equal(base, model.sample(2, class_labels=[1, 1], seed=0))
+    assert torch.equal(base, model.sample(2, class_labels=torch.tensor([1, 1]), seed=0))
+    assert not torch.equal(base, model.sample(2, class_labels=1, seed=1))
+    assert not torch.equal(base, model.sample(2, class_labels=2, seed=0))
+
+
+def test_labels_in_turn(model):
+    labels = [i % 10 for i in range(12)]
+    assert torch.equal(model.sample(12), model.sample(12, class_labels=labels))
+    torch.testing.assert_close(model.sample(2, first_sample=9), model.sample(12)[9:11], rtol=0, atol=1e-4)
+
+
+def test_timesteps_index_the_karras_grid(model):
+    grid = sampling.karras_sigmas(40)
+    assert torch.equal(model.sample(2, timesteps=(0, 22)), model.sample(2, sigmas=(grid[0], grid[22])))
+    grid = sampling.karras_sigmas(18)
+    assert torch.equal(model.sample(2, timesteps=(0, 9), grid_steps=18), model.sample(2, sigmas=(grid[0], grid[9])))
+
+
+def test_multistep_fuses_what_the_sampler_does(model):
+    """The fused step after the network gives what the plain sampler computes around denoise()."""
+    labels, noise = torch.tensor([1, 2]), GaussianNoise(7)
+    x, levels = 80.0 * noise(torch.zeros(2, 1, 8, 8), 0), [80.0, 5.0, 0.7]
+    with torch.no_grad():
+        plain = sampling.sample_multistep(
+            lambda x, sigma: model.denoise(x, sigma, labels, clip=1.0), x, levels, noise=noise
+        )
+        fused = sampling.sample_multistep(model.denoiser(labels), x, levels, noise=noise)
+        given = sampling.sample_multistep(model.denoiser(labels), x, levels, noise=lambda like, i: noise(like, i))
+    torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(given, fused, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_every_sampler(model, sampler):
+    steps = 1 if sampler == "onestep" else 3
+    seen = []
+    images = model.sample(2, sampler=sampler, steps=steps, callback=seen.append)
+    assert torch.isfinite(images).all()
+    assert len(seen) == steps
+    assert torch.equal(images, model.sample(2, sampler=sampler, steps=steps))
+
+
+def test_sampler_options(model):
+    plain = model.sample(2, sampler="heun", steps=4)
+    assert not torch.equal(plain, model.sample(2, sampler="heun", steps=4, s_churn=4.0))
+
+
+def test_diffusion_models_sample_with_heun():
+    teacher = ConsistencyModel(tiny_unet(), EDM())
+    assert teacher.default_sampler == ("heun", 18)
+    calls = []
+    hook = teacher.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    teacher.sample(1)
+    hook.remove()
+    assert len(calls) == 2 * 18 - 1
+
+
+@pytest.mark.parametrize("scheme", [TrigFlow(), Flow(), LatentConsistency(), TrajectoryConsistency()])
+def test_other_schemes(scheme):
+    model = ConsistencyModel(tiny_unet(), scheme)
+    images = model.sample(2, steps=3)
+    assert images.shape == (2, 1, 8, 8)
+    assert torch.isfinite(images).all()
+    with pytest.raises(ValueError, match="needs an EDM or Consistency"):
+        model.sample(1, sampler="heun")
+
+
+def test_recommended_levels():
+    model = ConsistencyModel(tiny_unet(), recommended_levels={2: (80.0, 0.8)})
+    assert torch.equal(model.sample(1, steps=2), model.sample(1, sigmas=(80.0, 0.8)))
+    assert torch.equal(model.sample(1, steps=3), model.sample(1, sigmas=Consistency().levels(3)))
+
+
+def test_sigma_as_tensor_or_float(model):
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    with torch.no_grad():
+        together = model(x, torch.tensor([0.5, 0.5]), labels)
+        torch.testing.assert_close(model.denoise(x, 0.5, labels), together, rtol=1e-4, atol=1e-5)
+        mixed = model.denoise(x, torch.tensor([0.5, 3.0]), labels)
+        torch.testing.assert_close(mixed[0], together[0], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(mixed[1], together[1])
+
+
+def test_boundary_condition_holds(model):
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model.denoise(x, 0.002, torch.tensor([0, 1])), x)
+
+
+def test_denoise_is_differentiable(model):
+    x = torch.randn(1, 1, 8, 8, requires_grad=True)
+    model.denoise(x, torch.tensor([1.0]), torch.tensor([0])).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_bfloat16_network_keeps_float32_samples():
+    model = ConsistencyModel(tiny_unet(), Consistency())
+    expected = model.sample(2, seed=0)
+    low = model.to(torch.bfloat16).sample(2, seed=0)
+    assert low.dtype == torch.float32
+    assert (low - expected).abs().mean() < 0.05
+
+
+def test_any_network_with_the_interface():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.tensor(0.1))
+
+        def forward(self, x, timesteps, class_labels=None):
+            return self.gain * x
+
+    with pytest.raises(ValueError, match="sample_shape"):
+        ConsistencyModel(Linear())
+    assert ConsistencyModel(Linear(), sample_shape=(2, 5)).sample(3, steps=2).shape == (3, 2, 5)
+
+
+def test_sampling_leaves_the_mode_alone(model):
+    model.train()
+    model.sample(1)
+    assert model.training
+    model.eval()
+
+
+def test_progress_over_batches(model, capsys):
+    model.sample(4, batch_size=2, progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "at least 1"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"class_labels": 10}, r"0 … 9, got 10"),
+        ({"class_labels": [0, -1]}, "got -1"),
+        ({"class_labels": [0]}, "or 2 of them"),
+        ({"class_labels": torch.tensor([0.5, 1.0])}, "integer"),
+        ({"steps": 0}, "at least 1"),
+        ({"steps": 2, "timesteps": (0, 22)}, "one of steps"),
+        ({"timesteps": (0, 40)}, r"0 … 39"),
+        ({"timesteps": (22, 0)}, "must decrease"),
+        ({"sigmas": (1.0, 2.0)}, "must decrease"),
+        ({"sampler": "plms"}, "unknown sampler"),
+        ({"sampler": "onestep", "steps": 2}, "one step"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_arguments(model, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        model.sample(**({"count": 2} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("x", "sigma", "labels", "message"),
+    [
+        (torch.randn(2, 3, 8, 8), 1.0, [0, 1], r"expected floating-point x \[N, 1, 8, 8\]"),
+        (torch.randn(2, 8, 8), 1.0, [0, 1], "expected floating-point x"),
+        (torch.randn(2, 1, 8, 8), torch.ones(3), [0, 1], r"expected sigma \[2\]"),
+        (torch.randn(2, 1, 8, 8), 1.0, [0, 10], "got 10"),
+        (torch.randn(2, 1, 8, 8), 0.0, [0, 1], "must be positive"),
+    ],
+)
+def test_bad_inputs(model, x, sigma, labels, message):
+    with pytest.raises(ValueError, match=message):
+        model.denoise(x, sigma, torch.tensor(labels))
+
+
+def test_labels_for_an_unconditional_model():
+    model = ConsistencyModel(tiny_unet(num_classes=None))
+    assert model.sample(1).shape == (1, 1, 8, 8)
+    with pytest.raises(ValueError, match="unconditional"):
+        model.sample(1, class_labels=0)

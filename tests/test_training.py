@@ -1,0 +1,146 @@
+import dataclasses
+
+import pytest
+import torch
+
+import cmfast
+from cmfast import ConsistencyModel, UNet
+from cmfast.evaluation import load_classifier
+from cmfast.preconditioning import EDM, Consistency
+from cmfast.training import DiffusionTraining, DistillationTraining, distill, recipes, train_diffusion
+from cmfast.training.data import Dataset, batches, load_digits
+from cmfast.training.distillation import heun_step
+from cmfast.training.loop import average_into, averaged_copy
+
+from .fixture_files import tiny_config
+
+
+def test_digits():
+    train, test = load_digits()
+    assert train.images.shape == (1438, 1, 8, 8)
+    assert test.images.shape == (359, 1, 8, 8)
+    assert (train.images.min(), train.images.max()) == (-1, 1)
+    assert set(train.labels.tolist()) == set(range(10))
+    again, _ = load_digits()
+    assert torch.equal(again.images, train.images)
+    pictures = torch.cat((train.images, test.images)).flatten(1)
+    assert len(pictures) == 1797
+    assert not (train.images[:, None] == test.images[None, :50]).flatten(2).all(2).any()
+
+
+def test_batches_go_through_the_data():
+    data = Dataset(torch.arange(10.0).reshape(10, 1, 1, 1), torch.arange(10))
+    source = batches(data, 5, torch.Generator().manual_seed(0))
+    drawn = [next(source)[1] for _ in range(4)]
+    assert sorted(torch.cat(drawn[:2]).tolist()) == list(range(10))
+    assert drawn[0].tolist() != drawn[2].tolist()
+
+
+def test_average():
+    model = torch.nn.Linear(2, 2)
+    average = averaged_copy(model)
+    before = average.weight.clone()
+    with torch.no_grad():
+        model.weight += 1.0
+    average_into(average, model, 0.75)
+    torch.testing.assert_close(average.weight, before + 0.25)
+    assert not average.weight.requires_grad
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A teacher of 60 iterations on two blurred classes; enough to see that it learns."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 2
+    images = (labels * 1.2 - 0.6).reshape(-1, 1, 1, 1) + 0.1 * torch.randn(64, 1, 8, 8, generator=generator)
+    data, losses = Dataset(images, labels), []
+    torch.manual_seed(0)
+    model = ConsistencyModel(UNet(tiny_config(channel_mult=(1,), attention_resolutions=(), num_classes=2)), EDM())
+    settings = DiffusionTraining(iterations=60, batch_size=16, learning_rate=3e-3)
+    teacher = train_diffusion(model, data, settings, lambda i, loss: losses.append(loss))
+    return teacher, data, losses
+
+
+def test_diffusion_training_learns(trained):
+    teacher, data, losses = trained
+    assert len(losses) == 60
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    samples = teacher.sample(8, class_labels=data.labels[:8], steps=6)
+    assert ((samples.mean((1, 2, 3)) > 0) == (data.labels[:8] == 1)).all()
+
+
+def test_distillation_gives_a_one_step_model(trained):
+    teacher, data, _ = trained
+    losses = []
+    settings = DistillationTraining(iterations=25, batch_size=16, ema_decay=0.9)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    student = distill(teacher, data, settings, lambda i, loss: losses.append(loss))
+    assert student.preconditioning == Consistency()
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert sum(losses[-5:]) < sum(losses[:5])
+    samples = student.sample(8, class_labels=data.labels[:8])
+    assert ((samples.mean((1, 2, 3)) > 0) == (data.labels[:8] == 1)).all()
+
+
+def test_heun_step_is_the_samplers(trained):
+    teacher, _, _ = trained
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    with torch.no_grad():
+        stepped = heun_step(teacher, x, torch.full((2,), 2.0), torch.full((2,), 1.0), labels)
+        expected = cmfast.sampling.sample_heun(teacher.denoiser(labels, clip=None), x, [2.0, 1.0])
+    torch.testing.assert_close(stepped, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_is_reproducible(trained):
+    _, data, _ = trained
+
+    def weights():
+        torch.manual_seed(0)
+        config = tiny_config(channel_mult=(1,), attention_resolutions=(), num_classes=2)
+        model = ConsistencyModel(UNet(config), EDM())
+        return train_diffusion(model, data, DiffusionTraining(iterations=3, batch_size=8)).state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_wrong_preconditionings(trained):
+    teacher, data, _ = trained
+    student = ConsistencyModel(teacher.unet, Consistency())
+    with pytest.raises(ValueError, match="EDM"):
+        train_diffusion(student, data, DiffusionTraining(iterations=1))
+    with pytest.raises(ValueError, match="EDM"):
+        distill(student, data, DistillationTraining(iterations=1))
+
+
+def test_a_recipe_writes_everything(tmp_path):
+    recipe = dataclasses.replace(
+        recipes.RECIPES["digits"],
+        name="short",
+        teacher=DiffusionTraining(iterations=2, batch_size=8),
+        student=DistillationTraining(iterations=2, batch_size=8),
+        classifier_iterations=2,
+        measured_samples=10,
+    )
+    seen = []
+    rows = recipes.run(recipe, tmp_path / "out", lambda *event: seen.append(event))
+    assert [event[:3] for event in seen] == [
+        (stage, i, 2) for stage in ("classifier", "teacher", "student") for i in (1, 2)
+    ]
+    files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
+    folders = [f"{name}/{file}" for name in ("short", "short-teacher") for file in ("config.json", "model.safetensors")]
+    assert files == sorted(["README.md", "short-classifier.safetensors", *folders])
+    student, teacher = cmfast.load(tmp_path / "out" / "short"), cmfast.load(tmp_path / "out" / "short-teacher")
+    assert isinstance(student.preconditioning, Consistency)
+    assert teacher.preconditioning == EDM()
+    assert student.recommended_levels == recipe.recommended_levels
+    load_classifier(tmp_path / "out" / "short-classifier.safetensors")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(row.sampler in card for row in rows)
+    assert "iterations=2" in card
+
+
+def test_a_recipe_finds_out_first_that_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        recipes.run(recipes.RECIPES["digits"], tmp_path / "file")

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+import torch
+
+from cmfast import ConsistencyModel, UNet, UNetConfig
+from cmfast.preconditioning import EDM, Consistency
+
+from .fixture_files import FIXTURES, NETWORKS, network, tiny_config, tiny_unet
+
+
+def relative_error(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_of_the_published_reference(name):
+    unet, data = network(name)
+    labels = data.get("y")
+    with torch.no_grad():
+        assert relative_error(unet(data["x"], data["timesteps"], labels), data["output"]) < 1e-5
+        x, sigma = data["x"] * data["sigma"].reshape(-1, 1, 1, 1), data["sigma"]
+        for scheme, key in ((EDM(), "edm"), (Consistency(), "consistency")):
+            denoised = ConsistencyModel(unet, scheme).denoise(x, sigma, labels)
+            assert relative_error(denoised, data[f"denoised.{key}"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["imagenet64", "lsun256"])
+def test_state_dict_of_the_released_checkpoints(name):
+    released = json.loads((FIXTURES / f"released_{name}_state_dict.json").read_text())
+    with torch.device("meta"):
+        unet = UNet(getattr(UNetConfig, name)())
+    assert {key: list(value.shape) for key, value in unet.state_dict().items()} == released["state_dict"]
+    assert sum(p.numel() for p in unet.parameters()) == released["parameters"]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("resblock_updown", [False, True])
+@pytest.mark.parametrize(("dims", "size"), [(1, (16,)), (2, (8, 4)), (3, (3, 8, 4))])
+def test_dims(dims, size, resblock_updown, channels_last):
+    unet = tiny_unet(dims=dims, image_size=size, resblock_updown=resblock_updown)
+    x = torch.randn(2, 1, *size)
+    t, labels = torch.tensor([1.0, 500.0]), torch.tensor([3, 9])
+    with torch.no_grad():
+        y = unet(x, t, labels)
+        assert y.shape == x.shape
+        assert unet.config.sample_shape == (1, *size)
+        if channels_last and dims > 1:
+            layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+            unet.to(memory_format=layout)
+            torch.testing.assert_close(unet(x.to(memory_format=layout), t, labels), y, rtol=1e-4, atol=1e-5)
+        # a sample does not depend on its neighbours in the batch
+        torch.testing.assert_close(unet(x[1:], t[1:], labels[1:]), y[1:], rtol=1e-4, atol=1e-5)
+
+
+def test_resampling_without_weights():
+    unet = tiny_unet(resblock_updown=False, conv_resample=False)
+    assert not any(".op." in key or ".conv." in key for key in unet.state_dict())
+    assert unet(torch.randn(1, 1, 8, 8), torch.ones(1), torch.tensor([0])).shape == (1, 1, 8, 8)
+
+
+def test_new_networks_give_zero():
+    assert UNet(tiny_config())(torch.randn(1, 1, 8, 8), torch.ones(1), torch.tensor([0])).abs().max() == 0
+
+
+def test_float64_agrees_with_float32():
+    unet = tiny_unet()
+    x, t, labels = torch.randn(1, 1, 8, 8), torch.tensor([100.0]), torch.tensor([1])
+    with torch.no_grad():
+        single = unet(x, t, labels)
+        double = unet.double()(x.double(), t.double(), labels)
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_every_parameter():
+    unet = tiny_unet().train()
+    unet(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.parameters())
+
+
+def test_dropout_acts_in_training_only():
+    unet = tiny_unet(dropout=0.5)
+    args = (torch.randn(1, 1, 8, 8), torch.ones(1), torch.tensor([0]))
+    assert torch.equal(unet(*args), unet(*args))
+    unet.train()
+    assert not torch.equal(unet(*args), unet(*args))
+
+
+def test_compiles_into_one_graph():
+    unet = tiny_unet()
+    args = (torch.randn(1, 1, 8, 8), torch.ones(1), torch.tensor([0]))
+    with torch.no_grad():
+        compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*args), unet(*args))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dims": 4}, "dims must be"),
+        ({"image_size": (8, 8, 8)}, "must have 2 lengths"),
+        ({"model_channels": 48}, "multiple of 32"),
+        ({"channel_mult": ()}, "multiple of 32"),
+        ({"num_head_channels": 48}, "heads must divide"),
+        ({"num_head_channels": None, "num_heads": 7}, "heads must divide"),
+    ],
+)
+def test_configurations_that_make_no_network(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "t", "labels", "message"),
+    [
+        ((1, 3, 8, 8), 1, 1, r"expected x \[N, 1"),
+        ((1, 1, 8, 7), 1, 1, "multiples of 2"),
+        ((1, 1, 8), 1, 1, r"expected x \[N, 1"),
+        ((2, 1, 8, 8), 1, 2, r"timesteps \[2\]"),
+        ((1, 1, 8, 8), 1, None, "expected class_labels"),
+        ((2, 1, 8, 8), 2, 1, r"class_labels \[2\]"),
+    ],
+)
+def test_inputs_of_the_wrong_size(shape, t, labels, message):
+    labels = None if labels is None else torch.zeros(labels, dtype=torch.long)
+    with pytest.raises(ValueError, match=message):
+        tiny_unet()(torch.randn(shape), torch.ones(t), labels)
+
+
+def test_labels_for_an_unconditional_network():
+    with pytest.raises(ValueError, match="no class_labels"):
+        tiny_unet(num_classes=None)(torch.randn(1, 1, 8, 8), torch.ones(1), torch.tensor([0]))
