@@ -9,5 +9,5 @@ setup(
         *(f"cmfast.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"cmfast.kernels": "kernels"},
-    package_data={"cmfast": ["py.typed", "assets/*"]},
+    package_data={"cmfast": ["py.typed", "assets/*", "assets/*/*"]},
 )

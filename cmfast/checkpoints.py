@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from importlib import resources
@@ -148,13 +149,17 @@ def _load_openai(path: Path, preconditioning: Preconditioning | None, given: dic
 def _read_pt(path: Path) -> dict[str, Tensor]:
     """The state_dict in a `.pt` file; only tensors are unpickled."""
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what cannot be read is an error below
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds something else than tensors (or is no checkpoint); it was not loaded, "
             "since unpickling it could run code"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except PermissionError:
+        raise
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole PyTorch file: {first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()) or not weights:
         raise CheckpointError(f"{path} does not hold a state_dict (names to tensors) but {_kind(weights)}")

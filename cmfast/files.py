@@ -34,8 +34,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Make the folder of `path`, and raise OSError where a file could not be written there (before long work)."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write to the folder {path.parent}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = f"no folder in which {path.name} can be written ({error.strerror})"
+        raise OSError(error.errno, reason, str(path.parent)) from error

@@ -1,6 +1,8 @@
 """The `cmfast` command."""
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -9,12 +11,28 @@ from . import bench, environment, evaluate, sample, train
 
 app = typer.Typer(
     name="cmfast",
-    help="A custom-kernel engine for consistency models: images, audio and video in one or two network evaluations.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(metadata.version("cmfast"))
+        raise typer.Exit
+
+
+@app.callback()
+def cmfast(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """A custom-kernel engine for consistency models: images, audio and video in one or two network evaluations."""
+
+
 app.command("env")(environment.env)
 app.command("sample")(sample.sample)
 app.add_typer(bench.app, name="bench")

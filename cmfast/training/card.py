@@ -30,7 +30,6 @@ def model_card(
     train: Dataset,
     test: Dataset,
     classifier: Classifier,
-    seconds: float,
 ) -> str:
     """The card as Markdown."""
     with torch.inference_mode():
@@ -53,8 +52,7 @@ split by a fixed seed, pixels scaled to [-1, 1]. Licence of the weights: MIT, as
   {recipe.student.iterations} iterations.
 - `{name}-classifier`: the classifier of the measures, with the feature statistics of both real sets.
 
-Command: `cmfast train --recipe {name} --out FOLDER`; it took {seconds / 60:.0f} minutes on
-{torch.get_num_threads()} threads.
+Command: `cmfast train --recipe {name} --out FOLDER`, with these settings:
 
 ```
 unet     {_settings(recipe.unet)}

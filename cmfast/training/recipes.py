@@ -1,7 +1,6 @@
 """Recipes: everything from data to the bundled models, with fixed seeds and iteration counts."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +87,6 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> li
     """
     out = Path(out)
     check_writable(out / "README.md")
-    begin = time.perf_counter()
 
     def stage(name: str, total: int) -> Callable[[int, float], None] | None:
         return None if progress is None else lambda i, loss: progress(name, i + 1, total, loss)
@@ -110,7 +108,7 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> li
 
     rows = measure(recipe, out, train)
     with whole_file(out / "README.md") as file:
-        file.write_text(model_card(recipe, rows, train, test, classifier, time.perf_counter() - begin))
+        file.write_text(model_card(recipe, rows, train, test, classifier))
     return rows
 
 
