@@ -109,7 +109,7 @@ class ConsistencyModel(nn.Module):
         """The model as samplers take it, with its labels [N] and the clipping of each estimate bound."""
         return ModelDenoiser(self, class_labels, clip)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self,
         count: int,

@@ -10,7 +10,7 @@ from cmfast.preconditioning import EDM, Consistency
 from cmfast.training import DiffusionTraining, DistillationTraining, distill, recipes, train_diffusion
 from cmfast.training.data import Dataset, batches, load_digits
 from cmfast.training.distillation import heun_step
-from cmfast.training.loop import average_into, averaged_copy
+from cmfast.training.loop import RunningAverage, average_into, averaged_copy
 
 from .fixture_files import tiny_config
 
@@ -45,6 +45,16 @@ def test_average():
     average_into(average, model, 0.75)
     torch.testing.assert_close(average.weight, before + 0.25)
     assert not average.weight.requires_grad
+
+
+def test_running_average_forgets_its_start():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 100.0)
+    average = RunningAverage(model, 0.999)
+    torch.nn.init.constant_(model.weight, 1.0)
+    for _ in range(200):
+        average.update(model)
+    assert average.model.weight.item() == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.fixture(scope="module")

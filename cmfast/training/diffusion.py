@@ -11,7 +11,7 @@ from torch import Tensor
 from ..model import ConsistencyModel
 from ..preconditioning import EDM
 from .data import Dataset, batches
-from .loop import average_into, averaged_copy, optimize
+from .loop import RunningAverage, optimize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,7 @@ def train_diffusion(
     s, sigma_data = settings, model.preconditioning.sigma_data
     generator = torch.Generator().manual_seed(s.seed)
     source = batches(data, s.batch_size, generator)
-    average = cast(ConsistencyModel, averaged_copy(model))
-    updates = 0
+    average = RunningAverage(model, s.ema_decay)
 
     def loss() -> Tensor:
         images, labels = next(source)
@@ -74,11 +73,6 @@ def train_diffusion(
         weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
         return (weight.reshape(per_sample) * (denoised - images) ** 2).mean()
 
-    def after_step() -> None:
-        nonlocal updates
-        updates += 1
-        average_into(average, model, min(s.ema_decay, updates / (updates + 10)))  # a short memory at first
-
     model.train()
     optimize(
         model,
@@ -87,7 +81,7 @@ def train_diffusion(
         optimizer=torch.optim.Adam(model.parameters(), lr=s.learning_rate),
         schedule=lambda fraction: 0.5 * (1.0 + math.cos(math.pi * fraction)),
         clip=None,
-        after_step=after_step,
+        after_step=lambda: average.update(model),
         progress=progress,
     )
-    return average
+    return cast(ConsistencyModel, average.model)

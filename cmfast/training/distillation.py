@@ -25,7 +25,7 @@ class DistillationTraining:
         linear_tail: fraction of training at the end over which the learning rate falls to 0.
         grid_steps: levels of the Karras grid whose neighbours are matched.
         target_ema_decay: of the target network.
-        ema_decay: of the weights that are returned.
+        ema_decay: of the weights that are returned; some of the teacher, where they start, stays in them.
         huber_c: c of the pseudo-Huber loss, in units of √(elements of a sample).
         gradient_clip: bound of the gradient's norm.
         seed: of batches, levels and noise.
@@ -37,7 +37,7 @@ class DistillationTraining:
     linear_tail: float = 0.5
     grid_steps: int = 18
     target_ema_decay: float = 0.9
-    ema_decay: float = 0.998
+    ema_decay: float = 0.997
     huber_c: float = 0.03
     gradient_clip: float = 10.0
     seed: int = 0

@@ -19,6 +19,18 @@ def average_into(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_([a for a, _ in pairs], [m.detach() for _, m in pairs], 1.0 - decay)
 
 
+class RunningAverage:
+    """Averaged weights that forget their start: update u counts for at least 10 / (u + 10)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay, self.updates = averaged_copy(model), decay, 0
+
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's weights."""
+        self.updates += 1
+        average_into(self.model, model, min(self.decay, self.updates / (self.updates + 10)))
+
+
 def optimize(
     model: nn.Module,
     loss: Callable[[], Tensor],

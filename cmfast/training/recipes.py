@@ -71,7 +71,7 @@ RECIPES = {
         teacher=DiffusionTraining(iterations=2000),
         student=DistillationTraining(iterations=600),
         classifier_iterations=800,
-        recommended_levels={1: (80.0,), 2: (80.0, 0.8), 4: (80.0, 2.0, 0.8, 0.3)},
+        recommended_levels={1: (80.0,), 2: (80.0, 0.5), 4: (80.0, 2.0, 0.8, 0.3)},
     )
 }
 
