@@ -1,7 +1,7 @@
 """The Triton kernels: NVIDIA GPUs from Ampere on, and AMD's CDNA3.
 
-CPU tensors are served only where CMFAST_GPU_ON_CPU=1 says that Triton's interpreter (TRITON_INTERPRET=1) or a simulator takes
-the launches.
+CPU tensors are served only where CMFAST_GPU_ON_CPU=1 says that Triton's interpreter (TRITON_INTERPRET=1) or a
+simulator takes the launches.
 """
 
 import importlib

@@ -8,8 +8,8 @@ from typing import Any
 class Launch:
     """One launch of a kernel.
 
-    An operator's module has a function that plans its launches from the tensors it is given; the operator runs them, and the
-    static report plans the same launches on tensors without memory and compiles them.
+    An operator's module has a function that plans its launches from the tensors it is given; the operator runs them,
+    and the static report plans the same launches on tensors without memory and compiles them.
 
     Attributes:
         kernel: the @triton.jit function.
