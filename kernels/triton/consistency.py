@@ -137,7 +137,7 @@ def _coefficient(value, n, STRIDE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "draw", "first_sample"])
-def _step_kernel(
+def consistency_step_kernel(
     x,
     model_output,
     noise,
@@ -173,6 +173,7 @@ def _step_kernel(
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
+    """One tile of every output of the step."""
     program = tl.program_id(0)
     n = (program // tiles).to(tl.int64)
     tile = (program % tiles).to(tl.int64)
@@ -222,7 +223,7 @@ def _step_kernel(
 
 
 @triton.jit
-def _step_backward_kernel(
+def consistency_step_backward_kernel(
     d_denoised,
     d_sample,
     d_input,
@@ -257,6 +258,7 @@ def _step_backward_kernel(
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
+    """One tile of the gradients of x, model_output and a given noise."""
     program = tl.program_id(0)
     n = (program // tiles).to(tl.int64)
     start = (program % tiles).to(tl.int64) * TILE
@@ -349,7 +351,7 @@ def plan_consistency_step(
     tiles = -(-size // (tile // rows * channels))
     word = _signed_word
     launch = Launch(
-        kernel=_step_kernel,
+        kernel=consistency_step_kernel,
         grid=(x.shape[0] * tiles,),
         args=(
             *(x, model_output, noise, denoised, sample, model_input),
@@ -395,7 +397,7 @@ def plan_consistency_step_backward(
     tile, warps, vector = _tile(x.numel(), [*outputs, *(t for t in inputs if t is not None)])
     tiles = -(-size // tile)
     launch = Launch(
-        kernel=_step_backward_kernel,
+        kernel=consistency_step_backward_kernel,
         grid=(x.shape[0] * tiles,),
         args=(
             *inputs,
