@@ -23,7 +23,7 @@ class Case:
         form: the arguments that were given.
         dtype: of the tensors.
         launches: what the operator launches for it.
-        flops: multiplications and additions of its formula, by the name of the kernel.
+        flops: multiplications and additions of each launch's formula.
     """
 
     op: str
@@ -32,7 +32,7 @@ class Case:
     form: str
     dtype: str
     launches: Sequence[Launch]
-    flops: dict[str, int]
+    flops: Sequence[int]
 
 
 def cases(arch: str, ops: Sequence[str] | None = None) -> Iterator[Case]:
@@ -70,7 +70,7 @@ def _consistency_steps(arch: str) -> Iterator[Case]:
             x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None, seed, 1, 0, seeded, seeded
         )
         form = "clip seed input_scale" if seeded else "clip"
-        flops = {"consistency_step_kernel": x.numel() * (7 if seeded else 3)}
+        flops = (x.numel() * (7 if seeded else 3),)
         yield Case("consistency_step", _size(shape), layout, form, _name(dtype), launches, flops)
 
 
@@ -82,7 +82,7 @@ def _consistency_step_gradients(arch: str) -> Iterator[Case]:
         launches, _ = plan_consistency_step_backward(
             [x.clone(), x.clone(), None], x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None
         )
-        flops = {"consistency_step_backward_kernel": x.numel() * 8}
+        flops = (x.numel() * 8,)
         form = "clip grads of denoised, sample"
         yield Case("consistency_step_backward", _size(x.shape), layout, form, _name(dtype), launches, flops)
 
@@ -122,7 +122,8 @@ def _group_norms(arch: str) -> Iterator[Case]:
         h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
         launches, _ = plan_group_norm(h, skip, _GROUPS, weight, bias, 1e-5, *rest)
         elements = sum(math.prod(shape) for shape in shapes)
-        flops = {"_statistics_kernel": 4 * elements, "_apply_kernel": 6 * elements, "_resident_kernel": 10 * elements}
+        # Statistics and application, in two launches or in one.
+        flops = (4 * elements, 6 * elements) if len(launches) == 2 else (10 * elements,)
         yield Case("group_norm", _size(*shapes), layout, form, _name(dtype), launches, flops)
 
 
@@ -134,7 +135,7 @@ def _group_norm_gradients(arch: str) -> Iterator[Case]:
         grad = _meta((h.shape[0], weight.shape[0], *h.shape[2:]), dtype, layout)
         statistics = [_meta((h.shape[0], _GROUPS), torch.float32) for _ in range(2)]
         launches, _ = plan_group_norm_backward(grad, h, skip, _GROUPS, weight, bias, *rest, *statistics)
-        flops = {"_sums_kernel": 14 * grad.numel(), "_gradient_kernel": 16 * grad.numel()}
+        flops = (14 * grad.numel(), 16 * grad.numel())
         yield Case("group_norm_backward", _size(*shapes), layout, form, _name(dtype), launches, flops)
 
 
@@ -165,7 +166,7 @@ def _attentions(arch: str) -> Iterator[Case]:
     for n, heads, t, s, d, dtype, form in _ATTENTIONS:
         q, k, v = _attention_arguments(n, heads, t, s, d, dtype, form)
         launches, _ = plan_attention(q, k, v, d**-0.5, arch=arch)
-        flops = {"attention_forward_kernel": 4 * n * heads * t * s * d}
+        flops = (4 * n * heads * t * s * d,)
         yield Case("attention", _size(q.shape, k.shape), "ntc", form, _name(dtype), launches, flops)
 
 
@@ -177,7 +178,7 @@ def _attention_gradients(arch: str) -> Iterator[Case]:
         lse = _meta((n, heads, t), torch.float32)
         launches, _ = plan_attention_backward(q.clone(), q, k, v, q.clone(), lse, d**-0.5, arch=arch)
         product = 2 * n * heads * t * s * d
-        flops = {"attention_backward_queries_kernel": 3 * product, "attention_backward_keys_kernel": 4 * product}
+        flops = (3 * product, 4 * product)  # dq, then dk and dv
         yield Case("attention_backward", _size(q.shape, k.shape), "ntc", form, _name(dtype), launches, flops)
 
 

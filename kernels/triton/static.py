@@ -94,16 +94,20 @@ def report(arches: Sequence[str], ops: Sequence[str] | None = None) -> Iterator[
     """Yield a row a launch of each case of the operators (None: all of them), compiled for each architecture."""
     for arch in arches:
         for case in cases(arch, ops):
-            for launch in case.launches:
-                yield row(case, launch, arch)
+            yield from rows(case, arch)
 
 
-def row(case: Case, launch: Launch, arch: str) -> dict[str, Any]:
-    """One launch's figures: bytes are of a thread for spills and stack, of a block for shared memory."""
+def rows(case: Case, arch: str) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each launch of a case."""
+    for launch, flops in zip(case.launches, case.flops, strict=True):
+        yield _row(case, launch, flops, arch)
+
+
+def _row(case: Case, launch: Launch, flops: int, arch: str) -> dict[str, Any]:
+    # Spills and stack are a thread's, in bytes; shared memory is a block's.
     target = ARCHITECTURES[arch]
     figures = inspect(launch, arch)
     moved = sum(t.numel() * t.element_size() for t in {id(t): t for t in launch.args if isinstance(t, Tensor)}.values())
-    flops = case.flops[launch.kernel.__name__]
     peak = target.matrix_flops[case.dtype] if figures["matrix_instructions"] else target.vector_flops
     return {
         "op": case.op,
@@ -146,8 +150,16 @@ def worse(new: Sequence[dict[str, Any]], old: Sequence[dict[str, Any]]) -> list[
 
 def compile_launch(launch: Launch, arch: str):
     """Compile a launch for an architecture with the specialisations that its arguments would get at run time."""
+    from triton.compiler import compile
+
+    source, gpu, options = specialize(launch, arch)
+    return compile(source, target=gpu, options=options)
+
+
+def specialize(launch: Launch, arch: str) -> tuple[Any, Any, dict[str, Any]]:
+    """What Triton's run time would compile for a launch: the source with its types and constants, target, options."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile, make_backend
+    from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import JITFunction, create_function_from_signature
 
     if not isinstance(launch.kernel, JITFunction):
@@ -162,8 +174,7 @@ def compile_launch(launch: Launch, arch: str):
     options, signature, constants, attributes = launch.kernel._pack_args(
         backend, keywords, bound, specialization, options
     )
-    source = ASTSource(launch.kernel, signature, constants, attributes)
-    return compile(source, target=gpu, options=options.__dict__)
+    return ASTSource(launch.kernel, signature, constants, attributes), gpu, options.__dict__
 
 
 def inspect(launch: Launch, arch: str) -> dict[str, Any]:
