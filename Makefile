@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench static static-check clean
 
 demo: .venv/installed
 	$(BIN)/cmfast env
@@ -20,6 +20,16 @@ lint: .venv/installed
 bench: .venv/installed
 	mkdir -p out
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-json=out/benchmarks.json
+
+# The kernels' resources on every architecture, compiled without a GPU: written anew, or compared with what is committed.
+static: .venv/installed
+	mkdir -p benchmarks/static
+	for arch in sm_80 sm_90 sm_100 sm_120 gfx942; do \
+		$(BIN)/cmfast kernels --arch $$arch --json > benchmarks/static/$$arch.json || exit 1; \
+	done
+
+static-check: .venv/installed
+	CMFAST_STATIC=full $(BIN)/pytest tests/kernels/test_static.py
 
 .venv/installed: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -49,4 +49,4 @@ def gaussian(shape: Sequence[int], seed: int, draw: int, first_sample: int, devi
     u = [(2.0 * (r >> 9).double() + 1.0) * 2.0**-24 for r in words]
     pairs = [(torch.sqrt(-2.0 * torch.log(u1)), 2.0 * math.pi * u2) for u1, u2 in ((u[0], u[1]), (u[2], u[3]))]
     z = torch.stack([radius * f(angle) for radius, angle in pairs for f in (torch.cos, torch.sin)], dim=-1)
-    return z.reshape(n, -1)[:, :size].float().reshape(*shape)
+    return z.flatten(1)[:, :size].float().reshape(*shape)

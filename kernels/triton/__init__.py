@@ -1,0 +1,46 @@
+"""The Triton kernels: NVIDIA GPUs from Ampere on, and AMD's CDNA3.
+
+CPU tensors are served only where CMFAST_GPU_ON_CPU=1 says that Triton's interpreter (TRITON_INTERPRET=1) or a
+simulator takes the launches.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+#: Which module of this package has an operator.
+_MODULES = {
+    "group_norm": "group_norm",
+    "group_norm_backward": "group_norm",
+    "attention": "attention",
+    "attention_backward": "attention",
+    "consistency_step": "consistency",
+    "consistency_step_backward": "consistency",
+}
+
+
+def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
+    """Serve float32, float16 and bfloat16 tensors of a GPU that Triton knows."""
+    if importlib.util.find_spec("triton") is None:
+        return False, 'the package triton is not installed: pip install "cmfast[triton]"'
+    on_cpu = os.environ.get("CMFAST_GPU_ON_CPU") == "1"
+    if not tensors:
+        usable = torch.cuda.is_available() or on_cpu
+        return usable, "" if usable else "no NVIDIA or AMD GPU was found"
+    devices = {t.device.type for t in tensors}
+    if devices != {"cuda"} and not (devices == {"cpu"} and on_cpu):
+        return False, f"the tensors are on {' and '.join(sorted(devices))}, and Triton runs on a GPU"
+    if any(t.dtype == torch.float64 for t in tensors):
+        return False, "float64 is served by the reference"
+    return True, ""
+
+
+def __getattr__(op: str) -> Callable:
+    # The kernels import triton, which takes a while: only when one is called.
+    if op in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[op]}", __name__), op)
+    raise AttributeError(op)

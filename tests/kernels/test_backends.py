@@ -1,0 +1,246 @@
+import importlib.util
+import logging
+from pathlib import Path
+
+import cmfast.kernels
+import pytest
+import torch
+from cmfast.kernels import (
+    BackendError,
+    attention,
+    backend_report,
+    backends,
+    consistency_step,
+    group_norm,
+    reference,
+    use_backend,
+)
+from cmfast.kernels import triton as triton_backend
+from torch._subclasses import FakeTensorMode
+
+X = torch.ones(1, 4, 2, 2)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="the package triton is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _no_choice(monkeypatch):
+    monkeypatch.delenv("CMFAST_BACKEND", raising=False)
+    monkeypatch.delenv("CMFAST_GPU_ON_CPU", raising=False)
+    backends._log_refusal.cache_clear()
+
+
+def serves(op="consistency_step", tensors=(X,), backend=None):
+    """The name of the backend that `resolve` chose."""
+    return backends.resolve(op, tensors, backend).__module__.removeprefix("cmfast.kernels.").split(".")[0]
+
+
+def test_auto_takes_the_first_that_is_available(monkeypatch):
+    assert backends.BACKENDS[-1] == "reference"
+    assert serves() == "reference"
+    assert serves(backend="auto") == "reference"
+    monkeypatch.setattr(backends, "BACKENDS", ("reference", "triton"))
+    monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+    assert serves() == "reference"
+
+
+@needs_triton
+def test_auto_takes_triton_for_cpu_tensors_only_when_told(monkeypatch):
+    for value in (None, "", "0", "true"):
+        if value is not None:
+            monkeypatch.setenv("CMFAST_GPU_ON_CPU", value)
+        assert serves() == "reference"
+    monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+    assert serves() == "triton"
+
+
+@needs_triton
+def test_the_argument_comes_before_the_context_before_the_environment(monkeypatch):
+    monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+    monkeypatch.setenv("CMFAST_BACKEND", "reference")
+    assert serves() == "reference"
+    with use_backend("triton"):
+        assert serves() == "triton"
+        assert serves(backend="reference") == "reference"
+        with use_backend("auto"):
+            assert serves() == "triton"
+        with use_backend("reference"):
+            assert serves() == "reference"
+        assert serves() == "triton"
+    assert serves() == "reference"
+    monkeypatch.delenv("CMFAST_BACKEND")
+    assert serves() == "triton"
+
+
+def test_the_context_ends_with_an_error():
+    with pytest.raises(ZeroDivisionError), use_backend("reference"):
+        raise ZeroDivisionError
+    assert backends._override is None
+
+
+@pytest.mark.parametrize("name", ["cudnn", "Triton", ""])
+def test_unknown_names(name, monkeypatch):
+    with pytest.raises(BackendError, match=r"unknown backend.*auto, triton, reference"), use_backend(name):
+        pass
+    if name:
+        with pytest.raises(BackendError, match="unknown backend"):
+            consistency_step(X, X, 1.0, 1.0, backend=name)
+        monkeypatch.setenv("CMFAST_BACKEND", name)
+        with pytest.raises(BackendError, match="unknown backend"):
+            group_norm(X, 2)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda b: consistency_step(X, X, 1.0, 1.0, backend=b),
+        lambda b: group_norm(X, 2, backend=b),
+        lambda b: attention(X, X, X, backend=b),
+    ],
+    ids=["consistency_step", "group_norm", "attention"],
+)
+def test_a_backend_asked_for_by_name_serves_or_says_why_not(call, monkeypatch):
+    with pytest.raises(BackendError, match=r"backend 'triton' cannot serve .*: the tensors are on cpu"):
+        call("triton")
+    monkeypatch.setenv("CMFAST_BACKEND", "triton")
+    with pytest.raises(BackendError, match="the tensors are on cpu"):
+        call(None)
+    call("reference")
+
+
+@needs_triton
+def test_reasons(monkeypatch):
+    monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+    assert triton_backend.available("consistency_step", [X]) == (True, "")
+    assert triton_backend.available("consistency_step", []) == (True, "")
+    assert "float64" in triton_backend.available("consistency_step", [X, X.double()])[1]
+    assert "meta" in triton_backend.available("consistency_step", [X.to("meta")])[1]
+    with FakeTensorMode():
+        gpu = torch.empty(1, device="cuda")
+        assert triton_backend.available("consistency_step", [gpu]) == (True, "")
+    assert "cpu and cuda" in triton_backend.available("consistency_step", [X, gpu])[1]
+
+
+def test_without_the_package_the_fix_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"pip install \"cmfast\[triton\]\""):
+        consistency_step(X, X, 1.0, 1.0, backend="triton")
+
+
+def test_a_backend_that_does_not_import_is_a_refusal(monkeypatch):
+    def broken(name):
+        raise ImportError("its library is missing")
+
+    monkeypatch.setattr(backends, "_module", broken)
+    assert backends.available("triton", "attention") == (False, "its library is missing")
+
+
+def test_a_refusal_is_logged_once(caplog):
+    with caplog.at_level(logging.INFO, logger="cmfast.kernels"):
+        for _ in range(3):
+            consistency_step(X, X, 1.0, 1.0)
+    refusals = [record.message for record in caplog.records if "triton" in record.message]
+    assert len(refusals) == 1
+    assert "does not serve consistency_step" in refusals[0]
+
+
+def test_report_names_every_operator():
+    report = backend_report()
+    assert list(report) == list(backends.BACKENDS)
+    assert report["reference"] == dict.fromkeys(backends.OPERATORS, "yes")
+    assert all(isinstance(reason, str) and reason for reason in report["triton"].values())
+    assert all(hasattr(reference, op) for op in backends.OPERATORS)
+
+
+@pytest.mark.parametrize("name", ["kernels", "elsewhere.kernels"])
+def test_the_package_has_one_name(name):
+    spec = importlib.util.spec_from_file_location(name, Path(cmfast.kernels.__file__))
+    with pytest.raises(ImportError, match=f"imported as '{name}': install cmfast"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+# Tensors of a GPU that is not there: what an operator makes of them without running.
+
+
+def fake(shape, dtype=torch.bfloat16, channels_last=False):
+    x = torch.empty(shape, dtype=dtype, device="cuda")
+    return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+def norm_arguments():
+    rows = [fake((2, 64)) for _ in range(3)]
+    return (fake((2, 64, 8, 8), channels_last=True), None, 32, fake((64,)), fake((64,)), 1e-5, *rows, True)
+
+
+def attention_arguments():
+    q, k, v = cmfast.kernels.split_qkv(fake((2, 64, 3 * 128)), 2)
+    return q, k, v, 0.125
+
+
+def step_arguments():
+    x, model_output = fake((2, 3, 8, 8), torch.float32), fake((2, 3, 8, 8), channels_last=True)
+    vectors = [fake((2,), torch.float32), None, None, None, None]
+    return x, model_output, vectors, [0.0, 0.7, 0.9, 0.3, 1.7], -1.0, 1.0, None, 5, 1, 0, True, True
+
+
+ARGUMENTS = {"group_norm": norm_arguments, "attention": attention_arguments, "consistency_step": step_arguments}
+
+
+def call_backward(op, arguments, outputs):
+    """The arguments of an operator's backward, for gradients like its outputs."""
+    if op == "group_norm":
+        h, skip, groups, weight, bias, _, add, scale, shift, silu = arguments
+        return torch.empty_like(h), h, skip, groups, weight, bias, add, scale, shift, silu, *outputs[1:]
+    if op == "attention":
+        q, k, v, scale = arguments
+        return torch.empty_like(outputs[0]), q, k, v, *outputs, scale
+    x, model_output, vectors, scalars, low, high, *_ = arguments
+    return [torch.empty_like(y) for y in outputs], x, model_output, vectors, scalars, low, high, torch.bfloat16
+
+
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_opcheck_of_fake_cuda_tensors(op):
+    with FakeTensorMode():
+        arguments = ARGUMENTS[op]()
+        operator = getattr(torch.ops.cmfast, op)
+        torch.library.opcheck(operator.default, (*arguments, "triton"))
+        outputs = operator(*arguments, "triton")
+        assert {y.device.type for y in outputs} == {"cuda"}
+        backward = getattr(torch.ops.cmfast, f"{op}_backward")
+        torch.library.opcheck(backward.default, (*call_backward(op, arguments, outputs), "triton"))
+
+
+@needs_triton
+@pytest.mark.parametrize("op", ["consistency_step"])
+def test_kernels_allocate_what_tracing_promises(op):
+    from cmfast.kernels.triton import consistency as kernels
+
+    def described(outputs):
+        return [(y.shape, y.stride(), y.dtype, y.device) for y in outputs]
+
+    with FakeTensorMode():
+        arguments = ARGUMENTS[op]()
+        outputs = getattr(torch.ops.cmfast, op)(*arguments, "triton")
+        launches, planned = getattr(kernels, f"plan_{op}")(*arguments)
+        assert described(planned) == described(outputs)
+        assert len(launches) == 1
+        arguments = call_backward(op, arguments, outputs)
+        outputs = getattr(torch.ops.cmfast, f"{op}_backward")(*arguments, "triton")
+        launches, planned = getattr(kernels, f"plan_{op}_backward")(*arguments)
+        assert described(planned) == described(outputs)
+        assert len(launches) == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_fake_cuda_tensors_trace_into_one_graph(backend):
+    def f(x, weight, skip):
+        h = group_norm((x, skip), 16, weight.repeat(2), activation="silu", backend="triton")
+        q, k, v = cmfast.kernels.split_qkv(h.flatten(2).repeat(1, 3, 1), 2, channels_dim=1)
+        h = h + attention(q, k, v, backend="triton").transpose(2, 3).reshape(h.shape)
+        return consistency_step(h, h * 2, 0.5, 0.7, beta=0.3, seed=3, input_scale=1.5, backend="triton").model_input
+
+    torch._dynamo.reset()
+    with FakeTensorMode():  # no gradients: torch without CUDA has no autograd for its tensors
+        y = torch.compile(f, fullgraph=True, backend=backend)(fake((2, 64, 8, 8)), fake((64,)), fake((2, 64, 8, 8)))
+    assert (y.shape, y.dtype, y.device.type) == ((2, 128, 8, 8), torch.bfloat16, "cuda")
