@@ -34,6 +34,8 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     devices = {t.device.type for t in tensors}
     if devices != {"cuda"} and not (devices == {"cpu"} and on_cpu):
         return False, f"the tensors are on {' and '.join(sorted(devices))}, and Triton runs on a GPU"
+    if op.startswith("attention") and not 16 <= tensors[0].shape[-1] <= 128:
+        return False, f"the head size is {tensors[0].shape[-1]}, and the Triton kernels have tiles for 16 to 128"
     if any(t.dtype == torch.float64 for t in tensors):
         return False, "float64 is served by the reference"
     return True, ""

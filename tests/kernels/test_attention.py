@@ -1,0 +1,433 @@
+import dataclasses
+import functools
+import math
+
+import pytest
+import torch
+from cmfast.kernels import BackendError, attention, split_qkv
+from cmfast.kernels.layout import empty_in_order
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+from .backends import served
+from .tolerance import assert_as_accurate
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# N, H, T, S, D: whole tiles, one more and one less, text of 77 tokens, head sizes that are no powers of two, one query
+SHAPES = {
+    "N1-H1-T64-S64-D64": (1, 1, 64, 64, 64),
+    "N1-H1-T65-S63-D32": (1, 1, 65, 63, 32),
+    "N1-H2-T30-S77-D40": (1, 2, 30, 77, 40),
+    "N1-H1-T33-S100-D128": (1, 1, 33, 100, 128),
+    "N2-H3-T5-S2-D16": (2, 3, 5, 2, 16),
+    "N2-H2-T1-S9-D17": (2, 2, 1, 9, 17),
+    "N1-H3-T16-S24-D72": (1, 3, 16, 24, 72),
+    "N1-H1-T7-S7-D100": (1, 1, 7, 7, 100),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory_is_nan(request):
+    """Fill torch.empty with NaN: an element that a kernel leaves unwritten shows."""
+    if "compile" in request.node.name or "opcheck" in request.node.name:
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def framed(values: Tensor, frame: int) -> Tensor:
+    """The same values inside a buffer of NaN: a lane that reads beyond its tensor shows."""
+    n, rows, columns = values.shape
+    buffer = torch.full((n + 2, rows + frame, columns + frame), torch.nan, dtype=values.dtype)
+    return buffer[1:-1, :rows, :columns].copy_(values)
+
+
+def make(shape, dtype, packing="ntc", order="3hd", frame=16, seed=0, amount=1.0):
+    """Views q, k, v of packed projections, and a gradient that lies as q does."""
+    n, h, t, s, d = shape
+    g = torch.Generator().manual_seed(seed)
+
+    def packed(positions):
+        values = (torch.randn(n, positions, 3 * h * d, generator=g) * amount).to(dtype)
+        if packing == "ntc":
+            return split_qkv(framed(values, frame), h, order, channels_dim=2)
+        return split_qkv(framed(values.transpose(1, 2), frame), h, order, channels_dim=1)
+
+    q, _, grad = packed(t)
+    _, k, v = packed(s)
+    return q, k, v, grad
+
+
+def rounded_attention(q, k, v, scale):
+    """The definition at the precision of q: sums in float32, the operands of its products in the dtype of q.
+
+    So p is rounded to 16 bits before it meets a v of 16 bits, as the tensor cores of any fused attention need it.
+    """
+    q_, k_, v_ = (x.float() for x in (q, k, v))
+    scores = q_ @ k_.mT * scale
+    lse = scores.logsumexp(3)
+    p = torch.exp(scores - lse[..., None]).to(q.dtype).float()
+    return (p @ v_).to(q.dtype), lse
+
+
+def rounded_gradients(grad, q, k, v, scale):
+    """As `rounded_attention`: p and the gradient of the scores are rounded to the dtype of q before their products."""
+    out, lse = rounded_attention(q, k, v, scale)
+    grad, q_, k_, v_ = (x.float() for x in (grad, q, k, v))
+    p = torch.exp(q_ @ k_.mT * scale - lse[..., None])
+    dscores = p * (grad @ v_.mT - (grad * out.float()).sum(3, keepdim=True))
+    p, dscores = p.to(q.dtype).float(), dscores.to(q.dtype).float()
+    return tuple(x.to(q.dtype) for x in (dscores @ k_ * scale, dscores.mT @ q_ * scale, p.mT @ grad))
+
+
+def check(q, k, v, backend, scale=None):
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    exact = torch.ops.cmfast.attention(q.double(), k.double(), v.double(), scale, "reference")
+    plain, _ = rounded_attention(q, k, v, scale)
+    actual = torch.ops.cmfast.attention(q, k, v, scale, backend)
+    assert actual[0].stride() == torch.ops.cmfast.attention(q, k, v, scale, "reference")[0].stride()
+    assert_as_accurate("out", actual[0], exact[0], plain)
+    torch.testing.assert_close(actual[1], exact[1].float(), rtol=5e-7, atol=1e-6)
+
+
+def check_gradients(grad, q, k, v, backend, scale=None):
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
+    leaves = [x.double().detach().requires_grad_() for x in (q, k, v)]
+    exact = torch.autograd.grad(torch.softmax(leaves[0] @ leaves[1].mT * scale, 3) @ leaves[2], leaves, grad.double())
+    plain = rounded_gradients(grad, q, k, v, scale)
+    out, lse = torch.ops.cmfast.attention(q, k, v, scale, backend)
+    actual = torch.ops.cmfast.attention_backward(grad, q, k, v, out, lse, scale, backend)
+    for name, x, a, e, p in zip(("dq", "dk", "dv"), (q, k, v), actual, exact, plain, strict=True):
+        assert a.stride() == empty_in_order(x, x.shape).stride()
+        assert_as_accurate(name, a, e, p)
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_definition_is_torchs(scale):
+    q, k, v, _ = make((2, 3, 5, 7, 16), torch.float64)
+    expected = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    torch.testing.assert_close(attention(q, k, v, scale=scale, backend="reference"), expected)
+    lse = torch.ops.cmfast.attention(q, k, v, scale or 0.25, "reference")[1]
+    torch.testing.assert_close(lse, torch.logsumexp(q @ k.mT * (scale or 0.25), 3))
+
+
+@pytest.mark.parametrize("backend", served("attention"))
+@pytest.mark.parametrize("packing", ["ntc", "nct"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape, dtype, packing, backend):
+    q, k, v, _ = make(shape, dtype, packing, frame=16 if shape[2] % 2 else 5)
+    check(q, k, v, backend)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+@pytest.mark.parametrize("packing", ["ntc", "nct"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gradients(shape, dtype, packing, backend):
+    q, k, v, grad = make(shape, dtype, packing, frame=16 if shape[2] % 2 else 5)
+    check_gradients(grad, q, k, v, backend)
+
+
+drawn = functools.partial(
+    given,
+    n=st.integers(1, 2),
+    h=st.integers(1, 3),
+    t=st.integers(1, 40),
+    s=st.integers(2, 40),
+    d=st.integers(16, 128),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    packing=st.sampled_from(["ntc", "nct"]),
+    order=st.sampled_from(["3hd", "h3d"]),
+    frame=st.sampled_from([0, 3, 8]),
+    seed=st.integers(0, 100),
+)
+
+
+@pytest.mark.parametrize("backend", served("attention"))
+@settings(max_examples=15, deadline=None)
+@drawn()
+def test_drawn(backend, n, h, t, s, d, dtype, packing, order, frame, seed):
+    q, k, v, _ = make((n, h, t, s, d), dtype, packing, order, frame, seed)
+    check(q, k, v, backend)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+@settings(max_examples=10, deadline=None)
+@drawn()
+def test_gradients_drawn(backend, n, h, t, s, d, dtype, packing, order, frame, seed):
+    q, k, v, grad = make((n, h, t, s, d), dtype, packing, order, frame, seed)
+    check_gradients(grad, q, k, v, backend)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 0.7])
+def test_any_scale(scale, backend):
+    q, k, v, grad = make((1, 2, 20, 37, 24), torch.float32)
+    check(q, k, v, backend, scale)
+    check_gradients(grad, q, k, v, backend, scale)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+@pytest.mark.parametrize("offset", [-300.0, 300.0])
+def test_scores_far_from_zero(offset, backend):
+    q, k, v, grad = make((1, 1, 20, 37, 16), torch.float32, amount=0.1)
+    q, k = q + 1, k + offset / 16
+    check(q, k, v, backend, 1.0)
+    check_gradients(grad, q, k, v, backend, 1.0)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+def test_a_later_tile_has_the_highest_score(backend):
+    q, k, v, grad = make((1, 1, 8, 130, 16), torch.float32)
+    k = k * torch.linspace(0.1, 5, 130)[:, None]
+    check(q, k, v, backend)
+    check_gradients(grad, q, k, v, backend)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+def test_every_tensor_has_its_own_order(backend):
+    q, _, v, _ = make((2, 2, 19, 19, 32), torch.float32, "nct")
+    _, k, _, grad = make((2, 2, 19, 19, 32), torch.float32, "ntc", seed=1)
+    check(q.contiguous(), k, v, backend)
+    check_gradients(grad, q, k, v, backend)
+    check_gradients(grad[:1, :1, :1, :1].expand(2, 2, 19, 32), k, q, v, backend)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+def test_heads_may_share_keys(backend):
+    q, k, v, grad = make((2, 3, 9, 12, 16), torch.float32)
+    k, v = (x[:, :1].expand(2, 3, 12, 16) for x in (k, v))
+    check(q, k, v, backend)
+    check_gradients(grad, q, k, v, backend)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+def test_no_queries(backend):
+    q, k, v = torch.randn(1, 2, 0, 16), torch.randn(1, 2, 5, 16), torch.randn(1, 2, 5, 16)
+    out, lse = torch.ops.cmfast.attention(q, k, v, 0.25, backend)
+    assert out.shape == (1, 2, 0, 16)
+    dq, dk, dv = torch.ops.cmfast.attention_backward(out, q, k, v, out, lse, 0.25, backend)
+    assert dq.shape == q.shape
+    assert not dk.any()
+    assert not dv.any()
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_one_key(dtype, backend):
+    q, k, v, grad = make((2, 3, 5, 1, 16), dtype, "nct")
+    out, lse = torch.ops.cmfast.attention(q, k, v, 0.25, backend)
+    assert torch.equal(out, v.expand(2, 3, 5, 16))
+    dq, dk, dv = torch.ops.cmfast.attention_backward(grad, q, k, v, out, lse, 0.25, backend)
+    torch.testing.assert_close(dv, grad.float().sum(2, keepdim=True).to(dtype))
+    for name, gradient in (("dq", dq), ("dk", dk)):  # the weight of the only key does not change
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+def test_two_runs_agree_to_the_bit(backend):
+    q, k, v, grad = make((1, 2, 70, 70, 32), torch.float16)
+    first, second = (torch.ops.cmfast.attention(q, k, v, 0.2, backend) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+    first, second = (torch.ops.cmfast.attention_backward(grad, q, k, v, *first, 0.2, backend) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("order", ["3hd", "h3d"])
+def test_split_qkv_shares_memory_and_heads_fold_back(order):
+    n, t, h, d = 2, 5, 3, 16
+    for channels_dim, shape in ((2, (n, t, 3 * h * d)), (1, (n, 3 * h * d, t))):
+        packed = torch.randn(shape)
+        parts = split_qkv(packed, h, order, channels_dim)
+        assert split_qkv(packed, h, order)[1].stride() == parts[1].stride()
+        for i, part in enumerate(parts):
+            assert part.shape == (n, h, t, d)
+            assert part.untyped_storage().data_ptr() == packed.untyped_storage().data_ptr()
+            for head in range(h):
+                first = d * (i * h + head if order == "3hd" else head * 3 + i)
+                expected = packed.narrow(channels_dim, first, d)
+                assert torch.equal(part[:, head], expected if channels_dim == 2 else expected.mT)
+        out = attention(*parts, backend="reference")
+        folded = out.transpose(1, 2).flatten(2) if channels_dim == 2 else out.mT.flatten(1, 2)
+        assert folded.data_ptr() == out.data_ptr()
+        assert folded.is_contiguous()
+
+
+def test_split_qkv_takes_the_dimension_it_is_told():
+    packed = torch.randn(1, 12, 24)
+    assert split_qkv(packed, 2)[0].shape == (1, 2, 24, 2)
+    assert split_qkv(packed, 2, channels_dim=2)[0].shape == (1, 2, 12, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: attention(x[0], x, x), "expected q"),
+        (lambda x: attention(x, x, x[:, :, :2]), "expected q"),
+        (lambda x: attention(x, x[:, :1], x[:, :1]), "expected q"),
+        (lambda x: attention(x, x[..., :8], x[..., :8]), "expected q"),
+        (lambda x: attention(x, x.half(), x), "share a floating dtype"),
+        (lambda x: attention(x.long(), x.long(), x.long()), "share a floating dtype"),
+        (lambda x: attention(x, x[:, :, :0], x[:, :, :0]), "at least one position"),
+        (lambda x: split_qkv(x[0], 2, "hd3"), "layout must be"),
+        (lambda x: split_qkv(x, 2), "expected qkv"),
+        (lambda x: split_qkv(x[0], 0), "at least one head"),
+        (lambda x: split_qkv(x[0], 2, channels_dim=0), "channels_dim"),
+        (lambda x: split_qkv(x[0], 5, channels_dim=1), "must divide the channels"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(2, 2, 3, 16))
+
+
+@pytest.mark.parametrize("backend", served("attention")[:1])
+@pytest.mark.parametrize("head_dim", [8, 160])
+def test_refuses_other_head_sizes(head_dim, backend):
+    x = torch.randn(1, 1, 4, head_dim)
+    with pytest.raises(BackendError, match=f"head size is {head_dim}"):
+        attention(x, x, x, backend=backend)
+    torch.testing.assert_close(attention(x, x, x), F.scaled_dot_product_attention(x, x, x))
+
+
+def test_gradcheck():
+    leaves = [x.detach().requires_grad_() for x in make((1, 2, 3, 4, 5), torch.float64)[:3]]
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, backend="reference"), leaves)
+
+
+@pytest.mark.parametrize("backend", served("attention"))
+@pytest.mark.parametrize("packing", ["ntc", "nct"])
+def test_opcheck(packing, backend):
+    q, k, v, grad = make((1, 2, 6, 5, 16), torch.float32, packing)
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    torch.library.opcheck(torch.ops.cmfast.attention.default, (q.detach(), k.detach(), v.detach(), 0.25, backend))
+    out, lse = torch.ops.cmfast.attention(q, k, v, 0.25, backend)
+    args = (grad, q.detach(), k.detach(), v.detach(), out.detach(), lse.detach(), 0.25, backend)
+    torch.library.opcheck(torch.ops.cmfast.attention_backward.default, args)
+
+
+@pytest.mark.parametrize("backend", served("attention"))
+def test_compiles_into_one_graph(backend):
+    q, k, v, _ = make((1, 2, 6, 5, 16), torch.float32)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    eager = functools.partial(attention, backend=backend)
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*leaves), eager(*leaves))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*leaves), eager(*leaves))
+    expected = torch.autograd.grad(eager(*leaves).square().sum(), leaves)
+    actual = torch.autograd.grad(compiled(*leaves).square().sum(), leaves)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+class TestTriton:
+    """Planning and tiles, which need no GPU."""
+
+    @pytest.fixture(autouse=True)
+    def _needs_triton(self):
+        pytest.importorskip("triton")
+
+    def test_plans_without_memory(self):
+        from cmfast.kernels.triton.attention import plan_attention, plan_attention_backward
+
+        q, k, v = split_qkv(torch.empty(2, 3 * 6 * 64, 1024, dtype=torch.bfloat16, device="meta"), 6)
+        launches, (out, lse) = plan_attention(q, k, v, 0.125, "sm_90")
+        assert [launch.grid for launch in launches] == [(2 * 6 * 16,)]
+        assert (out.stride(), lse.shape) == ((6 * 64 * 1024, 64 * 1024, 1, 1024), (2, 6, 1024))
+        launches, gradients = plan_attention_backward(out, q, k, v, out, lse, 0.125, "sm_90")
+        assert [launch.grid for launch in launches] == [(2 * 6 * 16,)] * 2
+        assert all(g.is_meta and g.shape == q.shape for g in gradients)
+
+    def test_plans_for_a_gpu_that_is_not_there(self):
+        from cmfast.kernels.triton.attention import plan_attention
+
+        with FakeTensorMode():
+            q = torch.empty(1, 2, 64, 64, device="cuda", dtype=torch.float16)
+            out, lse = torch.ops.cmfast.attention(q, q, q, 0.125, None)
+            planned = plan_attention(q, q, q, 0.125)[1]
+        for a, p in zip((out, lse), planned, strict=True):
+            assert (a.device.type, a.shape, a.stride(), a.dtype) == (p.device.type, p.shape, p.stride(), p.dtype)
+
+    @pytest.mark.parametrize("arch", ["", "sm_80", "sm_90", "sm_100", "sm_120", "gfx942"])
+    @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+    @pytest.mark.parametrize("unit", [1, 16])
+    def test_the_table_serves_every_head_size(self, unit, dtype, arch):
+        from cmfast.kernels.triton.attention_config import configuration
+
+        for kernel in ("forward", "dq", "dkdv"):
+            for head_dim in range(16, 129):
+                q = torch.empty(1, 1, 64, head_dim, dtype=dtype, device="meta")
+                config = configuration(kernel, q, arch, unit)
+                assert config.block_t >= 16
+                assert config.block_s >= 16
+        with pytest.raises(ValueError, match="no tiles for forward at head size 129"):
+            configuration("forward", torch.empty(1, 1, 1, 129, dtype=dtype), arch, unit)
+
+    def test_long_sequences_have_larger_tiles(self):
+        from cmfast.kernels.triton.attention import plan_attention
+
+        q = torch.empty(1, 1, 4096, 64, dtype=torch.bfloat16, device="meta")
+        assert plan_attention(q, q, q, 1.0, "sm_90")[0][0].grid == (32,)
+
+    def test_vectors_need_aligned_rows(self):
+        from cmfast.kernels.triton.attention import plan_attention
+
+        def units(t, d):
+            q, k, v = split_qkv(torch.empty(1, 3 * d, t, device="meta"), 1, channels_dim=1)
+            ntc = torch.empty(1, t, 3 * d, device="meta")
+            return [
+                plan_attention(*x, 1.0)[0][0].constants["T_UNIT"]
+                for x in ((q, k, v), split_qkv(ntc, 1, channels_dim=2))
+            ]
+
+        assert units(1024, 64) == [16, 16]
+        assert units(1000, 40) == [8, 8]
+        assert units(77, 64) == [1, 16]
+        assert units(64, 17) == [16, 1]
+
+    def test_autotune_measures_once_and_remembers(self, monkeypatch, tmp_path):
+        from cmfast.kernels.triton import attention_config
+
+        q, k, v, _ = make((1, 1, 8, 8, 16), torch.float16)
+        measured = []
+
+        def milliseconds(launch):
+            measured.append(launch)
+            return abs(launch.constants["BLOCK_T"] - 16) + launch.constants["BLOCK_S"]
+
+        monkeypatch.setenv("CMFAST_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(attention_config, "_milliseconds", milliseconds)
+        monkeypatch.setattr(attention_config, "_can_measure", lambda q: True)
+        monkeypatch.setattr(attention_config, "_device_name", lambda device: "a GPU")
+        attention_config._load.cache_clear()
+        attention(q, k, v, backend="triton")
+        assert not measured  # only where it is asked for
+        monkeypatch.setenv("CMFAST_AUTOTUNE", "1")
+        attention(q, k, v, backend="triton")
+        candidates = len(measured)
+        assert candidates > 1
+        attention(q, k, v, backend="triton")
+        attention_config._load.cache_clear()  # another process reads the file
+        attention(q, k, v, backend="triton")
+        assert len(measured) == candidates
+        fastest = min(measured, key=lambda x: abs(x.constants["BLOCK_T"] - 16) + x.constants["BLOCK_S"])
+        config = attention_config.tuned("forward", q, k, None)
+        assert dataclasses.astuple(config)[:2] == (fastest.constants["BLOCK_T"], fastest.constants["BLOCK_S"])
+
+    def test_autotune_needs_no_folder_to_write(self, monkeypatch, tmp_path):
+        from cmfast.kernels.triton import attention_config
+
+        (tmp_path / "file").write_text("")
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / attention_config.FILE_NAME).write_text("not json")
+        attention_config._load.cache_clear()
+        assert attention_config._load(tmp_path / "cache") == {}
+        attention_config._save(tmp_path / "file" / "folder", {})
