@@ -23,9 +23,9 @@ bench: .venv/installed
 
 # The kernels' resources on every architecture, compiled without a GPU: written anew, or compared with what is committed.
 static: .venv/installed
-	mkdir -p benchmarks/static
+	mkdir -p benchmarks/static out
 	for arch in sm_80 sm_90 sm_100 sm_120 gfx942; do \
-		$(BIN)/cmfast kernels --arch $$arch --json > benchmarks/static/$$arch.json || exit 1; \
+		$(BIN)/cmfast kernels --arch $$arch --json > out/$$arch.json && mv out/$$arch.json benchmarks/static/ || exit 1; \
 	done
 
 static-check: .venv/installed

@@ -5,6 +5,6 @@ import torch
 # The networks here are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
 
-# Where there is no GPU, Triton's interpreter runs its kernels on CPU tensors; it must be chosen before they are imported.
+# Without a GPU, Triton's interpreter runs its kernels on CPU tensors; it must be chosen before they are imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
