@@ -10,6 +10,7 @@ import functools
 import importlib
 import logging
 import os
+import types
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -62,11 +63,11 @@ def resolve(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None
         ok, reason = available(name, op, tensors)
         if not ok:
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}")
-        return getattr(_module(name), op)
+        return _function(name, op)
     for candidate in BACKENDS:
         ok, reason = available(candidate, op, tensors)
         if ok:
-            return getattr(_module(candidate), op)
+            return _function(candidate, op)
         _log_refusal(candidate, op, reason)
     raise BackendError(f"no backend can serve {op}")  # pragma: no cover - the reference serves everything
 
@@ -95,6 +96,12 @@ def _check_name(name: str) -> None:
 @functools.cache
 def _module(name: str):
     return importlib.import_module(f".{name}", __package__)
+
+
+def _function(name: str, op: str) -> Callable:
+    found = getattr(_module(name), op)
+    # An operator's file in a package has the operator's name: once it is imported, that name is the file.
+    return getattr(found, op) if isinstance(found, types.ModuleType) else found
 
 
 @functools.cache
