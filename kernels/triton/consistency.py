@@ -10,10 +10,11 @@ argument of the launch and compiles nothing anew.
 The noise comes in blocks: one Philox call makes the normals of 4 elements that are consecutive in [C, *spatial]
 order. For contiguous samples these are 4 consecutive elements of memory, and the thread that makes them uses them.
 In a channels_last sample the neighbours of an element in memory are the other channels of its position, of C different
-Philox blocks. Calling Philox for every element would cost four times the integer work and make the kernel
-compute-bound (about 100 integer instructions an element against 10 bytes); so a program takes P positions with all of
-their channels, makes the C·P normals by whole blocks, one row a channel, and `tl.gather` turns the rows into memory
-order through shared memory. The integers are those of the reference in either case.
+Philox blocks, and calling Philox for every element would cost four times the work of the noise, which is most of the
+kernel's. So a program takes P positions with all of their channels, makes the C·P normals by whole blocks, one row a
+channel, and `tl.gather` turns the rows into memory order through shared memory. Any other order of memory, an image
+whose positions are no multiple of 4, or very many channels: the tile runs in [C, *spatial] order, and the accesses are
+strided. The integers are those of the reference in every case.
 """
 
 import math
@@ -41,7 +42,7 @@ _GATHERED = tl.constexpr(3)
 #: Channels up to which a channels_last sample's normals are gathered; beyond it a tile would hold few positions.
 _MAX_GATHERED_CHANNELS = 64
 
-#: Programs from which four warps a program are better than one: twice the multiprocessors of the largest chips.
+#: Programs of four warps that fill a large chip, two a multiprocessor; where there would be fewer, they have one warp.
 _MANY_PROGRAMS = 264
 
 
@@ -346,7 +347,7 @@ def plan_consistency_step(
     rows = triton.next_power_of_2(channels)
     sizes, strides = _merge(order, x, model_output, noise, denoised)
     tile, warps, vector = _tile(x.numel() * rows // channels, (x, model_output, *outputs))
-    if source == _GATHERED and warps == 1:
+    if source == _GATHERED and warps == 1:  # within one warp the gather would be a shuffle for each pair of registers
         tile, warps = 2 * tile, 2
     tiles = -(-size // (tile // rows * channels))
     word = _signed_word
@@ -447,7 +448,11 @@ def _merge(order: Sequence[int], *tensors: Tensor | None) -> tuple[tuple[int, ..
 
 
 def _tile(elements: int, tensors: Sequence[Tensor]) -> tuple[int, int, int]:
-    """Elements and warps of a program, and consecutive elements of a lane."""
+    """Elements and warps of a program, and how many consecutive elements a lane may hold.
+
+    A program has 16 bytes of the narrowest dtype for each of 64 lanes a warp (CDNA's; NVIDIA's 32 take two vectors). A
+    lane holds 16 bytes of the widest dtype: with more, its accesses would be 32 bytes apart and each use half a sector.
+    """
     sizes = [t.element_size() for t in tensors]
     warps = 4 if elements >= _MANY_PROGRAMS * 4 * 64 * 16 // min(sizes) else 1
     return warps * 64 * 16 // min(sizes), warps, 16 // max(sizes)
