@@ -68,7 +68,7 @@ def plan_attention(
     launch = Launch(
         attention_forward_kernel,
         (n * heads * triton.cdiv(queries, config.block_t),),
-        (q, k, v, out, lse, scale * LOG2_E, heads, queries, k.shape[2], *_strides(q, k, v, out)),
+        (q, k, v, out, lse, scale, scale * LOG2_E, heads, queries, k.shape[2], *_strides(q, k, v, out)),
         {**_tiles(q, k, config), **layout, "POSITIVE_SCALE": scale > 0},
         config.num_warps,
         config.num_stages,
@@ -101,7 +101,7 @@ def plan_attention_backward(
     config_dkdv = config_dkdv or configuration("dkdv", q, arch, unit)
     n, heads, queries, _ = q.shape
     keys = k.shape[2]
-    scalars = (scale, scale * LOG2_E, heads, queries, keys)
+    scalars = (scale, heads, queries, keys)
     launches = _not_empty(
         Launch(
             attention_queries_gradient_kernel,

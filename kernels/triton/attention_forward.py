@@ -1,11 +1,11 @@
 """Attention, forward, one pass over the keys for each tile of queries.
 
-    out[t] = Σ_s p[t, s] v[s] / Σ_s p[t, s],   p[t, s] = 2^(c q[t]·k[s] − m[t]),   c = scale · log2 e
-    lse[t] = ln 2 · (m[t] + log2 Σ_s p[t, s])
+    out[t] = Σ_s p[t, s] v[s] / Σ_s p[t, s],   p[t, s] = 2^(c (q[t]·k[s] − m[t])),   c = scale · log2 e
+    lse[t] = scale · m[t] + ln Σ_s p[t, s]
 
-m is the running maximum of a row: when a tile of keys raises it, what was summed so far is multiplied by
-2^(m_old − m_new) (Milakov and Gimelshein 2018, algorithm 3; Dao et al. 2022, algorithm 1). Powers of two, because the
-hardware has no other exponential.
+m is the running maximum of a row of q kᵀ: when a tile of keys raises it, what was summed so far is multiplied by
+2^(c (m_old − m_new)) (Milakov and Gimelshein 2018, algorithm 3; Dao et al. 2022, algorithm 1). Powers of two, because
+the hardware has no other exponential; one multiply-add a score, since c is folded into it.
 
 One program has a tile of queries of one head. The grid is one axis, since only the first may exceed 65,535 programs,
 with the tiles of a head next to each other so that its keys and values stay in the L2 cache.
@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .attention_tiles import dot, load_tile, locate, matrix, narrow, store_tile
 
-LN_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -26,6 +26,7 @@ def attention_forward_kernel(
     v_ptr,
     out_ptr,
     lse_ptr,
+    scale,
     log2_scale,
     heads,
     queries,
@@ -76,13 +77,13 @@ def attention_forward_kernel(
         scores = dot(q, tl.trans(k), tl.zeros([BLOCK_T, BLOCK_S], tl.float32))
         factor = log2_scale
         if not POSITIVE_SCALE:  # the maximum can be taken before scaling only where scaling keeps the order
-            scores *= log2_scale
-            factor = 1.0
+            scores *= scale
+            factor = LOG2_E
         if not WHOLE_S:
             scores = tl.where((start + s < keys)[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1) * factor)
-        p = tl.exp2(scores * factor - higher[:, None])
-        shrink = tl.exp2(highest - higher)
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        p = tl.exp2(scores * factor - (higher * factor)[:, None])
+        shrink = tl.exp2((highest - higher) * factor)
         total = total * shrink + tl.sum(p, 1)
         out *= shrink[:, None]
         v = load_tile(v_head, start + s, d, v_stride_s, v_stride_d, keys, HEAD_DIM, WHOLE_S, S_INNERMOST, S_UNIT)
@@ -92,5 +93,6 @@ def attention_forward_kernel(
     out_head = matrix(out_ptr, n, h, out_stride_n, out_stride_h, T_UNIT)
     out /= total[:, None]
     store_tile(out_head, out, t, d, out_stride_t, out_stride_d, queries, HEAD_DIM, WHOLE_T, T_INNERMOST, T_UNIT)
-    lse = (highest + tl.log2(total)) * LN_2
-    tl.store(lse_ptr + row * queries + t, lse, mask=t < queries)
+    if POSITIVE_SCALE:
+        highest *= scale
+    tl.store(lse_ptr + row * queries + t, highest + tl.log(total), mask=t < queries)

@@ -9,8 +9,11 @@ on the way; the other has a tile of keys, walks over the queries, reads δ and w
 T·S numbers are never stored.
 
 Lanes outside the matrices: q, dO, lse and δ are 0 beyond T, which makes p = 1 and dS = 0 there, and dO = 0 keeps that p
-out of dv. Keys are 0 beyond S too, but there p = 2^(−lse) has no bound, so the first kernel sets it to 0; in the second
+out of dv. Keys are 0 beyond S too, but there p = e^(−lse) has no bound, so the first kernel sets it to 0; in the second
 such keys are rows of dk and dv of their own, which are not stored.
+
+The exponent is scaled by log2 e only after the subtraction, a multiplication more than the forward has: lse is rounded
+at its own size, and to round it once more, scaled, would double the error of every p.
 """
 
 import triton
@@ -32,7 +35,6 @@ def attention_queries_gradient_kernel(
     delta_ptr,
     dq_ptr,
     scale,
-    log2_scale,
     heads,
     queries,
     keys,
@@ -86,14 +88,14 @@ def attention_queries_gradient_kernel(
     q = load_tile(q_head, t, d, q_stride_t, q_stride_d, queries, HEAD_DIM, WHOLE_T, T_INNERMOST, T_UNIT)
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
     tl.store(delta_ptr + row * queries + t, delta, mask=t < queries)
-    log2_lse = load_rows(lse_ptr + row * queries, t, queries) * LOG2_E
+    lse = load_rows(lse_ptr + row * queries, t, queries)
 
     dq = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     for start in range(0, keys, BLOCK_S):
         k = load_tile(k_head, start + s, d, k_stride_s, k_stride_d, keys, HEAD_DIM, WHOLE_S, S_INNERMOST, S_UNIT)
         v = load_tile(v_head, start + s, d, v_stride_s, v_stride_d, keys, HEAD_DIM, WHOLE_S, S_INNERMOST, S_UNIT)
         scores = dot(q, tl.trans(k), tl.zeros([BLOCK_T, BLOCK_S], tl.float32))
-        p = tl.exp2(scores * log2_scale - log2_lse[:, None])
+        p = tl.exp2((scores * scale - lse[:, None]) * LOG2_E)
         if not WHOLE_S:
             p = tl.where((start + s < keys)[None, :], p, 0.0)
         dp = dot(grad, tl.trans(v), tl.zeros([BLOCK_T, BLOCK_S], tl.float32))
@@ -115,7 +117,6 @@ def attention_keys_gradient_kernel(
     dk_ptr,
     dv_ptr,
     scale,
-    log2_scale,
     heads,
     queries,
     keys,
@@ -173,11 +174,11 @@ def attention_keys_gradient_kernel(
         grad = load_tile(
             grad_head, start + t, d, grad_stride_t, grad_stride_d, queries, HEAD_DIM, WHOLE_T, T_INNERMOST, T_UNIT
         )
-        log2_lse = load_rows(lse_ptr + row * queries, start + t, queries) * LOG2_E
+        lse = load_rows(lse_ptr + row * queries, start + t, queries)
         delta = load_rows(delta_ptr + row * queries, start + t, queries)
         # Transposed, [S, T], as the left operands of dv and dk: they stay in registers.
         scores = dot(k, tl.trans(q), tl.zeros([BLOCK_S, BLOCK_T], tl.float32))
-        p = tl.exp2(scores * log2_scale - log2_lse[None, :])
+        p = tl.exp2((scores * scale - lse[None, :]) * LOG2_E)
         dv = dot(narrow(p, grad.dtype), grad, dv)
         dp = dot(v, tl.trans(grad), tl.zeros([BLOCK_S, BLOCK_T], tl.float32))
         dscores = p * (dp - delta[None, :])

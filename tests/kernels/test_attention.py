@@ -64,34 +64,42 @@ def make(shape, dtype, packing="ntc", order="3hd", frame=16, seed=0, amount=1.0)
     return q, k, v, grad
 
 
-def rounded_attention(q, k, v, scale):
+def rounded(q, k, v, scale, grad=None, scale_first=False):
     """The definition at the precision of q: sums in float32, the operands of its products in the dtype of q.
 
-    So p is rounded to 16 bits before it meets a v of 16 bits, as the tensor cores of any fused attention need it.
+    So p and the gradient of the scores are rounded to 16 bits before they meet operands of 16 bits, as the tensor cores
+    of any fused attention need it. Returns out and lse, or dq, dk and dv where grad is given.
     """
     q_, k_, v_ = (x.float() for x in (q, k, v))
-    scores = q_ @ k_.mT * scale
+    scores = (q_ * scale) @ k_.mT if scale_first else q_ @ k_.mT * scale
     lse = scores.logsumexp(3)
-    p = torch.exp(scores - lse[..., None]).to(q.dtype).float()
-    return (p @ v_).to(q.dtype), lse
-
-
-def rounded_gradients(grad, q, k, v, scale):
-    """As `rounded_attention`: p and the gradient of the scores are rounded to the dtype of q before their products."""
-    out, lse = rounded_attention(q, k, v, scale)
-    grad, q_, k_, v_ = (x.float() for x in (grad, q, k, v))
-    p = torch.exp(q_ @ k_.mT * scale - lse[..., None])
+    p = torch.exp(scores - lse[..., None])
+    narrow = p.to(q.dtype).float()
+    out = (narrow @ v_).to(q.dtype)
+    if grad is None:
+        return out, lse
+    grad = grad.float()
     dscores = p * (grad @ v_.mT - (grad * out.float()).sum(3, keepdim=True))
-    p, dscores = p.to(q.dtype).float(), dscores.to(q.dtype).float()
-    return tuple(x.to(q.dtype) for x in (dscores @ k_ * scale, dscores.mT @ q_ * scale, p.mT @ grad))
+    dscores = dscores.to(q.dtype).float()
+    return tuple(x.to(q.dtype) for x in (dscores @ k_ * scale, dscores.mT @ q_ * scale, narrow.mT @ grad))
+
+
+def worse(exact, *plain):
+    """Of several ways to write the formula the one with the larger error: on few elements one may be right by luck."""
+    return max(plain, key=lambda x: (x.double() - exact).abs().amax() if x.numel() else 0)
+
+
+def order(x):
+    """The strides that count."""
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
 def check(q, k, v, backend, scale=None):
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     exact = torch.ops.cmfast.attention(q.double(), k.double(), v.double(), scale, "reference")
-    plain, _ = rounded_attention(q, k, v, scale)
+    plain = worse(exact[0], *(rounded(q, k, v, scale, scale_first=first)[0] for first in (False, True)))
     actual = torch.ops.cmfast.attention(q, k, v, scale, backend)
-    assert actual[0].stride() == torch.ops.cmfast.attention(q, k, v, scale, "reference")[0].stride()
+    assert order(actual[0]) == order(empty_in_order(q, q.shape))
     assert_as_accurate("out", actual[0], exact[0], plain)
     torch.testing.assert_close(actual[1], exact[1].float(), rtol=5e-7, atol=1e-6)
 
@@ -100,12 +108,12 @@ def check_gradients(grad, q, k, v, backend, scale=None):
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     leaves = [x.double().detach().requires_grad_() for x in (q, k, v)]
     exact = torch.autograd.grad(torch.softmax(leaves[0] @ leaves[1].mT * scale, 3) @ leaves[2], leaves, grad.double())
-    plain = rounded_gradients(grad, q, k, v, scale)
+    plain = zip(*(rounded(q, k, v, scale, grad, first) for first in (False, True)), strict=True)
     out, lse = torch.ops.cmfast.attention(q, k, v, scale, backend)
     actual = torch.ops.cmfast.attention_backward(grad, q, k, v, out, lse, scale, backend)
     for name, x, a, e, p in zip(("dq", "dk", "dv"), (q, k, v), actual, exact, plain, strict=True):
-        assert a.stride() == empty_in_order(x, x.shape).stride()
-        assert_as_accurate(name, a, e, p)
+        assert order(a) == order(empty_in_order(x, x.shape))
+        assert_as_accurate(name, a, e, worse(e, *p))
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
@@ -151,7 +159,7 @@ drawn = functools.partial(
 
 
 @pytest.mark.parametrize("backend", served("attention"))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @drawn()
 def test_drawn(backend, n, h, t, s, d, dtype, packing, order, frame, seed):
     q, k, v, _ = make((n, h, t, s, d), dtype, packing, order, frame, seed)
@@ -159,7 +167,7 @@ def test_drawn(backend, n, h, t, s, d, dtype, packing, order, frame, seed):
 
 
 @pytest.mark.parametrize("backend", served("attention_backward"))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @drawn()
 def test_gradients_drawn(backend, n, h, t, s, d, dtype, packing, order, frame, seed):
     q, k, v, grad = make((n, h, t, s, d), dtype, packing, order, frame, seed)
