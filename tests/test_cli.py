@@ -1,0 +1,237 @@
+import csv
+import json
+import pickle
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cmfast import __version__, load
+from cmfast.cli import main
+
+from .fixture_files import tiny_unet
+
+
+@pytest.fixture
+def cmfast(monkeypatch, capsys):
+    """Run the command; gives (exit status, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cmfast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:  # typer ends every command with one
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_help_names_the_commands(cmfast):
+    status, out, _ = cmfast("--help")
+    assert status == 0
+    assert all(name in out for name in ("env", "sample", "bench", "train", "eval"))
+
+
+def test_version(cmfast):
+    assert cmfast("--version")[1].strip() == __version__
+
+
+def test_env(cmfast):
+    status, out, _ = cmfast("env")
+    assert status == 0
+    assert __version__ in out
+    assert "group_norm" in out
+    assert "reference" in out
+    facts = json.loads(cmfast("env", "--json")[1])
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["backends"]["reference"]["attention"] == "yes"
+    assert facts["processor"]["cores"] >= 1
+
+
+def test_env_survives_a_missing_package(cmfast, monkeypatch):
+    monkeypatch.setattr("cmfast.environment._PACKAGES", ("cmfast", "no-such-package"))
+    assert "no-such-package not installed" in " ".join(cmfast("env")[1].split())
+
+
+def test_sample_writes_picture_and_numbers(cmfast, tmp_path):
+    png, npz = tmp_path / "a.png", tmp_path / "new" / "a.npz"
+    status, out, _ = cmfast("sample", "--count", 20, "--seed", 3, "--out", png, "--save", npz)
+    assert status == 0
+    assert str(png) in out
+    samples = np.load(npz)["samples"]
+    np.testing.assert_array_equal(samples, load("digits").sample(20, seed=3).numpy())
+    assert Image.open(png).size == (10 * 34 + 2, 2 * 34 + 2)  # ten classes a row
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_batches_give_the_same_images(cmfast, tmp_path, steps):
+    results = {}
+    for size in (64, 7, 1):
+        path = tmp_path / f"{size}.safetensors"
+        arguments = ("--count", 64, "--seed", 1, "--steps", steps, "--batch-size", size, "--no-progress")
+        assert cmfast("sample", *arguments, "--save", path)[0] == 0
+        results[size] = load_file(path)["samples"]
+    for size in (7, 1):
+        assert (results[size] - results[64]).abs().max() <= 1 / 255
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--class", "3"),
+        ("--class", "3,1,4"),
+        ("--timesteps", "0,22"),
+        ("--sigmas", "80,0.8"),
+        ("--sampler", "heun", "--steps", 2, "--model", "digits-teacher"),
+        ("--first-sample", 5, "--threads", 1),
+        ("--backend", "reference"),
+        ("--dtype", "float32", "--device", "cpu"),
+    ],
+)
+def test_sample_options(cmfast, tmp_path, arguments):
+    status, _, err = cmfast("sample", "--count", 3, *arguments, "--save", tmp_path / "a.npz")
+    assert status == 0, err
+    assert np.load(tmp_path / "a.npz")["samples"].shape == (3, 1, 8, 8)
+
+
+def malicious(path):
+    class Malicious:
+        def __reduce__(self):
+            return open, (str(path.parent / "ran"), "w")
+
+    path.write_bytes(pickle.dumps({"a": Malicious()}))
+
+
+def truncated(path):
+    torch.save(tiny_unet().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no model at"),
+        (truncated, "not a whole PyTorch file"),
+        (malicious, "something else than tensors"),
+        (lambda path: torch.save({"fc.weight": torch.ones(2, 2)}, path), "not the state_dict"),
+    ],
+)
+def test_bad_models_are_one_line(cmfast, tmp_path, write, message):
+    write(tmp_path / "m.pt")
+    status, out, err = cmfast("sample", "--model", tmp_path / "m.pt", "--out", tmp_path / "a.png")
+    assert status == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--class", "12"), "0 … 9, got 12"),
+        (("--class", "a"), "--class must be integers"),
+        (("--class", "1,2"), "or 3 of them"),
+        (("--sigmas", "1,2"), "must decrease"),
+        (("--sigmas", "x"), "--sigmas must be numbers"),
+        (("--timesteps", "22,0"), "must decrease"),
+        (("--sampler", "plms"), "unknown sampler"),
+        (("--backend", "fast"), "unknown backend"),
+        (("--dtype", "int8"), "--dtype must be one of"),
+        (("--device", "nonsense"), "--device nonsense cannot be used"),
+        (("--save", "a.txt"), "must end in .npz"),
+    ],
+)
+def test_bad_arguments_are_one_line(cmfast, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = cmfast("sample", "--count", 3, "--out", "a.png", "--no-progress", *arguments)
+    assert status == 2
+    assert message in err
+    assert err.startswith("cmfast: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_write(cmfast):
+    status, _, err = cmfast("sample")
+    assert status == 2
+    assert "--out samples.png" in err
+
+
+def test_an_unwritable_out(cmfast, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file" / "a.png", "/proc/a.png"):
+        status, _, err = cmfast("sample", "--out", out)
+        assert status == 2
+        assert err.count("\n") == 1
+    (tmp_path / "folder.png").mkdir()
+    assert cmfast("sample", "--out", tmp_path / "folder.png")[0] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_bench_latency(cmfast, tmp_path):
+    files = {kind: tmp_path / f"rows.{kind}" for kind in ("csv", "json", "png")}
+    status, out, err = cmfast(
+        *("bench", "latency", "--consistency-steps", "1,2", "--steps", "3", "--batch-size", 10, "--rounds", 2),
+        *("--samplers", "heun,euler", "--csv", files["csv"], "--json", files["json"], "--plot", files["png"]),
+    )
+    assert status == 0, err
+    assert "consistency, 1 step:" in out
+    document = json.loads(files["json"].read_text())
+    rows = document["rows"]
+    assert [(r["sampler"], r["evaluations"]) for r in rows] == [
+        ("multistep", 1),
+        ("multistep", 2),
+        ("heun", 5),
+        ("euler", 3),
+    ]
+    assert all(0 <= r["accuracy"] <= 1 and r["seconds"] > 0 for r in rows)
+    assert document["environment"]["versions"]["cmfast"] == __version__
+    assert document["settings"]["teacher"] == "digits-teacher"
+    with files["csv"].open() as stream:
+        table = list(csv.DictReader(stream))
+    assert [float(r["seconds"]) for r in table] == [r["seconds"] for r in rows]
+    assert table[0]["torch"] == torch.__version__
+    assert Image.open(files["png"]).size[0] > 500
+
+
+def test_bench_without_a_measure(cmfast, tmp_path):
+    torch.save(
+        tiny_unet(model_channels=64, num_head_channels=64, channel_mult=(1, 2, 3, 4)).state_dict(), tmp_path / "m.pt"
+    )
+    status, _, err = cmfast("bench", "latency", "--model", tmp_path / "m.pt", "--plot", tmp_path / "a.png")
+    assert status == 2
+    assert "--classifier" in err
+
+
+def test_eval(cmfast):
+    status, out, _ = cmfast("eval", "--count", 50, "--json")
+    assert status == 0
+    assert json.loads(out)["accuracy"] > 0.8
+    assert "accuracy" in cmfast("eval", "--count", 20, "--steps", 2)[1]
+
+
+def test_train_knows_its_recipes(cmfast, tmp_path):
+    status, _, err = cmfast("train", "--recipe", "faces", "--out", tmp_path)
+    assert status == 2
+    assert "choose one of digits" in err
+
+
+def test_train(cmfast, tmp_path, monkeypatch):
+    from cmfast.training import recipes
+
+    def run(recipe, out, progress):
+        for i in range(3):
+            progress("teacher", i + 1, 3, 0.5)
+        out.mkdir()
+        (out / "README.md").write_text(f"card of {recipe.name}")
+
+    monkeypatch.setattr(recipes, "run", run)
+    status, out, _ = cmfast("train", "--recipe", "digits", "--out", tmp_path / "new", "--threads", 1)
+    assert status == 0
+    assert re.search(r"card of digits", out)

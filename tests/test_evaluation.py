@@ -1,0 +1,142 @@
+import pytest
+import torch
+
+from cmfast import CheckpointError, ConsistencyModel, load
+from cmfast.evaluation import (
+    Classifier,
+    Quality,
+    evaluate,
+    frechet_distance,
+    load_classifier,
+    nearest_distance,
+)
+from cmfast.evaluation.classifier import feature_statistics, save_classifier
+from cmfast.evaluation.latency import Latency, Plan, equal_quality, measure
+from cmfast.preconditioning import EDM
+from cmfast.training.data import load_digits
+
+from .fixture_files import tiny_unet
+
+
+def test_frechet_distance_of_known_gaussians():
+    eye = torch.eye(3)
+    assert frechet_distance(torch.zeros(3), eye, torch.zeros(3), eye) == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(torch.ones(3), eye, torch.zeros(3), eye) == pytest.approx(3)
+    # commuting covariances: Σ (√a - √b)²
+    a, b = torch.diag(torch.tensor([1.0, 4.0, 9.0])), torch.diag(torch.tensor([4.0, 4.0, 1.0]))
+    assert frechet_distance(torch.zeros(3), a, torch.zeros(3), b) == pytest.approx(1 + 0 + 4)
+
+
+def test_frechet_distance_is_symmetric_and_invariant_under_rotation():
+    g = torch.Generator().manual_seed(0)
+    features = [torch.randn(200, 5, generator=g) @ torch.randn(5, 5, generator=g) for _ in range(2)]
+    s1, s2 = (feature_statistics(f) for f in features)
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=g))[0]
+    r1, r2 = (feature_statistics(f @ rotation) for f in features)
+    distance = frechet_distance(*s1, *s2)
+    assert frechet_distance(*s2, *s1) == pytest.approx(distance)
+    assert frechet_distance(*r1, *r2) == pytest.approx(distance, rel=1e-4)
+
+
+def test_frechet_distance_of_singular_covariances():
+    flat = torch.zeros(3, 3)
+    assert frechet_distance(torch.zeros(3), flat, torch.zeros(3), torch.eye(3)) == pytest.approx(3)
+
+
+def test_nearest_distance():
+    images = torch.zeros(5, 1, 2, 2)
+    assert nearest_distance(images, images) == 0
+    assert nearest_distance(torch.ones(2, 1, 2, 2), images) == pytest.approx(2)
+
+
+def test_the_bundled_classifier_knows_real_digits():
+    train, test = load_digits()
+    classifier = load_classifier()
+    real = evaluate(test.images, test.labels, classifier)
+    assert real.accuracy > 0.97
+    assert real.frechet_test == pytest.approx(0, abs=1e-3)
+    again = evaluate(train.images, train.labels, classifier)
+    assert again.frechet_train == pytest.approx(0, abs=1e-3)
+    assert again.frechet_test == pytest.approx(real.frechet_train, rel=1e-3)
+    noise = evaluate(torch.randn(300, 1, 8, 8).clamp(-1, 1), torch.arange(300) % 10, classifier)
+    assert noise.accuracy < 0.3
+    assert noise.frechet_train > 10 * real.frechet_train
+    one_class = test.labels == 3
+    one_class = test.labels == 3
+    threes = evaluate(test.images[one_class], test.labels[one_class], classifier)
+    assert threes.frechet_train > 5 * real.frechet_train
+
+
+@pytest.mark.parametrize(("steps", "accuracy", "to_test", "to_train"), [(1, 0.97, 1.3, 3.5), (2, 0.99, 1.3, 2.2)])
+def test_quality_of_the_bundled_model(steps, accuracy, to_test, to_train):
+    """On 1,000 samples; the bounds are multiples of the teacher's distances at Heun 40, from the model card."""
+    labels = torch.arange(1000) % 10
+    samples = load("digits").sample(1000, class_labels=labels, steps=steps, batch_size=250)
+    quality = evaluate(samples, labels, load_classifier())
+    assert quality.accuracy >= accuracy
+    assert quality.frechet_test <= to_test * HEUN_40.frechet_test
+    assert quality.frechet_train <= to_train * HEUN_40.frechet_train
+
+
+#: The teacher's quality at Heun 40, as the model card has it; 79 evaluations are too slow to repeat in a test.
+HEUN_40 = Quality(accuracy=0.992, frechet_test=2.81, frechet_train=0.413)
+
+
+def test_classifier_files(tmp_path):
+    classifier = Classifier(channels=3, size=16, num_classes=4).eval()
+    classifier.half().float()
+    classifier.set_statistics("train", torch.randn(20, 3, 16, 16))
+    save_classifier(classifier, tmp_path / "c.safetensors")
+    again = load_classifier(tmp_path / "c.safetensors")
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again(x), classifier(x))
+    assert torch.equal(again.statistics("train")[1], classifier.statistics("train")[1])
+    with pytest.raises(FileNotFoundError, match="no classifier"):
+        load_classifier(tmp_path / "none")
+    (tmp_path / "c.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(CheckpointError, match="not a classifier"):
+        load_classifier(tmp_path / "c.safetensors")
+
+
+def test_evaluate_checks():
+    with pytest.raises(ValueError, match="at least two"):
+        evaluate(torch.zeros(1, 1, 8, 8), torch.zeros(1), load_classifier())
+
+
+def test_latency_counts_evaluations_and_measures_quality():
+    model = ConsistencyModel(tiny_unet(), EDM())
+    plans = [Plan("m", model, "heun", 3), Plan("m", model, "multistep", 2)]
+    seen = []
+    rows = measure(
+        plans,
+        batch_size=4,
+        rounds=3,
+        classifier=load_classifier(),
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [row.evaluations for row in rows] == [5, 2]
+    assert seen == [(i, 6) for i in range(1, 7)]
+    for row in rows:
+        assert 0 < row.fastest <= row.seconds <= row.slowest
+        assert row.samples_per_second == pytest.approx(4 / row.seconds)
+        assert 0 <= row.quality.accuracy <= 1
+    labels = torch.arange(12) % 10
+    expected = evaluate(model.sample(12, sampler="heun", steps=3), labels, load_classifier())
+    assert rows[0].quality == pytest.approx(expected, rel=1e-3)
+
+
+def test_latency_refuses_wrong_samples():
+    model = ConsistencyModel(tiny_unet(), EDM())
+    torch.nn.init.constant_(model.unet.out[2].bias, float("nan"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        measure([Plan("m", model, "euler", 2)], batch_size=1, rounds=1)
+
+
+def row(seconds, accuracy, to_test, to_train):
+    return Latency("m", "heun", 5, 9, seconds, seconds, seconds, 1 / seconds, Quality(accuracy, to_test, to_train))
+
+
+def test_equal_quality_is_the_fastest_that_is_as_good():
+    baselines = [row(1.0, 0.9, 0.3, 0.1), row(3.0, 0.99, 0.3, 0.1), row(2.0, 0.99, 0.35, 0.2), row(1.5, 1.0, 0.5, 0.1)]
+    assert equal_quality(row(0.1, 0.99, 0.4, 0.2), baselines) is baselines[2]
+    assert equal_quality(row(0.1, 0.99, 0.4, 0.05), baselines) is None
