@@ -1,38 +1,43 @@
-# Everything runs in .venv, which each target makes or brings up to date.
+# Everything runs in .venv, which each target makes or brings up to date: with what cmfast needs (.venv/runtime), or with
+# the tools of its development as well (.venv/development).
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test lint bench static static-check clean
 
-demo: .venv/installed
+demo: .venv/runtime
 	$(BIN)/cmfast env
 	$(BIN)/cmfast sample --model digits --count 100 --seed 0 --out samples.png
-	$(BIN)/cmfast bench latency --model digits --plot latency.png
+	$(BIN)/cmfast bench latency --model digits --rounds 3 --plot latency.png
 
-test: .venv/installed
+test: .venv/development
 	$(BIN)/pytest --cov --cov-report=term
 
-lint: .venv/installed
+lint: .venv/development
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: .venv/development
 	mkdir -p out
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-json=out/benchmarks.json
 
 # The kernels' resources on every architecture, compiled without a GPU: written anew, or compared with what is committed.
-static: .venv/installed
+static: .venv/development
 	mkdir -p benchmarks/static out
 	for arch in sm_80 sm_90 sm_100 sm_120 gfx942; do \
 		$(BIN)/cmfast kernels --arch $$arch --json > out/$$arch.json && mv out/$$arch.json benchmarks/static/ || exit 1; \
 	done
 
-static-check: .venv/installed
+static-check: .venv/development
 	CMFAST_STATIC=full $(BIN)/pytest tests/kernels/test_static.py
 
-.venv/installed: pyproject.toml setup.py constraints.txt
+.venv/runtime: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/development: .venv/runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
