@@ -140,7 +140,8 @@ def tuned(kernel: str, q: Tensor, k: Tensor, plan: Callable[[Config], Launch]) -
 
 def _can_measure(q: Tensor) -> bool:
     # Timing waits for the device, which a graph that is being captured does not allow.
-    return q.device.type == "cuda" and torch.cuda.is_available() and not torch.cuda.is_current_stream_capturing()
+    on_gpu = q.device.type == "cuda" and torch.cuda.is_available()
+    return on_gpu and q.numel() > 0 and not torch.cuda.is_current_stream_capturing()
 
 
 def _device_name(device: torch.device) -> str:
