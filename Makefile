@@ -8,7 +8,7 @@ BIN := .venv/bin
 demo: .venv/runtime
 	$(BIN)/cmfast env
 	$(BIN)/cmfast sample --model digits --count 100 --seed 0 --out samples.png
-	$(BIN)/cmfast bench latency --model digits --rounds 3 --plot latency.png
+	$(BIN)/cmfast bench latency --model digits --steps 5,10,40 --rounds 3 --plot latency.png
 
 test: .venv/development
 	$(BIN)/pytest --cov --cov-report=term

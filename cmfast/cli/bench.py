@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -113,18 +114,19 @@ def print_table(few: Sequence[Latency], many: Sequence[Latency], batch_size: int
     """Print all rows, and for each consistency row the baseline of equal quality."""
     console = Console()
     measured = (few[0] if few else many[0]).quality is not None
-    table = Table(title=f"batches of {batch_size}, median of {rounds}", title_justify="left")
-    for column in ("sampler", "steps", "evaluations", "ms a batch", "fastest … slowest", "samples/s"):
+    title = f"milliseconds for {batch_size} samples: median, fastest and slowest of {rounds}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("sampler", "steps", "evals", "ms", "range", "samples/s"):
         table.add_column(column, justify="left" if column == "sampler" else "right")
     for column in ("accuracy", "to test", "to train") if measured else ():
         table.add_column(column, justify="right")
     for row in [*few, *many]:
         cells = [
-            f"{row.model} {row.sampler}",
+            row.model if row.sampler == "multistep" else row.sampler,
             str(row.steps),
             str(row.evaluations),
-            f"{1e3 * row.seconds:.1f}",
-            f"{1e3 * row.fastest:.1f} … {1e3 * row.slowest:.1f}",
+            f"{1e3 * row.seconds:.0f}",
+            f"{1e3 * row.fastest:.0f}–{1e3 * row.slowest:.0f}",
             f"{row.samples_per_second:.0f}",
         ]
         if row.quality is not None:
