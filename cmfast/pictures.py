@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .files import whole_file
 
-_MIN_CELL = 32  # pixels: smaller images are enlarged by a whole factor
+_MIN_CELL = 64  # pixels: smaller images are enlarged by a whole factor
 
 
 def grid(samples: Tensor, columns: int | None = None, margin: int = 2) -> np.ndarray:

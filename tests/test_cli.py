@@ -64,7 +64,7 @@ def test_sample_writes_picture_and_numbers(cmfast, tmp_path):
     assert str(png) in out
     samples = np.load(npz)["samples"]
     np.testing.assert_array_equal(samples, load("digits").sample(20, seed=3).numpy())
-    assert Image.open(png).size == (10 * 34 + 2, 2 * 34 + 2)  # ten classes a row
+    assert Image.open(png).size == (10 * 66 + 2, 2 * 66 + 2)  # ten classes a row
 
 
 @pytest.mark.parametrize("steps", [1, 2])

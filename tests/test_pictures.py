@@ -7,26 +7,26 @@ from cmfast.pictures import grid, save_png
 
 
 def test_grid_places_each_sample():
-    samples = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 1, 40, 40)
+    samples = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 1, 64, 64)
     picture = grid(samples, columns=3, margin=2)
-    assert picture.shape == (2 * 42 + 2, 3 * 42 + 2, 3)
+    assert picture.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
     assert picture.dtype == np.uint8
     for i in range(6):
-        cell = picture[2 + (i // 3) * 42 :, 2 + (i % 3) * 42 :][:40, :40]
+        cell = picture[2 + (i // 3) * 66 :, 2 + (i % 3) * 66 :][:64, :64]
         assert (cell == round((samples[i, 0, 0, 0].item() + 1) * 127.5)).all()
     assert (picture[:2] == 255).all()
 
 
 def test_small_images_are_enlarged():
-    assert grid(torch.zeros(1, 3, 8, 8), margin=0).shape == (32, 32, 3)
+    assert grid(torch.zeros(1, 3, 8, 8), margin=0).shape == (64, 64, 3)
 
 
 def test_colours_and_clipping():
-    sample = torch.tensor([2.0, 0.0, -2.0]).reshape(1, 3, 1, 1).expand(1, 3, 32, 32)
+    sample = torch.tensor([2.0, 0.0, -2.0]).reshape(1, 3, 1, 1).expand(1, 3, 64, 64)
     assert grid(sample, margin=0)[0, 0].tolist() == [255, 128, 0]
 
 
-@pytest.mark.parametrize(("shape", "size"), [((4, 3, 16, 16), (70, 70)), ((2, 1, 5, 32, 32), (164, 70))])
+@pytest.mark.parametrize(("shape", "size"), [((4, 3, 16, 16), (134, 134)), ((2, 1, 5, 32, 32), (324, 134))])
 def test_png(tmp_path, shape, size):
     save_png(torch.randn(shape), tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size == size
