@@ -175,7 +175,7 @@ def _output(x, centre, gain, offset, out, SILU: tl.constexpr):
     if dtype == tl.float32:
         z = (x + centre[None, :]) * gain[None, :] + offset[None, :]
         if SILU:
-            z = z / (1.0 + tl.exp2(z * -LOG2E))
+            z = z / (1.0 + tl.exp(-z))
         return z
     else:
         offset += centre * gain
@@ -184,6 +184,14 @@ def _output(x, centre, gain, offset, out, SILU: tl.constexpr):
             return (t / (tl.exp2(t) * -LOG2E - LOG2E)).to(dtype)
         else:
             return (x * gain[None, :] + offset[None, :]).to(dtype)
+
+
+@triton.jit
+def _silu_backward(dy, z):
+    """The gradient dy · s · (1 + z · (1 - s)) with s = sigmoid(z), where 1 - s = e · s does not cancel."""
+    e = tl.minimum(tl.exp(-z), 1e37)
+    s = 1.0 / (1.0 + e)
+    return dy * s * (1.0 + z * (e * s))
 
 
 @triton.jit
@@ -486,7 +494,7 @@ def _sums_kernel(
     rstd = tl.load(rstd + n * num_groups + groups, mask=here, other=0.0)
     a = _to_channels(_to_runs(rstd, index), RUN)
     mean = tl.load(mean + n * num_groups + groups, mask=here, other=0.0)
-    b = _centre(mean, index, add, n, add_n, c, valid, RUN) * a
+    centre = _centre(mean, index, add, n, add_n, c, valid, RUN)
 
     begin = split.to(tl.int64) * rows
     p = begin + tl.arange(0, BLOCK_P)
@@ -501,7 +509,7 @@ def _sums_kernel(
     for start in range(begin, tl.minimum(begin + rows, positions), BLOCK_P * UNROLL):
         for i in tl.static_range(UNROLL):
             mask = _mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
-            u = _load_input(x, others, c, first_channels, mask, SEAM) * a[None, :] + b[None, :]
+            u = (_load_input(x, others, c, first_channels, mask, SEAM) + centre[None, :]) * a[None, :]
             dz = _load(dy, mask)
             if SILU:
                 dz = _silu_backward(dz, u * gain[None, :] + offset[None, :])
@@ -520,12 +528,6 @@ def _sums_kernel(
     dzu_sum = _over_runs(_over_channels(gain * dzu_sum, RUN), index, GROUPS)
     _write_slots(dz_sum, dzu_sum, slot_dz, slot_dzu, n, groups, here, split, num_groups, per_group,
                  BLOCK_C, PARTS, SPLITS)  # fmt: skip
-
-
-@triton.jit
-def _silu_backward(dy, z):
-    s = 1.0 / (1.0 + tl.exp2(z * -1.4426950408889634))
-    return dy * s * (1.0 + z * (1.0 - s))
 
 
 @triton.jit
@@ -564,7 +566,7 @@ def _gradient_kernel(
     rstd = tl.load(rstd + n * num_groups + groups, mask=here, other=0.0)
     a = _to_channels(_to_runs(rstd, index), RUN)
     mean = tl.load(mean + n * num_groups + groups, mask=here, other=0.0)
-    b = _centre(mean, index, add, n, add_n, c, valid, RUN) * a
+    centre = _centre(mean, index, add, n, add_n, c, valid, RUN)
     constant = -a * _to_channels(_to_runs(_over_slots(dz_slots) / size, index), RUN)
     slope = -a * _to_channels(_to_runs(_over_slots(dzu_slots) / size, index), RUN)
 
@@ -588,7 +590,7 @@ def _gradient_kernel(
             if SEAM:
                 others += other_step
         for i in tl.static_range(UNROLL):
-            u = tiles[2 * i] * a[None, :] + b[None, :]
+            u = (tiles[2 * i] + centre[None, :]) * a[None, :]
             dz = tiles[2 * i + 1]
             if SILU:
                 dz = _silu_backward(dz, u * gain[None, :] + offset[None, :])
@@ -858,17 +860,20 @@ def _grid(problem: _Problem) -> _Grid:
     if problem.channels_last:
         block_c = 4 * problem.sector
         while block_c > problem.sector and n * triton.cdiv(c, block_c) * _most_splits(p, per_group, block_c) < PROGRAMS:
+            if p * block_c <= LEAST_ELEMENTS:
+                break
             block_c //= 2
-        block_c = min(block_c, triton.next_power_of_2(c))
     else:
-        block_c = 1
-        while triton.cdiv(c, block_c) > 65535:  # the second dimension of a grid
-            block_c *= 2
+        block_c = max(1, min(64, 1024 // triton.next_power_of_2(p)), triton.next_power_of_2(c // 65535))
+    block_c = min(block_c, triton.next_power_of_2(c))
     blocks = triton.cdiv(c, block_c)
     most = _most_splits(p, per_group, block_c)
     splits = min(most, max(triton.cdiv(PROGRAMS, n * blocks), triton.cdiv(p * block_c, MOST_ELEMENTS)))
     num_warps = _warps(triton.cdiv(p, splits) * block_c, 96)
-    block_p = min(triton.next_power_of_2(p), max(1, num_warps * 16 * problem.sector // block_c))  # 16 bytes a thread
+    block_p = num_warps * 16 * problem.sector // block_c  # 16 bytes a thread
+    if not problem.channels_last and block_c > 1:
+        block_p = p  # several channels at a time only where one has too few positions
+    block_p = triton.next_power_of_2(max(1, min(block_p, p)))
     tiles = max(1, p // (splits * block_p))
     if triton.cdiv(p, tiles * block_p) > most:
         tiles = triton.cdiv(p, splits * block_p)
