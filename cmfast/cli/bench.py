@@ -115,11 +115,11 @@ def print_table(few: Sequence[Latency], many: Sequence[Latency], batch_size: int
     console = Console()
     measured = (few[0] if few else many[0]).quality is not None
     title = f"milliseconds for {batch_size} samples: median, fastest and slowest of {rounds}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("sampler", "steps", "evals", "ms", "range", "samples/s"):
-        table.add_column(column, justify="left" if column == "sampler" else "right")
+        table.add_column(column, justify="left" if column == "sampler" else "right", no_wrap=True)
     for column in ("accuracy", "to test", "to train") if measured else ():
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in [*few, *many]:
         cells = [
             row.model if row.sampler == "multistep" else row.sampler,

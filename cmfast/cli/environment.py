@@ -36,4 +36,4 @@ def env(as_json: Json = False) -> None:
         table.add_row(op, *cells)
     console.print(table)
     for reason in reasons:
-        console.print(reason, highlight=False)
+        console.print(reason, highlight=False, markup=False)
