@@ -90,6 +90,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_gradient_flo
 
   k.load(matrix_of_head<float>(p.k, block.n, block.h, p.keys, p.head_dim), block.first);
   v.load(matrix_of_head<float>(p.v, block.n, block.h, p.keys, p.head_dim), block.first);
+  cp_async_commit();
   float dk[COLUMNS / 32][ROWS][4] = {}, dv[COLUMNS / 32][ROWS][4] = {};
 #pragma unroll 1
   for (int first = 0; first < p.queries; first += STEP) {
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_gradient_flo
     multiply_add<ROWS, STEP, COLUMNS, false>(dk, dscores_tile, q);
     CMFAST_SYNC(12);
   }
-  cp_async_wait<0>();  // where there are no queries, k and v are still on their way
+  CMFAST_CP_ASYNC_WAIT(13, 0);  // where there are no queries, k and v are still on their way
   float scale[ROWS] = {p.scale, p.scale}, one[ROWS] = {1.0f, 1.0f};
   store<ROWS_INNERMOST>(matrix_of_head<float>(p.dk, block.n, block.h, p.keys, p.head_dim), block.first, dk, scale);
   store<ROWS_INNERMOST>(matrix_of_head<float>(p.dv, block.n, block.h, p.keys, p.head_dim), block.first, dv, one);
