@@ -27,10 +27,10 @@ std::string on(int device, Launch launch) {
   return error.empty() ? launch() : error;
 }
 
-// ---- consistency step: a tensor is (address, dtype, strides), a vector of coefficients (address, dtype, stride)
+// ---- consistency step: a tensor is (address, dtype, strides), a vector of coefficients (address, stride)
 
 using Tensor = std::tuple<Address, int, Sizes>;
-using Vector = std::tuple<Address, int, int64_t>;
+using Vector = std::tuple<Address, int64_t>;
 
 StepTensor step_tensor(const std::optional<Tensor>& t) {
   if (!t) return {};
@@ -45,9 +45,8 @@ Coefficients step_coefficients(const std::vector<std::optional<Vector>>& vectors
   for (int i = 0; i < 5; ++i) {
     each[i]->scalar = static_cast<float>(scalars[i]);
     if (!vectors[i]) continue;
-    each[i]->vector = at(std::get<0>(*vectors[i]));
-    each[i]->dtype = std::get<1>(*vectors[i]);
-    each[i]->stride = std::get<2>(*vectors[i]);
+    each[i]->vector = static_cast<const float*>(at(std::get<0>(*vectors[i])));
+    each[i]->stride = std::get<1>(*vectors[i]);
   }
   c.clip = low && high;
   c.low = static_cast<float>(low.value_or(0));

@@ -21,7 +21,7 @@ _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 
 def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME, or the one on PATH."""
+    """The nvcc of CUDA_HOME, or the one on PATH."""
     home = os.environ.get("CUDA_HOME")
     if home:
         found = shutil.which("nvcc", path=str(Path(home, "bin")))

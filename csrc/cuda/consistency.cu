@@ -63,7 +63,7 @@ __device__ __forceinline__ void store_any(void* data, int dtype, int64_t i, floa
 }
 
 __device__ __forceinline__ float load_coefficient(const Coefficient& c, int64_t n) {
-  return c.vector ? load_any(c.vector, c.dtype, n * c.stride) : c.scalar;
+  return c.vector ? c.vector[n * c.stride] : c.scalar;
 }
 
 __device__ __forceinline__ Loaded load_coefficients(const Coefficients& c, int64_t n) {
@@ -96,7 +96,7 @@ __device__ __forceinline__ void load_dense(const void* data, int64_t i, float (&
 
 template <class T, int V>
 __device__ __forceinline__ void store_dense(void* data, int64_t i, const float (&values)[V]) {
-  store_vector(static_cast<T*>(data) + i, from_float<T, V>(values));
+  store_global(static_cast<T*>(data) + i, from_float<T, V>(values));
 }
 
 struct DenseStep {
@@ -461,7 +461,11 @@ std::string consistency_step(const StepArguments& p, void* stream) {
   if (dense) {
     unsigned threads = threads_for(samples * layout.size, vector);
     int64_t tile = threads * vector;
-    if (channels) tile = std::max<int64_t>(tile / channels / vector * vector, vector) * channels;
+    if (channels) {
+      // Tiles begin at multiples of 32 bytes, the unit in which memory is moved, where that leaves any positions.
+      int64_t aligned = tile / channels / (2 * vector) * (2 * vector);
+      tile = std::max(aligned, vector) * channels;
+    }
     threads = static_cast<unsigned>(divide_up(tile / vector, 32) * 32);
     int64_t tiles = divide_up(layout.size, tile);
     if (std::string wrong = check_blocks(samples, tiles); !wrong.empty()) return wrong;

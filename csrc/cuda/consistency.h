@@ -16,8 +16,7 @@ struct StepTensor {
 
 // A coefficient: sample n's element of a vector, or a scalar where there is none.
 struct Coefficient {
-  const void* vector = nullptr;
-  int dtype = 0;
+  const float* vector = nullptr;
   int64_t stride = 0;
   float scalar = 0;
 };

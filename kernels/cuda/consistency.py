@@ -28,6 +28,7 @@ def consistency_step(
     sample = empty_in_order(x, x.shape) if wants_sample else None
     model_input = empty_in_order(x, x.shape, model_output.dtype) if wants_input else None
     if x.numel():
+        vectors = _float32(vectors)  # a name that holds the copies until the launch
         native.launch(
             "consistency_step",
             x,
@@ -64,6 +65,7 @@ def consistency_step_backward(
     d_output = empty_in_order(x, x.shape, model_output.dtype)
     d_noise = None if noise_dtype is None else empty_in_order(x, x.shape, noise_dtype)
     if x.numel():
+        vectors = _float32(vectors)  # a name that holds the copies until the launch
         native.launch(
             "consistency_step_backward",
             x,
@@ -87,5 +89,10 @@ def _tensor(t: Tensor | None) -> tuple[int, int, Sequence[int]] | None:
     return None if t is None else (t.data_ptr(), native.DTYPES[t.dtype], t.stride())
 
 
-def _vector(v: Tensor | None) -> tuple[int, int, int] | None:
-    return None if v is None else (v.data_ptr(), native.DTYPES[v.dtype], v.stride(0))
+def _vector(v: Tensor | None) -> tuple[int, int] | None:
+    return None if v is None else (v.data_ptr(), v.stride(0))
+
+
+def _float32(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The coefficients as the kernels read them: a conversion, and its launch, only where they are not float32."""
+    return [v if v is None else v.float() for v in vectors]
