@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .attention import attention, attention_backward
 from .consistency import consistency_step, consistency_step_backward
 
 #: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("consistency_step", "consistency_step_backward")
+_OPERATORS = ("attention", "attention_backward", "consistency_step", "consistency_step_backward")
 
-__all__ = ["available", "consistency_step", "consistency_step_backward"]
+__all__ = ["attention", "attention_backward", "available", "consistency_step", "consistency_step_backward"]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
@@ -32,6 +33,8 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     for t in tensors:
         if t.dtype not in native.DTYPES:
             return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
+    if op.startswith("attention") and not 16 <= tensors[0].shape[-1] <= 128:
+        return False, f"the head size is {tensors[0].shape[-1]}, and the CUDA kernels have tiles for 16 to 128"
     devices = {t.device for t in tensors}
     if len(devices) > 1:
         return False, f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
