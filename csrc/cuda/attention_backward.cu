@@ -8,9 +8,6 @@
 // the way; the other has 64 keys, walks over the queries, reads δ and writes dk and dv. Both recompute p: its T·S
 // numbers are never stored. The second computes the transposes of p and dS, as the left operands of dv and dk.
 //
-// All tiles of a kernel are taken in one order, that of the tensors it walks over; one in the other order is copied an
-// element at a time.
-//
 // Outside the matrices: q, dO, lse and δ are 0 beyond T, which makes p = 1 and dS = 0 there, and dO = 0 keeps that p out
 // of dv. Keys are 0 beyond S too, but there p = e^(−lse) has no bound, so the first kernel sets it to 0; in the second
 // such keys are rows of dk and dv of their own, which are not stored.
@@ -34,18 +31,17 @@ __device__ __forceinline__ float dot_pairs(uint32_t a, uint32_t b) {
 
 // dq, and delta: the second kernel reads it.
 template <class T, int COLUMNS, bool KEYS_INNERMOST>
-__global__ void __launch_bounds__(ATTENTION_THREADS) attention_queries_gradient_kernel(AttentionBackward p) {
+__global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_queries_gradient_kernel(AttentionBackward p) {
   constexpr int KEYS = STEP<COLUMNS>;
-  using Own = Tile<T, ATTENTION_ROWS, COLUMNS, KEYS_INNERMOST>;
   using Keys = Tile<T, KEYS, COLUMNS, KEYS_INNERMOST>;
   CMFAST_SHARED(memory);
   AttentionBlock block = attention_block<ATTENTION_ROWS>(p.heads, p.queries);
   auto k_matrix = matrix_of_head<T>(p.k, block.n, block.h, p.keys, p.head_dim);
   auto v_matrix = matrix_of_head<T>(p.v, block.n, block.h, p.keys, p.head_dim);
-  Own q{memory}, grad{memory + Own::BYTES};
-  unsigned char* stages = grad.memory + Own::BYTES;  // two, of keys and values
-  Own out{stages + 2 * Keys::BYTES};                 // where the second stage will be
-  static_assert(Own::BYTES <= 2 * Keys::BYTES);
+  OwnTile<T, COLUMNS> q{memory, p.q.rows_innermost}, grad{memory + q.BYTES, p.grad.rows_innermost};
+  unsigned char* stages = grad.memory + grad.BYTES;  // two, of keys and values
+  OwnTile<T, COLUMNS> out{stages + 2 * Keys::BYTES, p.out.rows_innermost};  // where the second stage will be
+  static_assert(out.BYTES <= 2 * Keys::BYTES);
   auto load = [&](int first) {
     unsigned char* stage = stages + first / KEYS % 2 * 2 * Keys::BYTES;
     Keys{stage}.load(k_matrix, first);
@@ -61,14 +57,13 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_queries_gradient_
   CMFAST_SYNC(2);
 
   float lse[2], delta[2] = {0, 0};  // of the thread's two rows
+  uint32_t q_words[COLUMNS / 16][4], grad_words[COLUMNS / 16][4], out_words[COLUMNS / 16][4];
+  grad.read(grad_words);
+  out.read(out_words);
 #pragma unroll
-  for (int column = 0; column < COLUMNS; column += 16) {
-    uint32_t a[4], b[4];
-    load_left(a, grad, first_row_of_warp(), column);
-    load_left(b, out, first_row_of_warp(), column);
+  for (int i = 0; i < COLUMNS / 16; ++i)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) delta[i % 2] += dot_pairs<T>(a[i], b[i]);
-  }
+    for (int j = 0; j < 4; ++j) delta[j % 2] += dot_pairs<T>(grad_words[i][j], out_words[i][j]);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     delta[r] = sum_of_row(delta[r]);
@@ -77,11 +72,14 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_queries_gradient_
     lse[r] = query < p.queries ? p.lse[at] : 0.0f;
     if (lane_index() % 4 == 0 && query < p.queries) p.delta[at] = delta[r];
   }
+  q.read(q_words);
   CMFAST_SYNC(3);
+  q.keep(q_words);
+  grad.keep(grad_words);
 
   float dq[COLUMNS / 8][4] = {};
-  auto q_left = [&](uint32_t(&words)[4], int column) { load_left(words, q, first_row_of_warp(), column); };
-  auto grad_left = [&](uint32_t(&words)[4], int column) { load_left(words, grad, first_row_of_warp(), column); };
+  auto q_left = [&](uint32_t(&words)[4], int column) { q.load_kept(words, column); };
+  auto grad_left = [&](uint32_t(&words)[4], int column) { grad.load_kept(words, column); };
 #pragma unroll 1
   for (int first = 0; first < p.keys; first += KEYS) {
     if (first + KEYS < p.keys) load(first + KEYS);
@@ -111,17 +109,16 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_queries_gradient_
 
 // dk and dv.
 template <class T, int COLUMNS, bool QUERIES_INNERMOST>
-__global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_gradient_kernel(AttentionBackward p) {
+__global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_kernel(AttentionBackward p) {
   constexpr int QUERIES = STEP<COLUMNS>;
-  using Own = Tile<T, ATTENTION_ROWS, COLUMNS, QUERIES_INNERMOST>;
   using Queries = Tile<T, QUERIES, COLUMNS, QUERIES_INNERMOST>;
   constexpr int STAGE = 2 * Queries::BYTES + 2 * QUERIES * sizeof(float);
   CMFAST_SHARED(memory);
   AttentionBlock block = attention_block<ATTENTION_ROWS>(p.heads, p.keys);
   auto q_matrix = matrix_of_head<T>(p.q, block.n, block.h, p.queries, p.head_dim);
   auto grad_matrix = matrix_of_head<T>(p.grad, block.n, block.h, p.queries, p.head_dim);
-  Own k{memory}, v{memory + Own::BYTES};
-  unsigned char* stages = v.memory + Own::BYTES;  // two, of q, dO, lse and delta
+  OwnTile<T, COLUMNS> k{memory, p.k.rows_innermost}, v{memory + k.BYTES, p.v.rows_innermost};
+  unsigned char* stages = v.memory + v.BYTES;  // two, of q, dO, lse and delta
   auto stage_of = [&](int first) { return stages + first / QUERIES % 2 * STAGE; };
   auto load = [&](int first) {
     Queries{stage_of(first)}.load(q_matrix, first);
@@ -145,10 +142,16 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_gradient_ker
   put_row(0, load_row(0));
   CMFAST_CP_ASYNC_WAIT(8, 0);
   CMFAST_SYNC(9);
+  uint32_t k_words[COLUMNS / 16][4], v_words[COLUMNS / 16][4];
+  k.read(k_words);
+  v.read(v_words);
+  CMFAST_SYNC(13);
+  k.keep(k_words);
+  v.keep(v_words);
 
   float dk[COLUMNS / 8][4] = {}, dv[COLUMNS / 8][4] = {};
-  auto k_left = [&](uint32_t(&words)[4], int column) { load_left(words, k, first_row_of_warp(), column); };
-  auto v_left = [&](uint32_t(&words)[4], int column) { load_left(words, v, first_row_of_warp(), column); };
+  auto k_left = [&](uint32_t(&words)[4], int column) { k.load_kept(words, column); };
+  auto v_left = [&](uint32_t(&words)[4], int column) { v.load_kept(words, column); };
 #pragma unroll 1
   for (int first = 0; first < p.queries; first += QUERIES) {
     bool more = first + QUERIES < p.queries;

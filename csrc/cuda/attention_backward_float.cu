@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_queries_gradie
 }
 
 template <int COLUMNS, bool ROWS_INNERMOST>
-__global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_gradient_float_kernel(AttentionBackward p) {
+__global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_float_kernel(AttentionBackward p) {
   using Rows = Tile<float, OWN, COLUMNS, ROWS_INNERMOST>;
   constexpr bool QUERY_LINES = !ROWS_INNERMOST;  // a line of q or dO is a column of k qᵀ or v dOᵀ
   CMFAST_SHARED(memory);

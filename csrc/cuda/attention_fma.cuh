@@ -91,42 +91,40 @@ __device__ __forceinline__ void put(const Tile<float, TILE_ROWS, 32, false>& til
   }
 }
 
-// Write a product's sums to the rows of x from `first` on, as far as it has them, each row times its factor. Vectors
-// are those of the right operand's tile: along its columns where a line is not a column, else along the rows.
+// Write a product's sums to the rows of x from `first` on, as far as it has them, each row times its factor: in vectors
+// along the rows, in vectors along the columns where the thread's are neighbours, or an element at a time.
 template <bool LINES_ARE_COLUMNS, int N, int ROWS>
 __device__ __forceinline__ void store(const Matrix<float>& x, int first, const float (&sums)[N][ROWS][4],
                                       const float (&factor)[ROWS]) {
   int row = first + group_of_thread() * ROWS;
-  bool vectors = x.vectors && x.rows_innermost == LINES_ARE_COLUMNS;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    if (LINES_ARE_COLUMNS && vectors) {
+    auto value = [&](int r, int i) { return sums[n][r][i] * factor[r]; };
+    auto at = [&](int r, int i) {
+      return x.data + (row + r) * x.stride_row + (32 * n + column_of_thread<LINES_ARE_COLUMNS>(i)) * x.stride_column;
+    };
+    auto inside = [&](int r, int i) {
+      return row + r < x.rows && 32 * n + column_of_thread<LINES_ARE_COLUMNS>(i) < x.columns;
+    };
+    if (x.vectors && x.rows_innermost) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        int column = 32 * n + column_of_thread<LINES_ARE_COLUMNS>(i);
         Vector<float, ROWS> vector;
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) vector.data[r] = sums[n][r][i] * factor[r];
-        if (row < x.rows && column < x.columns)
-          store_vector<float, ROWS>(x.data + row * x.stride_row + column * x.stride_column, vector);
+        for (int r = 0; r < ROWS; ++r) vector.data[r] = value(r, i);
+        if (inside(0, i)) store_global(at(0, i), vector);
       }
+    } else if (x.vectors && !LINES_ARE_COLUMNS) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r)
+        if (inside(r, 0))
+          store_global(at(r, 0), Vector<float, 4>{{value(r, 0), value(r, 1), value(r, 2), value(r, 3)}});
     } else {
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        int column = 32 * n + column_of_thread<LINES_ARE_COLUMNS>(0);
-        if (vectors && row + r < x.rows && column < x.columns) {
-          store_vector<float, 4>(x.data + (row + r) * x.stride_row + column * x.stride_column,
-                                 {{sums[n][r][0] * factor[r], sums[n][r][1] * factor[r], sums[n][r][2] * factor[r],
-                                   sums[n][r][3] * factor[r]}});
-        } else if (!vectors && row + r < x.rows) {
+      for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            int column = 32 * n + column_of_thread<LINES_ARE_COLUMNS>(i);
-            if (column < x.columns)
-              x.data[(row + r) * x.stride_row + column * x.stride_column] = sums[n][r][i] * factor[r];
-          }
-        }
-      }
+        for (int i = 0; i < 4; ++i)
+          if (inside(r, i)) *at(r, i) = value(r, i);
     }
   }
 }

@@ -39,8 +39,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS) attention_forward_kernel(At
   CMFAST_CP_ASYNC_WAIT(1, 0);
   CMFAST_SYNC(2);
   uint32_t queries[COLUMNS / 16][4];
-#pragma unroll
-  for (int column = 0; column < COLUMNS; column += 16) q.load_left(queries[column / 16], column);
+  q.read(queries);
 
   bool keeps_order = p.scale > 0;  // only then is the maximum's place the same before and after scaling
   float c = keeps_order ? p.scale * LOG2_E : LOG2_E;

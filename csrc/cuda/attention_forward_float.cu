@@ -14,7 +14,7 @@ constexpr int QUERIES = ROWS * ATTENTION_GROUPS;  // of a block
 constexpr int KEYS = 32;                        // of a tile
 
 template <int COLUMNS, bool ROWS_INNERMOST>
-__global__ void __launch_bounds__(ATTENTION_THREADS) attention_forward_float_kernel(AttentionForward p) {
+__global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward_float_kernel(AttentionForward p) {
   using Keys = Tile<float, KEYS, COLUMNS, ROWS_INNERMOST>;
   constexpr bool KEY_LINES = !ROWS_INNERMOST, VALUE_LINES = ROWS_INNERMOST;  // of a tile are columns of its product
   CMFAST_SHARED(memory);

@@ -66,10 +66,30 @@ struct OwnTile {
     else by_row().store(x, first);
   }
 
-  // The warp's rows and 16 columns as a left operand.
-  __device__ __forceinline__ void load_left(uint32_t (&words)[4], int column) const {
-    if (rows_innermost) cmfast::load_left(words, by_column(), first_row_of_warp(), column);
-    else cmfast::load_left(words, by_row(), first_row_of_warp(), column);
+  // The warp's rows as left operands, 16 columns each.
+  __device__ __forceinline__ void read(uint32_t (&words)[COLUMNS / 16][4]) const {
+#pragma unroll
+    for (int column = 0; column < COLUMNS; column += 16) {
+      if (rows_innermost) load_left(words[column / 16], by_column(), first_row_of_warp(), column);
+      else load_left(words[column / 16], by_row(), first_row_of_warp(), column);
+    }
+  }
+
+  // Keep them in the memory of the tile, which nobody reads any more, for a loop that has no registers for them. Each
+  // thread reads what it has written itself.
+  __device__ __forceinline__ void keep(const uint32_t (&words)[COLUMNS / 16][4]) const {
+#pragma unroll
+    for (int i = 0; i < COLUMNS / 16; ++i) kept(16 * i) = make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+  }
+  __device__ __forceinline__ void load_kept(uint32_t (&words)[4], int column) const {
+    uint4 kept_words = kept(column);
+    words[0] = kept_words.x;
+    words[1] = kept_words.y;
+    words[2] = kept_words.z;
+    words[3] = kept_words.w;
+  }
+  __device__ __forceinline__ uint4& kept(int column) const {
+    return reinterpret_cast<uint4*>(memory)[column / 16 * ATTENTION_THREADS + threadIdx.x];
   }
 
   // Put the block's sums into the tile, times a factor for each of the thread's two rows.

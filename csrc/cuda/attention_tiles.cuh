@@ -121,7 +121,7 @@ struct Tile {
   __device__ __forceinline__ void store(const Matrix<T>& x, int first) const {
     if (x.vectors && x.rows_innermost == ROWS_INNERMOST) {
       for_each_chunk(x, first, [&](T* shared, T* global, bool inside) {
-        if (inside) store_vector<T, VECTOR>(global, load_vector<T, VECTOR>(shared));
+        if (inside) store_global(global, load_vector<T, VECTOR>(shared));
       });
     } else {
 #pragma unroll 1
