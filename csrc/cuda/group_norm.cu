@@ -1,0 +1,371 @@
+// The forward kernels of group norm: see kernels/group_norm.py for the formula and group_norm_plan.h for the division.
+//
+//   u = x + add,  û = (u - mean_g) · rstd_g,  z = û · gain + offset,  y = z or z · sigmoid(z)
+//
+// Since all but x is constant over the positions of a channel, z is one multiply-add of x. A thread keeps to one column
+// of its tile, so what it multiplies by stays in registers, and the same code serves channels next to each other
+// (NHWC) and positions next to each other (NCHW).
+//
+// Two launches: `statistics_kernel` writes the mean and the sum of squared deviations of each group's part in a tile to
+// a slot of its own; `apply_kernel`, on the same grid, merges the slots of the groups it touches and writes y. Where
+// the blocks of a cluster (or one alone) can hold all positions of whole groups, `resident_kernel` reads x once. No
+// atomics: a slot has one writer and its reader a fixed order, so results are bit-identical from run to run.
+
+#include "group_norm.h"
+
+#include "group_norm_tile.cuh"
+
+namespace cmfast {
+namespace {
+
+constexpr int THREADS = 256;  // at most
+constexpr int BATCH = 6;
+constexpr float LOG2E = 1.4426950408889634f;
+
+template <class T>
+__device__ T* shared_at(unsigned char* memory, int offset) {
+  return reinterpret_cast<T*>(memory + offset);
+}
+
+// The constants of each channel in shared memory, rows of `width` floats. ORIGIN: what its values are taken less in
+// the sums, for with a mean far from 0 their squares would lose the variance.
+enum ChannelRow { CENTRE = 0, GAIN = 1, OFFSET = 2, ORIGIN = 3 };
+
+// All values u of a group are taken less the first one in the tile. first: the first unit of each column, `step`
+// elements from a channel to the next. CENTRE has what was added to x.
+template <class T, int V>
+__device__ void stage_origins(float* rows, float* bases, const T* first, int step, const Tile<V>& tile,
+                              const Division& d) {
+  for (int i = tile.thread; i < tile.present; i += tile.threads) {
+    int group = tile.group_of(i, d), from = tile.from(group, d);
+    float origin = to_float(first[from * step]) + rows[CENTRE * d.width + from];
+    rows[ORIGIN * d.width + i] = origin - rows[CENTRE * d.width + i];
+    if (i == from) bases[group] = origin;
+  }
+}
+
+template <class T, int V>
+struct Moments {
+  float origin[V], sum[V] = {}, square[V] = {};
+
+  __device__ Moments(const float* rows, const Tile<V>& tile, const Division& d) {
+    if (tile.exists) read_channels(origin, rows + ORIGIN * d.width, tile);
+  }
+
+  __device__ void add(const Unit<T, V>& x) {
+    float values[V];
+    x.to_floats(values);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      float difference = values[v] - origin[v];
+      sum[v] += difference;
+      square[v] += difference * difference;
+    }
+  }
+};
+
+// The mean of a group's part in the tile, and the sum of its squared deviations from it.
+template <int V>
+__device__ float2 moments_of(int group, const float2* merged, const float* bases, const Tile<V>& tile,
+                             const Division& d) {
+  float2 sums = sum_of(merged + group * d.sum_threads, d.sum_threads);
+  float count = static_cast<float>(tile.count) * static_cast<float>(tile.up_to(group, d) - tile.from(group, d));
+  float apart = sums.x / count;
+  return {bases[group] + apart, fmaxf(sums.y - sums.x * apart, 0.0f)};
+}
+
+// What is merged of a group: Σ count · (mean - base) and Σ deviation + count · (mean - base)² over parts that have
+// `count` elements each, their mean and their squared deviations from it (Chan, Golub and LeVeque 1979).
+struct Merged {
+  float2 sums = {0.0f, 0.0f};
+
+  __device__ void add(float2 moments, float count, float base) {
+    float apart = moments.x - base, weighted = count * apart;
+    sums.x += weighted;
+    sums.y += moments.y + weighted * apart;
+  }
+};
+
+// Merge the slots of each group of the tile.
+template <int V>
+__device__ void merge_slots(const float2* slots, float2* merged, float* bases, const Tile<V>& tile,
+                            const GroupNormProblem& problem, const Division& d) {
+  int threads = d.part_threads * d.split_threads;
+  for (int i = tile.thread; i < tile.groups * threads; i += tile.threads) {
+    int row = divide(i, d.by_split_threads), first_split = i - row * d.split_threads;
+    int index = divide(row, d.by_part_threads), first_part = row - index * d.part_threads;
+    int group = tile.first_group + index, begin = group * d.per_group.value, end = begin + d.per_group.value;
+    int from = first_tile(group, d), left = from * d.width + first_part * d.width;
+    const float2* its = slots + slot_of(tile.n, group, 0, problem, d);
+    float base = its[0].x;
+    its += first_part * d.slots;
+    Merged sums;
+    for (; left < end; left += d.part_threads * d.width) {
+      float channels = static_cast<float>(min(left + d.width, end) - max(left, begin));
+      float count = channels * static_cast<float>(d.rows), last = channels * static_cast<float>(d.last_rows);
+      for (int split = first_split; split < d.splits; split += d.split_threads)
+        sums.add(its[split], split == d.splits - 1 ? last : count, base);
+      its += d.part_threads * d.slots;
+    }
+    merged[i] = sums.sums;
+    if (i == index * threads) bases[index] = base;
+  }
+}
+
+// The parameters of each channel of the tile: add, gain and offset.
+template <int V>
+__device__ void stage_parameters(float* rows, const Tile<V>& tile, const GroupNormProblem& problem, const Division& d) {
+  for (int i = tile.thread; i < tile.present; i += tile.threads) {
+    int channel = tile.first + i;
+    float2 affine = affine_of(problem, tile.n, channel);
+    rows[CENTRE * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, channel) : 0.0f;
+    rows[GAIN * d.width + i] = affine.x;
+    rows[OFFSET * d.width + i] = affine.y;
+  }
+}
+
+// Make of them, which this same thread staged, what leads from x to the output; and write mean and rstd.
+//
+// 32-bit outputs get z = (x + centre) · gain + offset: one multiply-add would keep the rounding of what the mean
+// cancels. 16-bit outputs have room for it. There SiLU is t / (-log2 e · (1 + 2^t)) of t = -log2 e · z.
+template <class T, int V>
+__device__ void fold_parameters(float* rows, const float2* merged, int threads, const float* bases,
+                                const GroupNormOutput& output, const Tile<V>& tile, const GroupNormProblem& problem,
+                                const Division& d) {
+  for (int i = tile.thread; i < tile.present; i += tile.threads) {
+    int index = tile.group_of(i, d);
+    float2 sums = sum_of(merged + index * threads, threads);
+    float mean = bases[index] + sums.x * d.inverse_size;
+    float variance = fmaxf(sums.y - sums.x * (sums.x * d.inverse_size), 0.0f) * d.inverse_size;
+    float rstd = rsqrtf(variance + problem.eps);
+    if (tile.split == 0 && tile.first_of_it + index * d.per_group.value == i) {
+      int64_t at = tile.n * problem.num_groups + tile.first_group + index;
+      output.mean[at] = mean;
+      output.rstd[at] = rstd;
+    }
+    float centre = rows[CENTRE * d.width + i] - mean;
+    float gain = rows[GAIN * d.width + i] * rstd, offset = rows[OFFSET * d.width + i];
+    if constexpr (sizeof(T) == 2) {
+      float scale = problem.silu ? -LOG2E : 1.0f;
+      offset = (offset + centre * gain) * scale;
+      gain *= scale;
+    }
+    rows[CENTRE * d.width + i] = centre;
+    rows[GAIN * d.width + i] = gain;
+    rows[OFFSET * d.width + i] = offset;
+  }
+}
+
+// The output of a column's units.
+template <class T, int V>
+struct Output {
+  float centre[sizeof(T) == 4 ? V : 1], gain[V], offset[V];
+  bool silu;
+
+  __device__ Output(const float* rows, bool silu, const Tile<V>& tile, const Division& d) : silu(silu) {
+    if (!tile.exists) return;
+    if constexpr (sizeof(T) == 4) read_channels(centre, rows + CENTRE * d.width, tile);
+    read_channels(gain, rows + GAIN * d.width, tile);
+    read_channels(offset, rows + OFFSET * d.width, tile);
+  }
+
+  __device__ Unit<T, V> of(const Unit<T, V>& x) const {
+    float values[V];
+    x.to_floats(values);
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = (sizeof(T) == 4 ? values[v] + centre[v] : values[v]) * gain[v] + offset[v];
+    if (silu) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        if constexpr (sizeof(T) == 4) values[v] = values[v] / (1.0f + expf(-values[v]));
+        else values[v] *= fast_rcp(fmaf(fast_exp2(values[v]), -LOG2E, -LOG2E));
+      }
+    }
+    return Unit<T, V>::from_floats(values);
+  }
+};
+
+template <class T, int V>
+__global__ void __launch_bounds__(THREADS) statistics_kernel(GroupNormProblem problem, Division d, float2* slots) {
+  CMFAST_SHARED(memory);
+  Tile<V> tile(problem, d);
+  Cursor<const T> x = input_cursor<T>(problem, tile, d);
+  Batch<T, V, BATCH> batch;
+  int left = tile.units - tile.lane;
+  batch.load(x, left, d.lanes);
+
+  float* rows = shared_at<float>(memory, d.shared.channels);
+  float2* merged = shared_at<float2>(memory, d.shared.merged);
+  float* bases = shared_at<float>(memory, d.shared.bases);
+  T* first = shared_at<T>(memory, d.shared.first);
+  if (tile.exists && tile.lane == 0) batch.units[0].store(first + tile.column * V);
+  for (int i = tile.thread; i < tile.present; i += tile.threads)
+    rows[CENTRE * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, tile.first + i) : 0.0f;
+  CMFAST_SYNC(1);
+  stage_origins(rows, bases, first, V / tile.channels, tile, d);
+  CMFAST_SYNC(2);
+
+  Moments<T, V> moments(rows, tile, d);
+  while (left > 0) {
+    batch.for_each(left, d.lanes, [&](const Unit<T, V>& unit) { moments.add(unit); });
+    left -= BATCH * d.lanes;
+    if (left <= 0) break;
+    batch.load(x, left, d.lanes);
+  }
+
+  float2* sums = shared_at<float2>(memory, d.shared.sums);
+  write_sums(sums, moments.sum, moments.square, tile, d);
+  CMFAST_SYNC(3);
+  add_lanes(merged, sums, tile, d);
+  CMFAST_SYNC(4);
+  for (int i = tile.thread; i < tile.groups; i += tile.threads) {
+    int group = tile.first_group + i, part = static_cast<int>(blockIdx.y) - first_tile(group, d);
+    slots[slot_of(tile.n, group, part, problem, d) + tile.split] = moments_of(i, merged, bases, tile, d);
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(THREADS)
+    apply_kernel(GroupNormProblem problem, Division d, const float2* slots, GroupNormOutput output) {
+  CMFAST_SHARED(memory);
+  Tile<V> tile(problem, d);
+  Cursor<const T> x = input_cursor<T>(problem, tile, d);
+  Cursor<T> y(output.y, tile, d);
+  Batch<T, V, BATCH> batch;
+  int left = tile.units - tile.lane;
+  batch.load(x, left, d.lanes);
+
+  float* rows = shared_at<float>(memory, d.shared.channels);
+  float2* merged = shared_at<float2>(memory, d.shared.merged);
+  float* bases = shared_at<float>(memory, d.shared.bases);
+  stage_parameters(rows, tile, problem, d);
+  merge_slots(slots, merged, bases, tile, problem, d);
+  CMFAST_SYNC(6);
+  fold_parameters<T>(rows, merged, d.part_threads * d.split_threads, bases, output, tile, problem, d);
+  CMFAST_SYNC(7);
+
+  Output<T, V> of_column(rows, problem.silu, tile, d);
+  while (left > 0) {
+    batch.for_each(left, d.lanes, [&](const Unit<T, V>& unit) {
+      of_column.of(unit).store(y.at);
+      y.at += y.step;
+    });
+    left -= BATCH * d.lanes;
+    if (left <= 0) break;
+    batch.load(x, left, d.lanes);
+  }
+}
+
+// One launch: the blocks of a cluster, or one alone, have all positions of the whole groups of a tile, and keep them in
+// shared memory, each thread its own.
+template <class T, int V>
+__global__ void __launch_bounds__(THREADS) resident_kernel(GroupNormProblem problem, Division d, GroupNormOutput output) {
+  CMFAST_SHARED(memory);
+  Tile<V> tile(problem, d);
+  Cursor<const T> x = input_cursor<T>(problem, tile, d);
+  T* held = shared_at<T>(memory, d.shared.held);
+  T* mine = held + tile.thread * V;
+  int step = tile.threads * V;
+  int units = tile.lane < tile.units ? (tile.units - 1 - tile.lane) / d.lanes + 1 : 0;
+  for (int i = 0; i < units; ++i) {
+    if constexpr (V > 1) cp_async_16(mine + i * step, x.at + i * x.step, true);
+    else mine[i * step] = x.at[i * x.step];
+  }
+  cp_async_commit();
+  float* rows = shared_at<float>(memory, d.shared.channels);
+  stage_parameters(rows, tile, problem, d);
+  CMFAST_CP_ASYNC_WAIT(8, 0);
+  CMFAST_SYNC(9);
+  float2* merged = shared_at<float2>(memory, d.shared.merged);
+  float* bases = shared_at<float>(memory, d.shared.bases);
+  stage_origins(rows, bases, held, d.channels_last ? 1 : d.lanes * V, tile, d);
+  CMFAST_SYNC(10);
+
+  Moments<T, V> its(rows, tile, d);
+  for (int i = 0; i < units; ++i) its.add(Unit<T, V>::load(mine + i * step));
+  float2* sums = shared_at<float2>(memory, d.shared.sums);
+  float2* moments = shared_at<float2>(memory, d.shared.moments);
+  write_sums(sums, its.sum, its.square, tile, d);
+  CMFAST_SYNC(11);
+  add_lanes(merged, sums, tile, d);
+  CMFAST_SYNC(12);
+  for (int i = tile.thread; i < tile.groups; i += tile.threads) moments[i] = moments_of(i, merged, bases, tile, d);
+  if (d.splits > 1) CMFAST_SYNC_CLUSTER(14);
+  else CMFAST_SYNC(15);
+  for (int i = tile.thread; i < tile.groups; i += tile.threads) {
+    Merged group;
+    float base = d.splits > 1 ? cluster_shared(moments, 0)[i].x : moments[i].x;
+    for (int split = 0; split < d.splits; ++split) {
+      float count = static_cast<float>(split == d.splits - 1 ? d.last_rows : d.rows) *
+                    static_cast<float>(d.per_group.value);
+      group.add(d.splits > 1 ? cluster_shared(moments, split)[i] : moments[i], count, base);
+    }
+    merged[i] = group.sums;
+    bases[i] = base;
+  }
+  // No block may end while others read its moments.
+  if (d.splits > 1) CMFAST_SYNC_CLUSTER(16);
+  else CMFAST_SYNC(17);
+  fold_parameters<T>(rows, merged, 1, bases, output, tile, problem, d);
+  CMFAST_SYNC(18);
+
+  Output<T, V> of_column(rows, problem.silu, tile, d);
+  Cursor<T> y(output.y, tile, d);
+  for (int i = 0; i < units; ++i) {
+    of_column.of(Unit<T, V>::load(mine + i * step)).store(y.at);
+    y.at += y.step;
+  }
+}
+
+template <class T, int V>
+std::string run(const Plan& plan, const GroupNormProblem& problem, const GroupNormOutput& output, float2* slots,
+                void* stream) {
+  const Division& d = plan.division;
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(problem.samples * d.splits), static_cast<unsigned>(d.tiles));
+  config.block = dim3(static_cast<unsigned>(plan.threads()));
+  config.stream = stream;
+  if (plan.cluster) {
+    config.shared_bytes = d.shared.resident;
+    config.cluster_x = plan.cluster;
+    return launch(resident_kernel<T, V>, config, problem, d, output);
+  }
+  config.shared_bytes = d.shared.statistics;
+  std::string error = launch(statistics_kernel<T, V>, config, problem, d, slots);
+  if (!error.empty()) return error;
+  config.shared_bytes = d.shared.apply;
+  return launch(apply_kernel<T, V>, config, problem, d, slots, output);
+}
+
+template <class T>
+std::string run(const Plan& plan, const GroupNormProblem& problem, const GroupNormOutput& output, float2* slots,
+                void* stream) {
+  constexpr int V = 16 / sizeof(T);
+  return plan.vector == 1 ? run<T, 1>(plan, problem, output, slots, stream)
+                          : run<T, V>(plan, problem, output, slots, stream);
+}
+
+}  // namespace
+
+int64_t group_norm_workspace(const GroupNormProblem& problem, const GroupNormOutput& output, int capability) {
+  if (!check_group_norm(problem).empty()) return 0;
+  Plan plan = plan_group_norm(problem, output.y, capability);
+  return plan.cluster ? 0 : 2 * plan.slots(problem);
+}
+
+std::string group_norm(const GroupNormProblem& problem, const GroupNormOutput& output, Workspace workspace,
+                       int capability, void* stream) {
+  std::string error = check_group_norm(problem);
+  if (!error.empty()) return "group_norm: " + error;
+  if (!output.y.data || !output.mean || !output.rstd) return "group_norm: y, mean and rstd need memory";
+  Plan plan = plan_group_norm(problem, output.y, capability);
+  error = check_plan(plan, problem, plan.cluster ? 0 : 2 * plan.slots(problem), workspace);
+  if (!error.empty()) return "group_norm: " + error;
+  auto* slots = reinterpret_cast<float2*>(workspace.data);
+  if (problem.dtype == FLOAT32) error = run<float>(plan, problem, output, slots, stream);
+  else if (problem.dtype == FLOAT16) error = run<__half>(plan, problem, output, slots, stream);
+  else error = run<__nv_bfloat16>(plan, problem, output, slots, stream);
+  return error.empty() ? error : "group_norm: " + error;
+}
+
+}  // namespace cmfast
