@@ -165,53 +165,61 @@ struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vector {
 };
 
 template <int BYTES>
-struct Word;
-template <>
-struct Word<16> {
-  using Type = uint4;
-};
-template <>
-struct Word<8> {
-  using Type = uint2;
-};
-template <>
-struct Word<4> {
-  using Type = uint32_t;
-};
-template <>
-struct Word<2> {
-  using Type = uint16_t;
-};
+using Word = std::conditional_t<
+    BYTES == 16, uint4,
+    std::conditional_t<BYTES == 8, uint2, std::conditional_t<BYTES == 4, uint32_t, uint16_t>>>;
 
 template <class T, int V>
 __device__ __forceinline__ Vector<T, V> load_vector(const T* pointer CMFAST_HERE) {
-  constexpr int BYTES = sizeof(T) * V < 16 ? sizeof(T) * V : 16;
-  using W = typename Word<BYTES>::Type;
+  constexpr int BYTES = sizeof(T) * V < 16 ? sizeof(T) * V : 16, EACH = BYTES / sizeof(T);
 #ifdef CMFAST_EMULATE
   emulation::check_alignment(pointer, BYTES, place);
 #endif
   Vector<T, V> result;
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(T) * V / BYTES); ++i) {
-    W word = reinterpret_cast<const W*>(pointer)[i];
-    memcpy(reinterpret_cast<char*>(result.data) + i * BYTES, &word, BYTES);
+  for (int i = 0; i < V; i += EACH) {
+    Word<BYTES> word = *reinterpret_cast<const Word<BYTES>*>(pointer + i);
+    memcpy(result.data + i, &word, BYTES);
   }
   return result;
 }
 
 template <class T, int V>
 __device__ __forceinline__ void store_vector(T* pointer, const Vector<T, V>& value CMFAST_HERE) {
-  constexpr int BYTES = sizeof(T) * V < 16 ? sizeof(T) * V : 16;
-  using W = typename Word<BYTES>::Type;
+  constexpr int BYTES = sizeof(T) * V < 16 ? sizeof(T) * V : 16, EACH = BYTES / sizeof(T);
 #ifdef CMFAST_EMULATE
   emulation::check_alignment(pointer, BYTES, place);
 #endif
 #pragma unroll
-  for (int i = 0; i < static_cast<int>(sizeof(T) * V / BYTES); ++i) {
-    W word;
-    memcpy(&word, reinterpret_cast<const char*>(value.data) + i * BYTES, BYTES);
-    reinterpret_cast<W*>(pointer)[i] = word;
+  for (int i = 0; i < V; i += EACH) {
+    Word<BYTES> word;
+    memcpy(&word, value.data + i, BYTES);
+    *reinterpret_cast<Word<BYTES>*>(pointer + i) = word;
   }
+}
+
+// The same to global memory, and always in accesses of 16 bytes: nvcc takes a vector's store apart into those of its
+// elements where it moves their computation, and does not always put it together again.
+template <class T, int V>
+__device__ __forceinline__ void store_global(T* pointer, const Vector<T, V>& value CMFAST_HERE) {
+#ifdef CMFAST_EMULATE
+  store_vector(pointer, value, place);
+#else
+  constexpr int BYTES = sizeof(T) * V < 16 ? sizeof(T) * V : 16, EACH = BYTES / sizeof(T);
+  static_assert(BYTES == 16 || BYTES == 8);
+#pragma unroll
+  for (int i = 0; i < V; i += EACH) {
+    uint32_t words[BYTES / 4];
+    memcpy(words, value.data + i, BYTES);
+    auto address = __cvta_generic_to_global(pointer + i);
+    if constexpr (BYTES == 16)
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(words[0]), "r"(words[1]),
+                   "r"(words[2]), "r"(words[3])
+                   : "memory");
+    else
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(words[0]), "r"(words[1]) : "memory");
+  }
+#endif
 }
 
 template <class T, int V>

@@ -1,16 +1,44 @@
-"""The backends that this machine can test, as a pytest parameter: the case lists are the same for all of them."""
+"""The backends that this machine can test, as a pytest parameter: the case lists are the same for all of them.
 
+Without a GPU, Triton's interpreter and the emulation of the CUDA kernels take CPU tensors; "cuda" is then tested under
+several schedules of its threads. With a GPU, conftest.py runs the kernels on copies of the tests' tensors there.
+"""
+
+import contextlib
 from unittest import mock
 
 import pytest
-from cmfast.kernels import backends
+import torch
+from cmfast.kernels import backends, native
+
+from . import emulation
+
+ON_GPU = torch.cuda.is_available()
+
+
+@contextlib.contextmanager
+def gpu_kernels():
+    """Let the GPU backends serve CPU tensors where there is no GPU."""
+    if ON_GPU:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict("os.environ", {"CMFAST_GPU_ON_CPU": "1"}))
+        if not emulation.missing():
+            stack.enter_context(native.stand_in(emulation.emulated()))
+        yield
 
 
 def served(op: str) -> list:
-    """A parameter a backend; those that cannot serve `op` here are skipped with their reason."""
-    with mock.patch.dict("os.environ", {"CMFAST_GPU_ON_CPU": "1"}):  # as the fixture in conftest.py sets it
+    """A parameter a backend and schedule; backends that cannot serve `op` here are skipped with their reason."""
+    with gpu_kernels():
         answers = {name: backends.available(name, op) for name in backends.BACKENDS}
-    return [
-        pytest.param(name, marks=[] if ok else pytest.mark.skip(reason=f"{name}: {reason}"))
-        for name, (ok, reason) in answers.items()
-    ]
+    found = []
+    for name, (ok, reason) in answers.items():
+        if name == "cuda" and ok and not ON_GPU:
+            marks = [pytest.mark.schedule(seed) for seed in emulation.SCHEDULES]
+            found += [pytest.param(name, marks=mark, id=f"cuda-{mark.args[0]}") for mark in marks]
+        else:
+            skip = pytest.mark.skip(reason=f"{name}: {emulation.missing() if name == 'cuda' else ''} {reason}")
+            found.append(pytest.param(name, marks=[] if ok else skip))
+    return found

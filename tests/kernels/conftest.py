@@ -1,9 +1,45 @@
+import sys
+
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+
+from . import emulation
+from .backends import ON_GPU, gpu_kernels
 
 
 @pytest.fixture(autouse=True)
-def _gpu_kernels_on_cpu(monkeypatch):
-    """Let the tests of the operators ask for a GPU backend by name where there is no GPU."""
-    if not torch.cuda.is_available():
-        monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+def _gpu_kernels(request, monkeypatch):
+    """Let the tests of the operators ask for a GPU backend by name: see backends.py."""
+    if ON_GPU:
+        for op in ("group_norm", "attention", "consistency"):
+            module = sys.modules[f"cmfast.kernels.{op}"]
+            monkeypatch.setattr(module, "resolve", _on_gpu(module.resolve))
+    with gpu_kernels():
+        schedule = request.node.get_closest_marker("schedule")
+        if schedule:
+            emulation.emulated().set_schedule(schedule.args[0])
+        yield
+
+
+def _on_gpu(resolve):
+    """The function that `resolve` gives for copies of the tensors on the GPU, of CPU tensors."""
+
+    def resolve_on_gpu(op, tensors, backend=None):
+        serve = resolve(op, [_copy(t, "cuda") for t in tensors], backend)
+
+        def run(*arguments):
+            copies = pytree.tree_map_only(torch.Tensor, lambda t: _copy(t, "cuda"), arguments)
+            return pytree.tree_map_only(torch.Tensor, lambda t: _copy(t, "cpu"), serve(*copies))
+
+        return run
+
+    return resolve_on_gpu
+
+
+def _copy(t, device):
+    """The tensor on another device with the whole of its memory: what is around a view comes along."""
+    storage = t.untyped_storage()
+    copy = torch.empty(0, dtype=t.dtype, device=device)
+    there = torch.UntypedStorage(storage.nbytes(), device=device).copy_(storage)
+    return copy.set_(there, t.storage_offset(), t.shape, t.stride())

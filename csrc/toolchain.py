@@ -1,0 +1,130 @@
+"""Compiles the extensions: cmfast._cuda with nvcc (setup.py), and its emulation on the CPU with g++ (the tests).
+
+Objects are kept by the hash of everything that they are made from, so what did not change is not compiled again.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent
+
+#: Machine code for these, and PTX for what is newer.
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+PTX = "compute_80"
+
+_WARNINGS = ("-Wall", "-Wextra", "-Werror")
+
+
+def find_nvcc() -> str | None:
+    """The nvcc of CUDA_HOME, or the one on PATH."""
+    home = os.environ.get("CUDA_HOME")
+    if home:
+        found = shutil.which("nvcc", path=str(Path(home, "bin")))
+        if found is None:
+            raise FileNotFoundError(f"CUDA_HOME is {home!r}, and there is no bin/nvcc in it")
+        return found
+    return shutil.which("nvcc")
+
+
+def find_host_compiler() -> str | None:
+    """The compiler that CXX names, or g++."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
+    """Compile cmfast._cuda to the file `target`; a warning of either compiler, or a spilled register, is an error."""
+    machine_code = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHITECTURES]
+    options = ["-std=c++17", "-O3", "-lineinfo", *machine_code, f"-gencode=arch={PTX},code={PTX}"]
+    options += ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"]
+    options += ["-Xcompiler=" + ",".join((*_WARNINGS, "-fPIC", "-fvisibility=hidden"))]
+    if os.environ.get("CXX"):
+        options += ["-ccbin", os.environ["CXX"]]
+    jobs = [([nvcc, *options, "-c"], source) for source in sorted(SOURCES.glob("cuda/*.cu"))]
+    description = f"nvcc {_version(nvcc, 'V')} and {_host_version()}"
+    host = [*_module("_cuda"), *_build_info(description, (*ARCHITECTURES, f"PTX {PTX}"))]
+    jobs += [([nvcc, "-std=c++17", "-O2", options[-1], *host, "-c"], SOURCES / "cuda_bindings.cpp")]
+    _link([nvcc, "-shared", "-cudart=static"], _compile(jobs, objects, description), target)
+
+
+def build_emulation(target: Path, objects: Path, *, sanitize: bool = False) -> None:
+    """Compile the module _emulated, which has the functions of _cuda and runs the kernels on the CPU.
+
+    `sanitize` builds it with the address and the undefined-behaviour sanitizer.
+    """
+    compiler = find_host_compiler()
+    if compiler is None:
+        raise FileNotFoundError("no host compiler was found: install g++, or name one in CXX")
+    options = [compiler, "-std=c++17", *_WARNINGS, "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
+    options += ["-DCMFAST_EMULATE", *(_SANITIZE if sanitize else ["-O2"])]
+    kernels = [([*options, "-x", "c++", "-c"], source) for source in sorted(SOURCES.glob("cuda/*.cu"))]
+    host = [([*options, "-c"], source) for source in sorted(SOURCES.glob("emulation/*.cpp"))]
+    module = [*options, *_module("_emulated"), *_build_info(_host_version(), ("emulated",)), "-c"]
+    jobs = [*kernels, *host, (module, SOURCES / "cuda_bindings.cpp")]
+    linker = [compiler, "-shared", *(_SANITIZE if sanitize else [])]
+    _link(linker, _compile(jobs, objects, _host_version()), target)
+
+
+_SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+
+
+def _module(name: str) -> list[str]:
+    import pybind11
+
+    return [f"-DCMFAST_MODULE={name}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+
+
+def _build_info(compiler: str, architectures: tuple[str, ...]) -> list[str]:
+    quoted = {"CMFAST_COMPILER": compiler, "CMFAST_ARCHITECTURES": ", ".join(architectures)}
+    return [f'-D{name}="{value}"' for name, value in quoted.items()]
+
+
+def _version(program: str, marker: str) -> str:
+    lines = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout.split()
+    return next((word[1:] for word in lines if word.startswith(marker) and word[1:2].isdigit()), "of unknown version")
+
+
+def _host_version() -> str:
+    compiler = find_host_compiler()
+    if compiler is None:
+        return "no host compiler"
+    first = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    return " ".join((Path(compiler).name, first.split()[-1]))
+
+
+def _compile(jobs: list[tuple[list[str], Path]], objects: Path, compiler: str) -> list[Path]:
+    """Run each command with its source, as many at a time as there are processors; the objects."""
+    objects.mkdir(parents=True, exist_ok=True)
+    headers = sorted(path for suffix in ("h", "cuh") for path in SOURCES.rglob(f"*.{suffix}"))
+    common = compiler.encode() + b"".join(path.read_bytes() for path in headers)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [*pool.map(lambda job: _object(*job, objects, common), jobs)]
+
+
+def _object(command: list[str], source: Path, objects: Path, common: bytes) -> Path:
+    digest = hashlib.sha256(repr(command).encode() + source.read_bytes() + common).hexdigest()[:16]
+    target = objects / f"{source.stem}-{digest}.o"
+    if not target.exists():
+        for old in objects.glob(f"{source.stem}-????????????????.o"):
+            old.unlink()
+        fresh = target.with_suffix(f".{os.getpid()}.o")
+        _run([*command, str(source), "-o", str(fresh)])
+        fresh.replace(target)
+    return target
+
+
+def _link(command: list[str], objects: list[Path], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f"{target.name}.{os.getpid()}")  # a module that is loaded is not written over
+    _run([*command, *map(str, objects), "-o", str(fresh)])
+    fresh.replace(target)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")

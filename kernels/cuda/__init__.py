@@ -1,0 +1,67 @@
+"""The CUDA C++ kernels of csrc/cuda: NVIDIA GPUs from Ampere on, compiled when cmfast was installed.
+
+CPU tensors are served only where CMFAST_GPU_ON_CPU=1 says that a simulator or the emulation takes the launches.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+from .consistency import consistency_step, consistency_step_backward
+
+#: The operators that have kernels; each is a function of this module.
+_OPERATORS = ("consistency_step", "consistency_step_backward")
+
+__all__ = ["available", "consistency_step", "consistency_step_backward"]
+
+
+def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
+    """Serve float32, float16 and bfloat16 tensors of an NVIDIA GPU of compute capability 8.0 or more."""
+    try:
+        native.cuda()
+    except ImportError as error:
+        return False, str(error)
+    if op not in _OPERATORS:
+        return False, f"there is no CUDA kernel for {op}"
+    if not tensors:
+        return _usable()
+    for t in tensors:
+        if t.dtype not in native.DTYPES:
+            return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        return False, f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
+    device = tensors[0].device
+    if device.type == "cpu" and _on_cpu():
+        return True, ""
+    if device.type != "cuda":
+        return False, f"the tensors are on {device.type}, and the CUDA kernels run on an NVIDIA GPU"
+    return _serves_device(device.index)
+
+
+def _on_cpu() -> bool:
+    return os.environ.get("CMFAST_GPU_ON_CPU") == "1"
+
+
+def _usable() -> tuple[bool, str]:
+    if _on_cpu():
+        return True, ""
+    if not torch.cuda.is_available():
+        return False, "no NVIDIA GPU was found"
+    return _serves_device(torch.cuda.current_device())
+
+
+@functools.cache
+def _serves_device(index: int) -> tuple[bool, str]:
+    if torch.version.hip is not None:
+        return False, "the GPU is AMD's, and the CUDA kernels run on NVIDIA's"
+    if not torch.cuda.is_available():  # tensors without memory are traced as on any GPU
+        return True, ""
+    major, minor = torch.cuda.get_device_capability(index)
+    if major < 8:
+        return False, f"the GPU has compute capability {major}.{minor}, and the CUDA kernels need 8.0 or more"
+    return True, ""

@@ -1,0 +1,98 @@
+"""The consistency step and its derivative through csrc/cuda/consistency.cu, one launch each."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..layout import empty_in_order
+
+
+def consistency_step(
+    x: Tensor,
+    model_output: Tensor,
+    vectors: Sequence[Tensor | None],
+    scalars: Sequence[float],
+    low: float | None,
+    high: float | None,
+    noise: Tensor | None,
+    seed: int | None,
+    draw: int,
+    first_sample: int,
+    wants_sample: bool,
+    wants_input: bool,
+) -> list[Tensor]:
+    """Serve `cmfast.kernels.consistency_step`; arguments and results are those of the reference."""
+    denoised = empty_in_order(x, x.shape)
+    sample = empty_in_order(x, x.shape) if wants_sample else None
+    model_input = empty_in_order(x, x.shape, model_output.dtype) if wants_input else None
+    if x.numel():
+        vectors = _float32(vectors)  # a name that holds the copies until the launch
+        native.launch(
+            "consistency_step",
+            x,
+            x.shape,
+            _tensor(x),
+            _tensor(model_output),
+            _tensor(noise),
+            _tensor(denoised),
+            native.address(sample),
+            native.address(model_input),
+            [_vector(v) for v in vectors],
+            scalars,
+            low,
+            high,
+            seed,
+            draw,
+            first_sample,
+        )
+    return [t for t in (denoised, sample, model_input) if t is not None]
+
+
+def consistency_step_backward(
+    grads: Sequence[Tensor | None],
+    x: Tensor,
+    model_output: Tensor,
+    vectors: Sequence[Tensor | None],
+    scalars: Sequence[float],
+    low: float | None,
+    high: float | None,
+    noise_dtype: torch.dtype | None,
+) -> list[Tensor]:
+    """Serve the gradients of the consistency step; arguments and results are those of the reference."""
+    dx = empty_in_order(x, x.shape)
+    d_output = empty_in_order(x, x.shape, model_output.dtype)
+    d_noise = None if noise_dtype is None else empty_in_order(x, x.shape, noise_dtype)
+    if x.numel():
+        vectors = _float32(vectors)  # a name that holds the copies until the launch
+        native.launch(
+            "consistency_step_backward",
+            x,
+            x.shape,
+            [_tensor(grad) for grad in grads],
+            _tensor(x),
+            _tensor(model_output),
+            _tensor(dx),
+            native.address(d_output),
+            native.address(d_noise),
+            0 if noise_dtype is None else native.DTYPES[noise_dtype],
+            [_vector(v) for v in vectors],
+            scalars,
+            low,
+            high,
+        )
+    return [t for t in (dx, d_output, d_noise) if t is not None]
+
+
+def _tensor(t: Tensor | None) -> tuple[int, int, Sequence[int]] | None:
+    return None if t is None else (t.data_ptr(), native.DTYPES[t.dtype], t.stride())
+
+
+def _vector(v: Tensor | None) -> tuple[int, int] | None:
+    return None if v is None else (v.data_ptr(), v.stride(0))
+
+
+def _float32(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The coefficients as the kernels read them: a conversion, and its launch, only where they are not float32."""
+    return [v if v is None else v.float() for v in vectors]

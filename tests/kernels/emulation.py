@@ -1,0 +1,51 @@
+"""The CUDA kernels on the CPU: the module _emulated, compiled on first use and kept in build/.
+
+CMFAST_SANITIZE=1 takes the build with the address and undefined-behaviour sanitizers (see `make sanitize`).
+"""
+
+import functools
+import importlib.util
+import os
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[2]
+
+#: In order, reversed, and drawn: see csrc/emulation/scheduler.h.
+SCHEDULES = (0, 1, 2)
+
+
+@functools.cache
+def toolchain() -> ModuleType:
+    """csrc/toolchain.py, which is part of no package."""
+    return load("toolchain", ROOT / "csrc" / "toolchain.py")
+
+
+def load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def missing() -> str:
+    """Why there is no emulation here, or nothing."""
+    if not (ROOT / "csrc").exists():
+        return "the sources of the CUDA kernels are not here"
+    if importlib.util.find_spec("pybind11") is None:
+        return 'pybind11 is not installed: pip install "cmfast[dev]"'
+    if toolchain().find_host_compiler() is None:
+        return "no host compiler was found: install g++, or name one in CXX"
+    return ""
+
+
+@functools.cache
+def emulated() -> ModuleType:
+    """The module, built from the sources as they are. A source that does not compile is an error."""
+    sanitize = os.environ.get("CMFAST_SANITIZE") == "1"
+    folder = ROOT / "build" / ("sanitized" if sanitize else "emulated")
+    target = folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    toolchain().build_emulation(target, folder / "objects", sanitize=sanitize)
+    return load("_emulated", target)
