@@ -18,18 +18,7 @@
 namespace cmfast {
 namespace {
 
-constexpr int THREADS = 256;  // at most
 constexpr int BATCH = 6;
-constexpr float LOG2E = 1.4426950408889634f;
-
-template <class T>
-__device__ T* shared_at(unsigned char* memory, int offset) {
-  return reinterpret_cast<T*>(memory + offset);
-}
-
-// The constants of each channel in shared memory, rows of `width` floats. ORIGIN: what its values are taken less in
-// the sums, for with a mean far from 0 their squares would lose the variance.
-enum ChannelRow { CENTRE = 0, GAIN = 1, OFFSET = 2, ORIGIN = 3 };
 
 // All values u of a group are taken less the first one in the tile. first: the first unit of each column, `step`
 // elements from a channel to the next. CENTRE has what was added to x.
@@ -75,42 +64,19 @@ __device__ float2 moments_of(int group, const float2* merged, const float* bases
 }
 
 // What is merged of a group: Σ count · (mean - base) and Σ deviation + count · (mean - base)² over parts that have
-// `count` elements each, their mean and their squared deviations from it (Chan, Golub and LeVeque 1979).
-struct Merged {
-  float2 sums = {0.0f, 0.0f};
+// `count` elements each, their mean and their squared deviations from it (Chan, Golub and LeVeque 1979). base: the mean
+// of the first.
+struct MergedMoments {
+  float2 total = {0.0f, 0.0f};
+  float base;
 
-  __device__ void add(float2 moments, float count, float base) {
+  __device__ explicit MergedMoments(float2 first) : base(first.x) {}
+  __device__ void add(float2 moments, float count) {
     float apart = moments.x - base, weighted = count * apart;
-    sums.x += weighted;
-    sums.y += moments.y + weighted * apart;
+    total.x += weighted;
+    total.y += moments.y + weighted * apart;
   }
 };
-
-// Merge the slots of each group of the tile.
-template <int V>
-__device__ void merge_slots(const float2* slots, float2* merged, float* bases, const Tile<V>& tile,
-                            const GroupNormProblem& problem, const Division& d) {
-  int threads = d.part_threads * d.split_threads;
-  for (int i = tile.thread; i < tile.groups * threads; i += tile.threads) {
-    int row = divide(i, d.by_split_threads), first_split = i - row * d.split_threads;
-    int index = divide(row, d.by_part_threads), first_part = row - index * d.part_threads;
-    int group = tile.first_group + index, begin = group * d.per_group.value, end = begin + d.per_group.value;
-    int from = first_tile(group, d), left = from * d.width + first_part * d.width;
-    const float2* its = slots + slot_of(tile.n, group, 0, problem, d);
-    float base = its[0].x;
-    its += first_part * d.slots;
-    Merged sums;
-    for (; left < end; left += d.part_threads * d.width) {
-      float channels = static_cast<float>(min(left + d.width, end) - max(left, begin));
-      float count = channels * static_cast<float>(d.rows), last = channels * static_cast<float>(d.last_rows);
-      for (int split = first_split; split < d.splits; split += d.split_threads)
-        sums.add(its[split], split == d.splits - 1 ? last : count, base);
-      its += d.part_threads * d.slots;
-    }
-    merged[i] = sums.sums;
-    if (i == index * threads) bases[index] = base;
-  }
-}
 
 // The parameters of each channel of the tile: add, gain and offset.
 template <int V>
@@ -207,7 +173,7 @@ __global__ void __launch_bounds__(THREADS) statistics_kernel(GroupNormProblem pr
 
   Moments<T, V> moments(rows, tile, d);
   while (left > 0) {
-    batch.for_each(left, d.lanes, [&](const Unit<T, V>& unit) { moments.add(unit); });
+    for_each_unit<BATCH>(left, d.lanes, [&](int b) { moments.add(batch.units[b]); });
     left -= BATCH * d.lanes;
     if (left <= 0) break;
     batch.load(x, left, d.lanes);
@@ -239,15 +205,15 @@ __global__ void __launch_bounds__(THREADS)
   float2* merged = shared_at<float2>(memory, d.shared.merged);
   float* bases = shared_at<float>(memory, d.shared.bases);
   stage_parameters(rows, tile, problem, d);
-  merge_slots(slots, merged, bases, tile, problem, d);
+  merge_slots<MergedMoments>(slots, merged, bases, tile, problem, d);
   CMFAST_SYNC(6);
   fold_parameters<T>(rows, merged, d.part_threads * d.split_threads, bases, output, tile, problem, d);
   CMFAST_SYNC(7);
 
   Output<T, V> of_column(rows, problem.silu, tile, d);
   while (left > 0) {
-    batch.for_each(left, d.lanes, [&](const Unit<T, V>& unit) {
-      of_column.of(unit).store(y.at);
+    for_each_unit<BATCH>(left, d.lanes, [&](int b) {
+      of_column.of(batch.units[b]).store(y.at);
       y.at += y.step;
     });
     left -= BATCH * d.lanes;
@@ -293,15 +259,14 @@ __global__ void __launch_bounds__(THREADS) resident_kernel(GroupNormProblem prob
   if (d.splits > 1) CMFAST_SYNC_CLUSTER(14);
   else CMFAST_SYNC(15);
   for (int i = tile.thread; i < tile.groups; i += tile.threads) {
-    Merged group;
-    float base = d.splits > 1 ? cluster_shared(moments, 0)[i].x : moments[i].x;
+    MergedMoments group(d.splits > 1 ? cluster_shared(moments, 0)[i] : moments[i]);
     for (int split = 0; split < d.splits; ++split) {
       float count = static_cast<float>(split == d.splits - 1 ? d.last_rows : d.rows) *
                     static_cast<float>(d.per_group.value);
-      group.add(d.splits > 1 ? cluster_shared(moments, split)[i] : moments[i], count, base);
+      group.add(d.splits > 1 ? cluster_shared(moments, split)[i] : moments[i], count);
     }
-    merged[i] = group.sums;
-    bases[i] = base;
+    merged[i] = group.total;
+    bases[i] = group.base;
   }
   // No block may end while others read its moments.
   if (d.splits > 1) CMFAST_SYNC_CLUSTER(16);
@@ -321,28 +286,12 @@ template <class T, int V>
 std::string run(const Plan& plan, const GroupNormProblem& problem, const GroupNormOutput& output, float2* slots,
                 void* stream) {
   const Division& d = plan.division;
-  LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(problem.samples * d.splits), static_cast<unsigned>(d.tiles));
-  config.block = dim3(static_cast<unsigned>(plan.threads()));
-  config.stream = stream;
-  if (plan.cluster) {
-    config.shared_bytes = d.shared.resident;
-    config.cluster_x = plan.cluster;
-    return launch(resident_kernel<T, V>, config, problem, d, output);
-  }
-  config.shared_bytes = d.shared.statistics;
-  std::string error = launch(statistics_kernel<T, V>, config, problem, d, slots);
+  if (plan.cluster)
+    return launch(resident_kernel<T, V>, launch_config(plan, problem, d.shared.resident, stream), problem, d, output);
+  std::string error = launch(statistics_kernel<T, V>, launch_config(plan, problem, d.shared.statistics, stream),
+                             problem, d, slots);
   if (!error.empty()) return error;
-  config.shared_bytes = d.shared.apply;
-  return launch(apply_kernel<T, V>, config, problem, d, slots, output);
-}
-
-template <class T>
-std::string run(const Plan& plan, const GroupNormProblem& problem, const GroupNormOutput& output, float2* slots,
-                void* stream) {
-  constexpr int V = 16 / sizeof(T);
-  return plan.vector == 1 ? run<T, 1>(plan, problem, output, slots, stream)
-                          : run<T, V>(plan, problem, output, slots, stream);
+  return launch(apply_kernel<T, V>, launch_config(plan, problem, d.shared.apply, stream), problem, d, slots, output);
 }
 
 }  // namespace
@@ -361,10 +310,10 @@ std::string group_norm(const GroupNormProblem& problem, const GroupNormOutput& o
   Plan plan = plan_group_norm(problem, output.y, capability);
   error = check_plan(plan, problem, plan.cluster ? 0 : 2 * plan.slots(problem), workspace);
   if (!error.empty()) return "group_norm: " + error;
-  auto* slots = reinterpret_cast<float2*>(workspace.data);
-  if (problem.dtype == FLOAT32) error = run<float>(plan, problem, output, slots, stream);
-  else if (problem.dtype == FLOAT16) error = run<__half>(plan, problem, output, slots, stream);
-  else error = run<__nv_bfloat16>(plan, problem, output, slots, stream);
+  auto* slots = static_cast<float2*>(static_cast<void*>(workspace.data));
+  error = for_elements(problem.dtype, plan.vector, [&](auto element, auto vector) {
+    return run<decltype(element), decltype(vector)::value>(plan, problem, output, slots, stream);
+  });
   return error.empty() ? error : "group_norm: " + error;
 }
 

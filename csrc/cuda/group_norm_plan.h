@@ -12,16 +12,18 @@ struct Divisor {
   float inverse = 1.0f, half = 0.5f;  // 1 / value and 1 / (2 · value)
 };
 
-/// Byte offsets of what a block keeps in shared memory; `apply`, `statistics` and `resident` are the totals.
+/// Byte offsets of what a block keeps in shared memory; `apply`, `statistics`, `gradient` and `resident`
+/// are what a kernel needs: all before it.
 struct SharedOffsets {
   int channels = 0;  // floats [6, width]: constants of each channel
   int merged = 0;    // float2 [groups, threads that share one]
   int bases = 0;     // floats [groups]
   int apply = 0;
   int first = 0;     // the first unit of each column
-  int partial = 0;   // float2 [sum_rows, width]
   int sums = 0;      // float2 [lanes, width]
   int statistics = 0;
+  int partial = 0;   // float2 [width, channel_threads]
+  int gradient = 0;
   int moments = 0;   // float2 [groups]
   int held = 0;      // the block's units of x
   int resident = 0;
@@ -43,8 +45,9 @@ struct Division {
   int sum_threads = 0;        // threads that share the sum of a group over the tile
   int part_threads = 0;       // threads that share its slots: each takes every part_threads-th part,
   int split_threads = 0;      // and of that every split_threads-th split
+  int channel_threads = 0;    // threads that share the sum of a channel over the tile
   float inverse_size = 0;     // 1 / (channels of a group · positions)
-  Divisor per_group, by_width, by_sum_threads, by_part_threads, by_split_threads;
+  Divisor per_group, by_width, by_sum_threads, by_part_threads, by_split_threads, by_channel_threads;
   Divisor neighbours;         // the threads next to each other: columns or lanes
   SharedOffsets shared;
 };

@@ -7,6 +7,20 @@
 
 namespace cmfast {
 
+constexpr int THREADS = 256;  // of a block, at most
+constexpr float LOG2E = 1.4426950408889634f;
+
+// The constants of each channel in shared memory, in rows of `width` floats.
+//
+// CENTRE: what leads from x to u - mean, add - mean. GAIN and OFFSET: what leads from there to z. ORIGIN: what the values
+// of x are taken less in the sums of the statistics. RSTD, SLOPE and CONSTANT: see group_norm_backward.cu.
+enum ChannelRow { CENTRE = 0, GAIN, OFFSET, ORIGIN = 3, RSTD = 3, SLOPE, CONSTANT };
+
+template <class T>
+__device__ T* shared_at(unsigned char* memory, int offset) {
+  return reinterpret_cast<T*>(memory + offset);
+}
+
 // The quotient i / d of 0 ≤ i < 2^21: (i + 1/2) / d is further from an integer than it is rounded.
 __device__ __forceinline__ int divide(int i, Divisor d) {
   return static_cast<int>(fmaf(static_cast<float>(i), d.inverse, d.half));
@@ -154,20 +168,20 @@ struct Batch {
       x.at += x.step;
     }
   }
-
-  // Call use(unit) for each that there is; where all are, as in all but the last batch, without asking for each.
-  template <class Use>
-  __device__ void for_each(int left, int lanes, const Use& use) const {
-    if ((B - 1) * lanes < left) {
-#pragma unroll
-      for (int b = 0; b < B; ++b) use(units[b]);
-    } else {
-#pragma unroll
-      for (int b = 0; b < B - 1; ++b)
-        if (b * lanes < left) use(units[b]);
-    }
-  }
 };
+
+// Call use(b) for each unit of a batch that there is; where all are, as in all but the last batch, without asking.
+template <int B, class Use>
+__device__ __forceinline__ void for_each_unit(int left, int lanes, const Use& use) {
+  if ((B - 1) * lanes < left) {
+#pragma unroll
+    for (int b = 0; b < B; ++b) use(b);
+  } else {
+#pragma unroll
+    for (int b = 0; b < B - 1; ++b)
+      if (b * lanes < left) use(b);
+  }
+}
 
 // The V values of a column: of its channels, or of its one channel V times.
 template <int V>
@@ -229,12 +243,63 @@ __device__ void add_lanes(float2* merged, const float2* sums, const Tile<V>& til
   }
 }
 
-// Part `tile` of a group [N, G, PARTS, SLOTS]: its first slot.
+// The first slot of a group's part: they are [N, G, PARTS, SLOTS].
 __device__ inline int64_t slot_of(int64_t n, int group, int part, const GroupNormProblem& problem, const Division& d) {
   return ((n * problem.num_groups + group) * d.parts + part) * d.slots;
 }
 
 // The first tile that has channels of a group.
 __device__ inline int first_tile(int group, const Division& d) { return divide(group * d.per_group.value, d.by_width); }
+
+// Merge the slots of each group of the tile: Merged(its first slot) adds each, with the elements of x it stands for.
+template <class Merged, int V>
+__device__ void merge_slots(const float2* slots, float2* merged, float* bases, const Tile<V>& tile,
+                            const GroupNormProblem& problem, const Division& d) {
+  int threads = d.part_threads * d.split_threads;
+  for (int i = tile.thread; i < tile.groups * threads; i += tile.threads) {
+    int row = divide(i, d.by_split_threads), first_split = i - row * d.split_threads;
+    int index = divide(row, d.by_part_threads), first_part = row - index * d.part_threads;
+    int group = tile.first_group + index, begin = group * d.per_group.value, end = begin + d.per_group.value;
+    int left = (first_tile(group, d) + first_part) * d.width;
+    const float2* its = slots + slot_of(tile.n, group, 0, problem, d);
+    Merged sums(its[0]);
+    its += first_part * d.slots;
+    for (; left < end; left += d.part_threads * d.width) {
+      float channels = static_cast<float>(min(left + d.width, end) - max(left, begin));
+      float count = channels * static_cast<float>(d.rows), last = channels * static_cast<float>(d.last_rows);
+      for (int split = first_split; split < d.splits; split += d.split_threads)
+        sums.add(its[split], split == d.splits - 1 ? last : count);
+      its += d.part_threads * d.slots;
+    }
+    merged[i] = sums.total;
+    if (i == index * threads) bases[index] = sums.base;
+  }
+}
+
+// ---- the host's side of a launch
+
+inline LaunchConfig launch_config(const Plan& plan, const GroupNormProblem& problem, int shared_bytes, void* stream) {
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(problem.samples * plan.division.splits),
+                     static_cast<unsigned>(plan.division.tiles));
+  config.block = dim3(static_cast<unsigned>(plan.division.columns * plan.division.lanes));
+  config.shared_bytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  if (plan.cluster) config.cluster_x = static_cast<unsigned>(plan.cluster);
+  return config;
+}
+
+// run(an element of the dtype, std::integral_constant of the elements of an access)
+template <class T, class Run>
+std::string for_vector(int vector, const Run& run) {
+  if (vector == 1) return run(T(), std::integral_constant<int, 1>());
+  return run(T(), std::integral_constant<int, 16 / sizeof(T)>());
+}
+template <class Run>
+std::string for_elements(int dtype, int vector, const Run& run) {
+  if (dtype == FLOAT32) return for_vector<float>(vector, run);
+  if (dtype == FLOAT16) return for_vector<__half>(vector, run);
+  return for_vector<__nv_bfloat16>(vector, run);
+}
 
 }  // namespace cmfast

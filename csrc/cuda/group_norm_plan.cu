@@ -74,6 +74,8 @@ void place(SharedOffsets& at, const Division& d, int64_t unit_bytes, int64_t hel
   take(at.first, unit_bytes * d.columns);
   take(at.sums, 8 * width * d.lanes);
   at.statistics = static_cast<int>(next);
+  take(at.partial, 8 * width * d.channel_threads);
+  at.gradient = static_cast<int>(next);
   take(at.moments, 8 * groups);
   take(at.held, unit_bytes * held_units);
   at.resident = static_cast<int>(next);
@@ -112,16 +114,19 @@ void divide(const GroupNormProblem& problem, Plan& plan, int64_t width, int64_t 
   d.parts = static_cast<int>(std::min<int64_t>(ceil_div(width - run + per_group, width), d.tiles));
   d.slots = static_cast<int>(d.splits < 4 ? d.splits : round_up(d.splits, 4));
   int64_t threads_per_group = threads / d.groups;
-  d.sum_threads = static_cast<int>(std::min<int64_t>(sharers(lanes * std::min(per_group, width), threads_per_group), power_of_two_from(lanes)));
+  int sum_threads = sharers(lanes * std::min(per_group, width), threads_per_group);
+  d.sum_threads = static_cast<int>(std::min<int64_t>(sum_threads, power_of_two_from(lanes)));
   int slot_threads = held ? 1 : sharers(int64_t{d.parts} * d.splits, threads_per_group);
   d.split_threads = static_cast<int>(std::min<int64_t>(slot_threads, power_of_two_from(d.splits)));
   d.part_threads = slot_threads / d.split_threads;
+  d.channel_threads = sharers(lanes, threads / width);
   d.inverse_size = static_cast<float>(1.0 / (static_cast<double>(per_group) * static_cast<double>(problem.positions)));
   d.per_group = divisor(per_group);
   d.by_width = divisor(width);
   d.by_sum_threads = divisor(d.sum_threads);
   d.by_part_threads = divisor(d.part_threads);
   d.by_split_threads = divisor(d.split_threads);
+  d.by_channel_threads = divisor(d.channel_threads);
   d.neighbours = divisor(d.channels_last ? columns : lanes);
   place(d.shared, d, int64_t{plan.vector} * element_size(problem), held ? ceil_div(share, lanes) * threads : 0);
 }
