@@ -20,28 +20,35 @@ namespace {
 
 constexpr int BATCH = 6;
 
-// All values u of a group are taken less the first one in the tile. first: the first unit of each column, `step`
-// elements from a channel to the next. CENTRE has what was added to x.
+// The values of a group in the tile are taken less `base` in the sums: with a mean far from 0 their squares would lose
+// the variance. CENTRE has what was added to x.
+template <int V>
+__device__ void stage_origins(float* rows, const float* bases, const Tile<V>& tile, const Division& d) {
+  for (int i = tile.thread; i < tile.present; i += tile.threads)
+    rows[ORIGIN * d.width + i] = bases[tile.group_of(i, d)] - rows[CENTRE * d.width + i];
+}
+
+// The average of some values of each group: of its channels in `lanes` units, which lie `lane_step` elements apart, and
+// in them `channel_step` from channel to channel.
 template <class T, int V>
-__device__ void stage_origins(float* rows, float* bases, const T* first, int step, const Tile<V>& tile,
-                              const Division& d) {
-  for (int i = tile.thread; i < tile.present; i += tile.threads) {
-    int group = tile.group_of(i, d), from = tile.from(group, d);
-    float origin = to_float(first[from * step]) + rows[CENTRE * d.width + from];
-    rows[ORIGIN * d.width + i] = origin - rows[CENTRE * d.width + i];
-    if (i == from) bases[group] = origin;
+__device__ void average_first(float* bases, const float* rows, const T* first, int lanes, int lane_step,
+                              int channel_step, const Tile<V>& tile, const Division& d) {
+  for (int i = tile.thread; i < tile.groups; i += tile.threads) {
+    int from = tile.from(i, d), up_to = sizeof(T) == 4 ? tile.up_to(i, d) : from + 1;
+    float total = 0.0f;
+    for (int channel = from; channel < up_to; ++channel) {
+      for (int lane = 0; lane < lanes; ++lane)
+        total += to_float(first[lane * lane_step + channel * channel_step]) + rows[CENTRE * d.width + channel];
+    }
+    bases[i] = total / static_cast<float>(lanes * (up_to - from));
   }
 }
 
 template <class T, int V>
 struct Moments {
-  float origin[V], sum[V] = {}, square[V] = {};
+  float sum[V] = {}, square[V] = {};
 
-  __device__ Moments(const float* rows, const Tile<V>& tile, const Division& d) {
-    if (tile.exists) read_channels(origin, rows + ORIGIN * d.width, tile);
-  }
-
-  __device__ void add(const Unit<T, V>& x) {
+  __device__ void add(const Unit<T, V>& x, const float (&origin)[V]) {
     float values[V];
     x.to_floats(values);
 #pragma unroll
@@ -129,7 +136,6 @@ struct Output {
   bool silu;
 
   __device__ Output(const float* rows, bool silu, const Tile<V>& tile, const Division& d) : silu(silu) {
-    if (!tile.exists) return;
     if constexpr (sizeof(T) == 4) read_channels(centre, rows + CENTRE * d.width, tile);
     read_channels(gain, rows + GAIN * d.width, tile);
     read_channels(offset, rows + OFFSET * d.width, tile);
@@ -157,33 +163,39 @@ __global__ void __launch_bounds__(THREADS) statistics_kernel(GroupNormProblem pr
   Tile<V> tile(problem, d);
   Cursor<const T> x = input_cursor<T>(problem, tile, d);
   Batch<T, V, BATCH> batch;
-  int left = tile.units - tile.lane;
+  int left = tile.left;
   batch.load(x, left, d.lanes);
 
   float* rows = shared_at<float>(memory, d.shared.channels);
   float2* merged = shared_at<float2>(memory, d.shared.merged);
   float* bases = shared_at<float>(memory, d.shared.bases);
   T* first = shared_at<T>(memory, d.shared.first);
-  if (tile.exists && tile.lane == 0) batch.units[0].store(first + tile.column * V);
+  if (tile.lane < d.first_lanes && left > 0) batch.units[0].store(first + (tile.lane * d.columns + tile.column) * V);
   for (int i = tile.thread; i < tile.present; i += tile.threads)
     rows[CENTRE * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, tile.first + i) : 0.0f;
   CMFAST_SYNC(1);
-  stage_origins(rows, bases, first, V / tile.channels, tile, d);
+  average_first(bases, rows, first, min(d.first_lanes, tile.units), d.columns * V, V / tile.channels, tile, d);
   CMFAST_SYNC(2);
+  stage_origins(rows, bases, tile, d);
+  CMFAST_SYNC(3);
 
-  Moments<T, V> moments(rows, tile, d);
-  while (left > 0) {
-    for_each_unit<BATCH>(left, d.lanes, [&](int b) { moments.add(batch.units[b]); });
-    left -= BATCH * d.lanes;
-    if (left <= 0) break;
-    batch.load(x, left, d.lanes);
+  Moments<T, V> moments;
+  if (left > 0) {
+    float origin[V];
+    read_channels(origin, rows + ORIGIN * d.width, tile);
+    for (;;) {
+      for_each_unit<BATCH>(left, d.lanes, [&](int b) { moments.add(batch.units[b], origin); });
+      left -= BATCH * d.lanes;
+      if (left <= 0) break;
+      batch.load(x, left, d.lanes);
+    }
   }
 
   float2* sums = shared_at<float2>(memory, d.shared.sums);
   write_sums(sums, moments.sum, moments.square, tile, d);
-  CMFAST_SYNC(3);
-  add_lanes(merged, sums, tile, d);
   CMFAST_SYNC(4);
+  add_lanes(merged, sums, tile, d);
+  CMFAST_SYNC(5);
   for (int i = tile.thread; i < tile.groups; i += tile.threads) {
     int group = tile.first_group + i, part = static_cast<int>(blockIdx.y) - first_tile(group, d);
     slots[slot_of(tile.n, group, part, problem, d) + tile.split] = moments_of(i, merged, bases, tile, d);
@@ -198,7 +210,7 @@ __global__ void __launch_bounds__(THREADS)
   Cursor<const T> x = input_cursor<T>(problem, tile, d);
   Cursor<T> y(output.y, tile, d);
   Batch<T, V, BATCH> batch;
-  int left = tile.units - tile.lane;
+  int left = tile.left;
   batch.load(x, left, d.lanes);
 
   float* rows = shared_at<float>(memory, d.shared.channels);
@@ -206,12 +218,13 @@ __global__ void __launch_bounds__(THREADS)
   float* bases = shared_at<float>(memory, d.shared.bases);
   stage_parameters(rows, tile, problem, d);
   merge_slots<MergedMoments>(slots, merged, bases, tile, problem, d);
-  CMFAST_SYNC(6);
-  fold_parameters<T>(rows, merged, d.part_threads * d.split_threads, bases, output, tile, problem, d);
   CMFAST_SYNC(7);
+  fold_parameters<T>(rows, merged, d.part_threads * d.split_threads, bases, output, tile, problem, d);
+  CMFAST_SYNC(8);
 
+  if (left <= 0) return;
   Output<T, V> of_column(rows, problem.silu, tile, d);
-  while (left > 0) {
+  for (;;) {
     for_each_unit<BATCH>(left, d.lanes, [&](int b) {
       of_column.of(batch.units[b]).store(y.at);
       y.at += y.step;
@@ -232,32 +245,45 @@ __global__ void __launch_bounds__(THREADS) resident_kernel(GroupNormProblem prob
   T* held = shared_at<T>(memory, d.shared.held);
   T* mine = held + tile.thread * V;
   int step = tile.threads * V;
-  int units = tile.lane < tile.units ? (tile.units - 1 - tile.lane) / d.lanes + 1 : 0;
+  int units = tile.left > 0 ? (tile.left - 1) / d.lanes + 1 : 0;
   for (int i = 0; i < units; ++i) {
     if constexpr (V > 1) cp_async_16(mine + i * step, x.at + i * x.step, true);
     else mine[i * step] = x.at[i * x.step];
   }
   cp_async_commit();
   float* rows = shared_at<float>(memory, d.shared.channels);
-  stage_parameters(rows, tile, problem, d);
-  CMFAST_CP_ASYNC_WAIT(8, 0);
-  CMFAST_SYNC(9);
   float2* merged = shared_at<float2>(memory, d.shared.merged);
   float* bases = shared_at<float>(memory, d.shared.bases);
-  stage_origins(rows, bases, held, d.channels_last ? 1 : d.lanes * V, tile, d);
-  CMFAST_SYNC(10);
-
-  Moments<T, V> its(rows, tile, d);
-  for (int i = 0; i < units; ++i) its.add(Unit<T, V>::load(mine + i * step));
   float2* sums = shared_at<float2>(memory, d.shared.sums);
   float2* moments = shared_at<float2>(memory, d.shared.moments);
-  write_sums(sums, its.sum, its.square, tile, d);
+  stage_parameters(rows, tile, problem, d);
+  CMFAST_CP_ASYNC_WAIT(9, 0);
+  CMFAST_SYNC(10);
+  average_first(bases, rows, held, 1, 0, d.channels_last ? 1 : d.lanes * V, tile, d);
   CMFAST_SYNC(11);
-  add_lanes(merged, sums, tile, d);
-  CMFAST_SYNC(12);
-  for (int i = tile.thread; i < tile.groups; i += tile.threads) moments[i] = moments_of(i, merged, bases, tile, d);
-  if (d.splits > 1) CMFAST_SYNC_CLUSTER(14);
-  else CMFAST_SYNC(15);
+
+  // Twice: what the first time gives for the mean leaves nothing to cancel in the second.
+  for (int time = 0; time < 2; ++time) {
+    stage_origins(rows, bases, tile, d);
+    CMFAST_SYNC(12);
+    Moments<T, V> its;
+    if (units > 0) {
+      float origin[V];
+      read_channels(origin, rows + ORIGIN * d.width, tile);
+      for (int i = 0; i < units; ++i) its.add(Unit<T, V>::load(mine + i * step), origin);
+    }
+    write_sums(sums, its.sum, its.square, tile, d);
+    CMFAST_SYNC(13);
+    add_lanes(merged, sums, tile, d);
+    CMFAST_SYNC(14);
+    for (int i = tile.thread; i < tile.groups; i += tile.threads) {
+      moments[i] = moments_of(i, merged, bases, tile, d);
+      bases[i] = moments[i].x;
+    }
+    if (time == 0) CMFAST_SYNC(15);
+  }
+  if (d.splits > 1) CMFAST_SYNC_CLUSTER(16);
+  else CMFAST_SYNC(17);
   for (int i = tile.thread; i < tile.groups; i += tile.threads) {
     MergedMoments group(d.splits > 1 ? cluster_shared(moments, 0)[i] : moments[i]);
     for (int split = 0; split < d.splits; ++split) {
@@ -269,11 +295,12 @@ __global__ void __launch_bounds__(THREADS) resident_kernel(GroupNormProblem prob
     bases[i] = group.base;
   }
   // No block may end while others read its moments.
-  if (d.splits > 1) CMFAST_SYNC_CLUSTER(16);
-  else CMFAST_SYNC(17);
+  if (d.splits > 1) CMFAST_SYNC_CLUSTER(18);
+  else CMFAST_SYNC(19);
   fold_parameters<T>(rows, merged, 1, bases, output, tile, problem, d);
-  CMFAST_SYNC(18);
+  CMFAST_SYNC(20);
 
+  if (units == 0) return;
   Output<T, V> of_column(rows, problem.silu, tile, d);
   Cursor<T> y(output.y, tile, d);
   for (int i = 0; i < units; ++i) {

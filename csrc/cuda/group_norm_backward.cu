@@ -38,7 +38,6 @@ struct Derivative {
   bool silu;
 
   __device__ Derivative(const float* rows, bool silu, const Tile<V>& tile, const Division& d) : silu(silu) {
-    if (!tile.exists) return;
     read_channels(centre, rows + CENTRE * d.width, tile);
     read_channels(rstd, rows + RSTD * d.width, tile);
     read_channels(gain, rows + GAIN * d.width, tile);
@@ -90,29 +89,31 @@ __global__ void __launch_bounds__(THREADS)
   Tile<V> tile(problem, d);
   Cursor<const T> x = input_cursor<T>(problem, tile, d), dy(gradient.dy, tile, d);
   Batch<T, V, BATCH> x_batch, dy_batch;
-  int left = tile.units - tile.lane;
+  int left = tile.left;
   x_batch.load(x, left, d.lanes);
   dy_batch.load(dy, left, d.lanes);
   float* rows = shared_at<float>(memory, d.shared.channels);
   stage_channels(rows, gradient, tile, problem, d);
   CMFAST_SYNC(1);
 
-  Derivative<T, V> derivative(rows, problem.silu, tile, d);
   float dz_sum[V] = {}, dzu_sum[V] = {};
-  while (left > 0) {
-    for_each_unit<BATCH>(left, d.lanes, [&](int b) {
-      float u[V], dz[V];
-      derivative.of(x_batch.units[b], dy_batch.units[b], u, dz);
+  if (left > 0) {
+    Derivative<T, V> derivative(rows, problem.silu, tile, d);
+    for (;;) {
+      for_each_unit<BATCH>(left, d.lanes, [&](int b) {
+        float u[V], dz[V];
+        derivative.of(x_batch.units[b], dy_batch.units[b], u, dz);
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        dz_sum[v] += dz[v];
-        dzu_sum[v] += dz[v] * u[v];
-      }
-    });
-    left -= BATCH * d.lanes;
-    if (left <= 0) break;
-    x_batch.load(x, left, d.lanes);
-    dy_batch.load(dy, left, d.lanes);
+        for (int v = 0; v < V; ++v) {
+          dz_sum[v] += dz[v];
+          dzu_sum[v] += dz[v] * u[v];
+        }
+      });
+      left -= BATCH * d.lanes;
+      if (left <= 0) break;
+      x_batch.load(x, left, d.lanes);
+      dy_batch.load(dy, left, d.lanes);
+    }
   }
 
   float2* sums = shared_at<float2>(memory, d.shared.sums);
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(THREADS)
   Cursor<const T> x = input_cursor<T>(problem, tile, d), dy(gradient.dy, tile, d);
   Cursor<T> dx(gradient.dx, tile, d);
   Batch<T, V, BATCH> x_batch, dy_batch;
-  int left = tile.units - tile.lane;
+  int left = tile.left;
   x_batch.load(x, left, d.lanes);
   dy_batch.load(dy, left, d.lanes);
   float* rows = shared_at<float>(memory, d.shared.channels);
@@ -182,13 +183,12 @@ __global__ void __launch_bounds__(THREADS)
   }
   CMFAST_SYNC(6);
 
+  if (left <= 0) return;
   Derivative<T, V> derivative(rows, problem.silu, tile, d);
   float slope[V], constant[V];
-  if (tile.exists) {
-    read_channels(slope, rows + SLOPE * d.width, tile);
-    read_channels(constant, rows + CONSTANT * d.width, tile);
-  }
-  while (left > 0) {
+  read_channels(slope, rows + SLOPE * d.width, tile);
+  read_channels(constant, rows + CONSTANT * d.width, tile);
+  for (;;) {
     for_each_unit<BATCH>(left, d.lanes, [&](int b) {
       float u[V], dz[V];
       derivative.of(x_batch.units[b], dy_batch.units[b], u, dz);

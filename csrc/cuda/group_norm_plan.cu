@@ -24,6 +24,9 @@ constexpr int MOST_THREADS = 256;
 // Units of x (vectors, or elements where those do not fit) that a thread should have: two batches in flight.
 constexpr int64_t UNITS = 12;
 
+// Lanes whose first units are averaged for what the values of a tile are taken less. One is near enough for 16 bits.
+constexpr int64_t FIRST_LANES = 8;
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t power_of_two_from(int64_t a) {
@@ -71,7 +74,7 @@ void place(SharedOffsets& at, const Division& d, int64_t unit_bytes, int64_t hel
   take(at.merged, 8 * groups * std::max(d.sum_threads, d.part_threads * d.split_threads));
   take(at.bases, 4 * groups);
   at.apply = static_cast<int>(next);
-  take(at.first, unit_bytes * d.columns);
+  take(at.first, unit_bytes * d.columns * d.first_lanes);
   take(at.sums, 8 * width * d.lanes);
   at.statistics = static_cast<int>(next);
   take(at.partial, 8 * width * d.channel_threads);
@@ -113,6 +116,7 @@ void divide(const GroupNormProblem& problem, Plan& plan, int64_t width, int64_t 
   d.groups = static_cast<int>(std::min<int64_t>(ceil_div(per_group - run + width, per_group), problem.num_groups));
   d.parts = static_cast<int>(std::min<int64_t>(ceil_div(width - run + per_group, width), d.tiles));
   d.slots = static_cast<int>(d.splits < 4 ? d.splits : round_up(d.splits, 4));
+  d.first_lanes = static_cast<int>(std::min<int64_t>(lanes, element_size(problem) == 4 ? FIRST_LANES : 1));
   int64_t threads_per_group = threads / d.groups;
   int sum_threads = sharers(lanes * std::min(per_group, width), threads_per_group);
   d.sum_threads = static_cast<int>(std::min<int64_t>(sum_threads, power_of_two_from(lanes)));

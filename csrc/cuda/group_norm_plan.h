@@ -19,7 +19,7 @@ struct SharedOffsets {
   int merged = 0;    // float2 [groups, threads that share one]
   int bases = 0;     // floats [groups]
   int apply = 0;
-  int first = 0;     // the first unit of each column
+  int first = 0;     // the first unit of each column, of first_lanes
   int sums = 0;      // float2 [lanes, width]
   int statistics = 0;
   int partial = 0;   // float2 [width, channel_threads]
@@ -42,6 +42,7 @@ struct Division {
   int last_rows = 0;          // and of the last one
   int groups = 0, parts = 0;  // the most groups of a tile, and the most tiles of a group
   int slots = 0;              // of a part: the splits, padded to whole sectors
+  int first_lanes = 0;        // lanes whose first unit tells where the values lie
   int sum_threads = 0;        // threads that share the sum of a group over the tile
   int part_threads = 0;       // threads that share its slots: each takes every part_threads-th part,
   int split_threads = 0;      // and of that every split_threads-th split

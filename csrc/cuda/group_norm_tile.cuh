@@ -58,8 +58,8 @@ struct Tile {
   int groups;                    // groups that have channels here
   int thread, threads, column, lane;
   int channels;                  // of a column
-  bool exists;                   // whether this thread's column does
-  int units;                     // of a lane's positions
+  int units;                     // of the split, which the lanes of a column share
+  int left;                      // of those, from this thread's first on; 0 where its column has no channel
 
   __device__ Tile(const GroupNormProblem& problem, const Division& d) {
     n = problem.samples == 1 ? 0 : blockIdx.x / d.splits;
@@ -78,8 +78,7 @@ struct Tile {
     column = d.channels_last ? near : far;
     lane = d.channels_last ? far : near;
     channels = d.channels_last ? V : 1;
-    exists = column * channels < present;
-    if (!exists) units = 0;
+    left = column * channels < present ? units - lane : 0;
   }
 
   __device__ int channel() const { return column * channels; }  // of the tile
