@@ -12,11 +12,12 @@ from torch import Tensor
 
 from .. import native
 from .consistency import consistency_step, consistency_step_backward
+from .group_norm import group_norm, group_norm_backward
 
 #: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("consistency_step", "consistency_step_backward")
+_OPERATORS = ("group_norm", "group_norm_backward", "consistency_step", "consistency_step_backward")
 
-__all__ = ["available", "consistency_step", "consistency_step_backward"]
+__all__ = ["available", "consistency_step", "consistency_step_backward", "group_norm", "group_norm_backward"]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
