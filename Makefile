@@ -2,8 +2,9 @@
 # the tools of its development as well (.venv/development).
 PYTHON ?= python3
 BIN := .venv/bin
+CXX ?= g++
 
-.PHONY: demo test lint bench static static-check clean
+.PHONY: demo test lint sanitize bench static static-check clean
 
 demo: .venv/runtime
 	$(BIN)/cmfast env
@@ -17,6 +18,13 @@ lint: .venv/development
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The CUDA kernels and their emulation under the address and the undefined-behaviour sanitizer. Python itself knows
+# nothing of them: so they are loaded first, and what Python leaves allocated is not looked at.
+sanitize: .venv/development
+	CMFAST_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		$(BIN)/pytest tests/kernels -k "cuda or emulation or faults" -p no:cacheprovider
 
 bench: .venv/development
 	mkdir -p out
@@ -32,12 +40,13 @@ static: .venv/development
 static-check: .venv/development
 	CMFAST_STATIC=full $(BIN)/pytest tests/kernels/test_static.py
 
+# Without the CUDA extension, which takes a minute or two to compile.
 .venv/runtime: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	CMFAST_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-.venv/development: .venv/runtime
+.venv/development: .venv/runtime $(shell find csrc -type f)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 

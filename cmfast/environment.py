@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from .kernels import backend_report
+from .kernels import backend_report, native
 
 _PACKAGES = ("cmfast", "torch", "triton", "numpy", "safetensors")
 
 
 def describe() -> dict[str, Any]:
-    """Versions, processor, GPUs, the commit of the sources, and for each backend and operator "yes" or why not."""
+    """Versions, processor, GPUs, commit, how extensions were built; for each backend and operator "yes" or why not."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "commit": _commit(),
@@ -27,8 +27,17 @@ def describe() -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
         "gpus": _gpus(),
+        "extensions": {"cuda": _cuda_extension()},
         "backends": backend_report(),
     }
+
+
+def _cuda_extension() -> dict[str, str] | None:
+    """For which architectures and with which compilers cmfast._cuda was built; None where it was not."""
+    try:
+        return native.cuda().build_info()
+    except ImportError:
+        return None
 
 
 def _version(package: str) -> str:

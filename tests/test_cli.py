@@ -3,6 +3,7 @@ import json
 import pickle
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -50,6 +51,19 @@ def test_env(cmfast):
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["backends"]["reference"]["attention"] == "yes"
     assert facts["processor"]["cores"] >= 1
+
+
+def test_env_says_how_the_cuda_kernels_were_built(cmfast, monkeypatch):
+    def missing():
+        raise ImportError("not built")
+
+    monkeypatch.setattr("cmfast.kernels.native.cuda", missing)
+    assert "CUDA kernels: not built" in cmfast("env")[1]
+    assert json.loads(cmfast("env", "--json")[1])["extensions"] == {"cuda": None}
+    built = {"architectures": "sm_80, sm_90", "compiler": "nvcc 13.0.88"}
+    monkeypatch.setattr("cmfast.kernels.native.cuda", lambda: types.SimpleNamespace(build_info=lambda: built))
+    assert "CUDA kernels: sm_80, sm_90, built with nvcc 13.0.88" in cmfast("env")[1]
+    assert json.loads(cmfast("env", "--json")[1])["extensions"] == {"cuda": built}
 
 
 def test_env_survives_a_missing_package(cmfast, monkeypatch):

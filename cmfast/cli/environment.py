@@ -25,6 +25,13 @@ def env(as_json: Json = False) -> None:
         f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}", highlight=False
     )
     console.print(f"GPU: {'; '.join(facts['gpus']) or 'none'}", highlight=False)
+    built = facts["extensions"]["cuda"]
+    console.print(
+        f"CUDA kernels: {built['architectures']}, built with {built['compiler']}"
+        if built
+        else "CUDA kernels: not built",
+        highlight=False,
+    )
     table = Table("operator", *facts["backends"])
     reasons: dict[str, None] = {}
     for op in next(iter(facts["backends"].values())):

@@ -23,10 +23,10 @@ constexpr int STEP = COLUMNS > 64 ? 32 : 64;
 
 template <class T>
 __device__ __forceinline__ float dot_pairs(uint32_t a, uint32_t b) {
-  T x[2], y[2];
-  memcpy(x, &a, 4);
-  memcpy(y, &b, 4);
-  return to_float(x[0]) * to_float(y[0]) + to_float(x[1]) * to_float(y[1]);
+  float x[2], y[2];
+  unpack<T>(a, x[0], x[1]);
+  unpack<T>(b, y[0], y[1]);
+  return fmaf(x[0], y[0], x[1] * y[1]);
 }
 
 // dq, and delta: the second kernel reads it.

@@ -138,6 +138,26 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   return word;
 }
 
+// The two elements of a word, in an instruction each where T is bfloat16: it is the upper half of its float.
+template <class T>
+__device__ __forceinline__ void unpack(uint32_t word, float& low, float& high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    __half2 pair;
+    memcpy(&pair, &word, 4);
+    float2 both = __half22float2(pair);
+    low = both.x;
+    high = both.y;
+  } else {
+#ifdef CMFAST_EMULATE
+    low = __uint_as_float(word << 16);
+    high = __uint_as_float(word & 0xffff0000u);
+#else
+    asm("shl.b32 %0, %1, 16;" : "=f"(low) : "r"(word));
+    asm("and.b32 %0, %1, 0xffff0000;" : "=f"(high) : "r"(word));
+#endif
+  }
+}
+
 // V elements that are read and written together: in accesses of 16 bytes, or in one of their size where they are fewer.
 template <class T, int V>
 struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vector {

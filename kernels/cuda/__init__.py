@@ -13,11 +13,17 @@ from torch import Tensor
 from .. import native
 from .attention import attention, attention_backward
 from .consistency import consistency_step, consistency_step_backward
+from .group_norm import group_norm, group_norm_backward
 
-#: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("attention", "attention_backward", "consistency_step", "consistency_step_backward")
-
-__all__ = ["attention", "attention_backward", "available", "consistency_step", "consistency_step_backward"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "available",
+    "consistency_step",
+    "consistency_step_backward",
+    "group_norm",
+    "group_norm_backward",
+]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
@@ -26,7 +32,7 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
         native.cuda()
     except ImportError as error:
         return False, str(error)
-    if op not in _OPERATORS:
+    if op not in __all__:
         return False, f"there is no CUDA kernel for {op}"
     if not tensors:
         return _usable()

@@ -12,15 +12,20 @@ from cmfast.kernels import (
     backends,
     consistency_step,
     group_norm,
+    native,
     reference,
     use_backend,
 )
+from cmfast.kernels import cuda as cuda_backend
 from cmfast.kernels import triton as triton_backend
 from torch._subclasses import FakeTensorMode
+
+from . import emulation
 
 X = torch.ones(1, 4, 2, 2)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="the package triton is not installed")
+needs_emulation = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +33,13 @@ def _no_choice(monkeypatch):
     monkeypatch.delenv("CMFAST_BACKEND", raising=False)
     monkeypatch.delenv("CMFAST_GPU_ON_CPU", raising=False)
     backends._log_refusal.cache_clear()
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    """The extension is not built."""
+    monkeypatch.setattr(native, "_stand_in", None)
+    monkeypatch.setattr(native, "_built", lambda: native._NOT_BUILT)
 
 
 def serves(op="consistency_step", tensors=(X,), backend=None):
@@ -45,6 +57,7 @@ def test_auto_takes_the_first_that_is_available(monkeypatch):
 
 
 @needs_triton
+@pytest.mark.usefixtures("no_cuda")
 def test_auto_takes_triton_for_cpu_tensors_only_when_told(monkeypatch):
     for value in (None, "", "0", "true"):
         if value is not None:
@@ -54,7 +67,17 @@ def test_auto_takes_triton_for_cpu_tensors_only_when_told(monkeypatch):
     assert serves() == "triton"
 
 
+@needs_emulation
+def test_auto_takes_cuda_before_triton(monkeypatch):
+    with native.stand_in(emulation.emulated()):
+        assert serves() == "reference"
+        monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+        assert serves() == "cuda"
+        assert serves(tensors=(X, X.double())) == "reference"
+
+
 @needs_triton
+@pytest.mark.usefixtures("no_cuda")
 def test_the_argument_comes_before_the_context_before_the_environment(monkeypatch):
     monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
     monkeypatch.setenv("CMFAST_BACKEND", "reference")
@@ -80,7 +103,7 @@ def test_the_context_ends_with_an_error():
 
 @pytest.mark.parametrize("name", ["cudnn", "Triton", ""])
 def test_unknown_names(name, monkeypatch):
-    with pytest.raises(BackendError, match=r"unknown backend.*auto, triton, reference"), use_backend(name):
+    with pytest.raises(BackendError, match=r"unknown backend.*auto, cuda, triton, reference"), use_backend(name):
         pass
     if name:
         with pytest.raises(BackendError, match="unknown backend"):
@@ -125,6 +148,74 @@ def test_without_the_package_the_fix_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"pip install \"cmfast\[triton\]\""):
         consistency_step(X, X, 1.0, 1.0, backend="triton")
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_without_the_extension_the_command_that_builds_it_is_named():
+    with pytest.raises(BackendError, match=r"was not built: with nvcc on PATH, or CUDA_HOME .*`pip install -e .`"):
+        consistency_step(X, X, 1.0, 1.0, backend="cuda")
+
+
+def test_an_extension_that_does_not_load_is_a_refusal(monkeypatch):
+    def broken(name):
+        raise ImportError("an undefined symbol")
+
+    monkeypatch.setattr(native, "_stand_in", None)
+    monkeypatch.setattr(importlib, "import_module", broken)
+    native._built.cache_clear()
+    try:
+        assert cuda_backend.available("consistency_step", [X]) == (
+            False,
+            "the extension cmfast._cuda does not load: an undefined symbol",
+        )
+    finally:
+        native._built.cache_clear()
+
+
+@needs_emulation
+def test_reasons_of_cuda(monkeypatch):
+    with native.stand_in(emulation.emulated()):
+        assert (
+            "no NVIDIA GPU was found" in cuda_backend.available("consistency_step", [])[1] or torch.cuda.is_available()
+        )
+        assert "the tensors are on cpu" in cuda_backend.available("consistency_step", [X])[1]
+        monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+        assert cuda_backend.available("consistency_step", [X]) == (True, "")
+        assert cuda_backend.available("consistency_step", []) == (True, "")
+        assert "no CUDA kernel for conv2d" in cuda_backend.available("conv2d", [X])[1]
+        assert "float64" in cuda_backend.available("consistency_step", [X, X.double()])[1]
+        assert "on meta" in cuda_backend.available("consistency_step", [X.to("meta")])[1]
+        with FakeTensorMode():
+            gpu = torch.empty(1, device="cuda")
+            assert cuda_backend.available("consistency_step", [gpu]) == (True, "")
+        assert "cpu and cuda" in cuda_backend.available("consistency_step", [X, gpu])[1]
+
+
+@needs_emulation
+@pytest.mark.parametrize(
+    ("capability", "hip", "ok"), [((7, 5), None, False), ((8, 0), None, True), ((9, 4), "6.4", False)]
+)
+def test_cuda_asks_for_ampere(capability, hip, ok, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    cuda_backend._serves_device.cache_clear()
+    with native.stand_in(emulation.emulated()):
+        answer, reason = cuda_backend.available("consistency_step", [])
+    cuda_backend._serves_device.cache_clear()
+    assert answer == ok
+    assert ok or ("AMD" if hip else "7.5") in reason
+
+
+@needs_emulation
+def test_a_launchers_message_is_raised():
+    x, rest = (0, 0, (1, 1)), ([None] * 5, [0.0] * 5, None, None, None, 0, 0)
+    with (
+        native.stand_in(emulation.emulated()),
+        pytest.raises(RuntimeError, match="consistency_step: x has no elements"),
+    ):
+        native.launch("consistency_step", X, (0, 1), x, x, None, x, 0, 0, *rest)
 
 
 def test_a_backend_that_does_not_import_is_a_refusal(monkeypatch):
@@ -206,16 +297,17 @@ def call_backward(op, arguments, outputs):
     return [torch.empty_like(y) for y in outputs], x, model_output, vectors, scalars, low, high, torch.bfloat16
 
 
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
 @pytest.mark.parametrize("op", ARGUMENTS)
-def test_opcheck_of_fake_cuda_tensors(op):
+def test_opcheck_of_fake_cuda_tensors(op, backend):
     with FakeTensorMode():
         arguments = ARGUMENTS[op]()
         operator = getattr(torch.ops.cmfast, op)
-        torch.library.opcheck(operator.default, (*arguments, "triton"))
-        outputs = operator(*arguments, "triton")
+        torch.library.opcheck(operator.default, (*arguments, backend))
+        outputs = operator(*arguments, backend)
         assert {y.device.type for y in outputs} == {"cuda"}
         backward = getattr(torch.ops.cmfast, f"{op}_backward")
-        torch.library.opcheck(backward.default, (*call_backward(op, arguments, outputs), "triton"))
+        torch.library.opcheck(backward.default, (*call_backward(op, arguments, outputs), backend))
 
 
 @needs_triton
