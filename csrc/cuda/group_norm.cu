@@ -151,7 +151,7 @@ struct Output {
     if (silu) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        if constexpr (sizeof(T) == 4) values[v] = values[v] / (1.0f + expf(-values[v]));
+        if constexpr (sizeof(T) == 4) values[v] *= sigmoid_from<T>(exp_of_minus<T>(values[v]));
         else values[v] *= fast_rcp(fmaf(fast_exp2(values[v]), -LOG2E, -LOG2E));
       }
     }

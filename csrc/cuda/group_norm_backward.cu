@@ -77,14 +77,7 @@ struct Derivative {
 
   // s · (1 + z · (1 - s)) with s = sigmoid(z) = 1 / (1 + e), where 1 - s = e · s does not cancel.
   static __device__ __forceinline__ float silu_derivative(float z) {
-    float e, s;
-    if constexpr (sizeof(T) == 4) {
-      e = fminf(expf(-z), 1e37f);
-      s = 1.0f / (1.0f + e);
-    } else {
-      e = fminf(fast_exp2(-LOG2E * z), 1e37f);
-      s = fast_rcp(1.0f + e);
-    }
+    float e = exp_of_minus<T>(z), s = sigmoid_from<T>(e);
     return fmaf(z * s, e * s, s);
   }
 };

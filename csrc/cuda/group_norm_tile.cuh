@@ -25,6 +25,18 @@ __device__ __forceinline__ int divide(int i, Divisor d) {
   return static_cast<int>(fmaf(static_cast<float>(i), d.inverse, d.half));
 }
 
+// e^-z up to 1e37, and 1 / (1 + e^-z): in full precision where the elements are of 32 bits. A division would be a call.
+template <class T>
+__device__ __forceinline__ float exp_of_minus(float z) {
+  return fminf(sizeof(T) == 4 ? expf(-z) : fast_exp2(-LOG2E * z), 1e37f);
+}
+template <class T>
+__device__ __forceinline__ float sigmoid_from(float e) {
+  float sigmoid = fast_rcp(1.0f + e);
+  if constexpr (sizeof(T) == 4) sigmoid = fmaf(sigmoid, fmaf(-(1.0f + e), sigmoid, 1.0f), sigmoid);
+  return sigmoid;
+}
+
 // One channel of a parameter, in float32.
 __device__ inline float parameter(const Rows& rows, int64_t n, int channel) {
   int64_t i = n * rows.n + channel;
