@@ -23,7 +23,7 @@ _MODULES = {
 }
 
 #: Operators whose kernels compile but are not right on every shape yet: no call is served by them.
-_UNFINISHED = ("group_norm", "group_norm_backward")
+_UNFINISHED = ()
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:

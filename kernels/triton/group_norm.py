@@ -164,21 +164,21 @@ def _gain_offset(weight, bias, scale, scale_n, shift, shift_n, n, c, valid):
 
 
 @triton.jit
-def _output(x, centre, gain, offset, out, SILU: tl.constexpr):
-    """The output in the dtype of `out`: z = (x + centre) · gain + offset and SiLU, z / (1 + 2^(-z · log2 e)).
+def _output(x, added, mean, gain, offset, out, SILU: tl.constexpr):
+    """The output in the dtype of `out`: z = (x + added - mean) · gain + offset and SiLU, z / (1 + 2^(-z · log2 e)).
 
-    16-bit outputs leave room for the rounding of what x + centre cancels: there z is one multiply-add of x. So is
+    16-bit outputs leave room for the rounding of what the difference cancels: there z is one multiply-add of x. So is
     t = -z · log2 e, and z / (1 + 2^t) = t / (-log2 e - log2 e · 2^t).
     """
     LOG2E: tl.constexpr = 1.4426950408889634
     dtype = out.dtype.element_ty
     if dtype == tl.float32:
-        z = (x + centre[None, :]) * gain[None, :] + offset[None, :]
+        z = (x + added[None, :] - mean[None, :]) * gain[None, :] + offset[None, :]
         if SILU:
             z = z / (1.0 + tl.exp(-z))
         return z
     else:
-        offset += centre * gain
+        offset += (added - mean) * gain
         if SILU:
             t = x * (gain * -LOG2E)[None, :] + (offset * -LOG2E)[None, :]
             return (t / (tl.exp2(t) * -LOG2E - LOG2E)).to(dtype)
@@ -219,6 +219,13 @@ def _over_positions(value, RUN: tl.constexpr):
 
 
 @triton.jit
+def _down(value):
+    """Sum [P, C] over the positions, in two stages: the order in which one would add does not matter so much."""
+    FEW: tl.constexpr = value.shape[0] if value.shape[0] < 16 else 16
+    return tl.sum(tl.sum(tl.reshape(value, [value.shape[0] // FEW, FEW, value.shape[1]]), 1), 0)
+
+
+@triton.jit
 def _over_channels(value, RUN: tl.constexpr):
     """Sum [C] to a value of each run."""
     return tl.sum(tl.reshape(value, [value.shape[0] // RUN, RUN]), 1)
@@ -243,12 +250,12 @@ def _to_runs(value, index):
 
 
 @triton.jit
-def _centre(mean, index, add, n, add_n, c, valid, RUN: tl.constexpr):
-    """What leads from x to u - mean, for each channel: add - mean."""
-    centre = _to_channels(_to_runs(-mean, index), RUN)
+def _added(add, n, add_n, c, valid):
+    """The row of `add`, or zeros."""
     if add is not None:
-        centre += _row(add, n, add_n, c, valid)
-    return centre
+        return _row(add, n, add_n, c, valid)
+    else:
+        return tl.zeros([c.shape[0]], tl.float32)
 
 
 @triton.jit
@@ -363,7 +370,7 @@ def _statistics_kernel(
     # The runs of a group have means of their own: its squared deviations are theirs and those of their means (Chan,
     # Golub and LeVeque 1979).
     runs = (tl.minimum(groups * per_group + per_group, end) - tl.maximum(groups * per_group, first)) // RUN
-    group_mean = _over_runs(mean, index, GROUPS) / runs
+    group_mean = _over_runs(mean, index, GROUPS) / tl.maximum(runs, 1)
     apart = mean - _to_runs(group_mean, index)
     deviation = _over_runs(deviation + count * apart * apart, index, GROUPS)
     _write_slots(group_mean, deviation, slot_means, slot_deviations, n, groups, here, split, num_groups, per_group,
@@ -403,7 +410,8 @@ def _apply_kernel(
 
     gain, offset = _gain_offset(weight, bias, scale, scale_n, shift, shift_n, n, c, valid)
     gain *= _to_channels(_to_runs(rstd, index), RUN)
-    centre = _centre(mean, index, add, n, add_n, c, valid, RUN)
+    mean = _to_channels(_to_runs(mean, index), RUN)
+    added = _added(add, n, add_n, c, valid)
 
     begin = split.to(tl.int64) * rows
     p = begin + tl.arange(0, BLOCK_P)
@@ -423,7 +431,7 @@ def _apply_kernel(
             if SEAM:
                 others += other_step
         for i in tl.static_range(UNROLL):
-            value = _output(tiles[i], centre, gain, offset, y, SILU)
+            value = _output(tiles[i], added, mean, gain, offset, y, SILU)
             tl.store(out, value, mask=_mask(start + i * BLOCK_P, positions, valid, BLOCK_P))
             out += out_step
 
@@ -468,7 +476,8 @@ def _resident_kernel(
 
     gain, offset = _gain_offset(weight, bias, scale, scale_n, shift, shift_n, n, c, valid)
     gain *= _to_channels(_to_runs(rstd, index), RUN)
-    value = _output(difference, _to_channels(_to_runs(-rest, index), RUN), gain, offset, y, SILU)
+    rest = _to_channels(_to_runs(rest, index), RUN)
+    value = _output(difference, tl.zeros([BLOCK_C], tl.float32), rest, gain, offset, y, SILU)
     out = _tile(y, y_n, y_c, y_p, n, c, p, VECTOR, CHANNELS_LAST)
     tl.store(out, value, mask=mask)
 
@@ -494,7 +503,8 @@ def _sums_kernel(
     rstd = tl.load(rstd + n * num_groups + groups, mask=here, other=0.0)
     a = _to_channels(_to_runs(rstd, index), RUN)
     mean = tl.load(mean + n * num_groups + groups, mask=here, other=0.0)
-    centre = _centre(mean, index, add, n, add_n, c, valid, RUN)
+    mean = _to_channels(_to_runs(mean, index), RUN)
+    added = _added(add, n, add_n, c, valid)
 
     begin = split.to(tl.int64) * rows
     p = begin + tl.arange(0, BLOCK_P)
@@ -509,7 +519,8 @@ def _sums_kernel(
     for start in range(begin, tl.minimum(begin + rows, positions), BLOCK_P * UNROLL):
         for i in tl.static_range(UNROLL):
             mask = _mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
-            u = (_load_input(x, others, c, first_channels, mask, SEAM) + centre[None, :]) * a[None, :]
+            u = _load_input(x, others, c, first_channels, mask, SEAM) + added[None, :]
+            u = (u - mean[None, :]) * a[None, :]
             dz = _load(dy, mask)
             if SILU:
                 dz = _silu_backward(dz, u * gain[None, :] + offset[None, :])
@@ -520,7 +531,7 @@ def _sums_kernel(
             if SEAM:
                 others += other_step
 
-    dz_sum, dzu_sum = tl.sum(dz_sum, 0), tl.sum(dzu_sum, 0)
+    dz_sum, dzu_sum = _down(dz_sum), _down(dzu_sum)
     at = (n * tl.num_programs(2) + split) * channels + c
     tl.store(channel_dz + at, dz_sum, mask=c < channels)
     tl.store(channel_dzu + at, dzu_sum, mask=c < channels)
@@ -566,7 +577,8 @@ def _gradient_kernel(
     rstd = tl.load(rstd + n * num_groups + groups, mask=here, other=0.0)
     a = _to_channels(_to_runs(rstd, index), RUN)
     mean = tl.load(mean + n * num_groups + groups, mask=here, other=0.0)
-    centre = _centre(mean, index, add, n, add_n, c, valid, RUN)
+    mean = _to_channels(_to_runs(mean, index), RUN)
+    added = _added(add, n, add_n, c, valid)
     constant = -a * _to_channels(_to_runs(_over_slots(dz_slots) / size, index), RUN)
     slope = -a * _to_channels(_to_runs(_over_slots(dzu_slots) / size, index), RUN)
 
@@ -590,7 +602,7 @@ def _gradient_kernel(
             if SEAM:
                 others += other_step
         for i in tl.static_range(UNROLL):
-            u = (tiles[2 * i] + centre[None, :]) * a[None, :]
+            u = (tiles[2 * i] + added[None, :] - mean[None, :]) * a[None, :]
             dz = tiles[2 * i + 1]
             if SILU:
                 dz = _silu_backward(dz, u * gain[None, :] + offset[None, :])
@@ -949,7 +961,7 @@ def _vectors(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def _problem(h: Tensor, skip: Tensor | None, num_groups: int) -> _Problem:
     shape = (h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:])
-    out = empty_in_order(h if _positions_adjoin(h) else h.contiguous(), shape)
+    out = empty_in_order(h, shape) if _positions_adjoin(h) else h.new_empty(shape)
     x = [_operand(x, out) for x in (h, skip) if x is not None]
     return _Problem(tuple(x), _operand(out, out), num_groups)
 
