@@ -1,5 +1,6 @@
 """Memory layouts: an operator's output lies in memory in the order of its input."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -30,3 +31,9 @@ def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics and sums: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def positions_adjoin(x: Tensor) -> bool:
+    """Whether the spatial dimensions follow one another in memory, as in NCHW and NHWC."""
+    order = sorted((d for d in range(x.ndim) if x.shape[d] > 1 or d == 1), key=x.stride, reverse=True)
+    return [spatial for spatial, _ in itertools.groupby(d > 1 for d in order)].count(True) < 2

@@ -201,10 +201,11 @@ def test_large_mean_is_not_lost(shape, layout, backend):
 
 
 @pytest.mark.parametrize("backend", served("group_norm"))
-def test_constant_input_gives_the_bias(backend):
+@pytest.mark.parametrize("shape", [(1, 8, 4, 4), (1, 8, 67, 67)], ids=["small", "large"])
+def test_constant_input_gives_the_bias(shape, backend):
     bias = torch.randn(8)
-    y = group_norm(torch.full((1, 8, 4, 4), 3.0), 2, torch.ones(8), bias, backend=backend)
-    torch.testing.assert_close(y, bias[None, :, None, None].expand(1, 8, 4, 4))
+    y = group_norm(torch.full(shape, 3.0), 2, torch.ones(8), bias, backend=backend)
+    torch.testing.assert_close(y, bias[None, :, None, None].expand(shape))
 
 
 @pytest.mark.parametrize("backend", served("group_norm_backward"))
