@@ -34,7 +34,7 @@ from ..layout import positions_adjoin, to_order
 from .group_norm_forward import apply_kernel, resident_kernel, statistics_kernel
 from .group_norm_gradients import gradient_kernel, sums_kernel
 from .group_norm_grid import Grid, Operand, Problem, divide, make_operand, make_problem, resident_channels, warps_for
-from .launch import Launch
+from .launch import Launch, architecture, lanes
 
 
 def group_norm(
@@ -90,8 +90,14 @@ def plan_group_norm(
     scale: Tensor | None,
     shift: Tensor | None,
     silu: bool,
+    *,
+    arch: str | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """The launches of `group_norm`, and the outputs that they fill. Needs no device and reads no data."""
+    """The launches of `group_norm`, and the outputs that they fill. Needs no device and reads no data.
+
+    `arch` is the architecture to plan for, "sm_90" or "gfx942" say; None means that of the device of h.
+    """
+    threads = lanes(arch or architecture(h.device))
     problem = make_problem(h, skip, num_groups)
     n, c, p = problem.shape
     mean = h.new_empty((n, num_groups), dtype=torch.float32)
@@ -124,11 +130,11 @@ def plan_group_norm(
                     WHOLE=p == block_p and width == block_c and c % width == 0,
                     SILU=silu,
                 ),
-                warps_for(block_p * block_c, 64),
+                warps_for(block_p * block_c, 64, threads),
             )
         ], outputs
 
-    grid = divide(problem)
+    grid = divide(problem, threads)
     vector = problem.vector()
     shared = (*_input_arguments(problem, vector), grid.rows, *added, *_slots(problem, grid))
     y = _argument(problem.out, vector, problem.channels_last)
@@ -160,8 +166,10 @@ def plan_group_norm_backward(
     silu: bool,
     mean: Tensor,
     rstd: Tensor,
+    *,
+    arch: str | None = None,
 ) -> tuple[list[Launch], tuple[Tensor, Tensor, Tensor]]:
-    """The launches of `group_norm_backward`, and the outputs that they fill. Needs no device and reads no data."""
+    """The launches of `group_norm_backward`, and the outputs that they fill; see `plan_group_norm`."""
     problem = make_problem(h, skip, num_groups)
     n, c, _ = problem.shape
     dz_sum = h.new_zeros((n, c), dtype=torch.float32)
@@ -170,7 +178,7 @@ def plan_group_norm_backward(
     if not problem.out.tensor.numel():
         return [], outputs
     dy = make_operand(grad, problem.out.tensor)
-    grid = divide(problem)
+    grid = divide(problem, lanes(arch or architecture(h.device)))
     vector = problem.vector(dy)
     partial = h.new_empty((2, n, grid.splits, c), dtype=torch.float32)
     shared = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..layout import empty_in_order, positions_adjoin
 
 # Programs that a launch should have at least: two for each of an H100's 132 multiprocessors. A constant, so that
-# results do not depend on the device.
+# results do not depend on the GPU's size.
 PROGRAMS = 264
 # A program of the two-kernel path with more elements of x than this would share the work unevenly ...
 MOST_ELEMENTS = 16384
@@ -133,10 +133,11 @@ def resident_channels(problem: Problem) -> int:
     return min(c, unit * max(1, 1024 // (p * unit)))
 
 
-def divide(problem: Problem) -> Grid:
+def divide(problem: Problem, lanes: int) -> Grid:
     """Divide [N, C, P] among at least PROGRAMS programs, as far as its size allows.
 
-    Narrower tiles of channels make up for fewer splits than that takes, down to one sector of each position.
+    Narrower tiles of channels make up for fewer splits than that takes, down to one sector of each position. `lanes`
+    are the threads of a warp.
     """
     n, c, p = problem.shape
     per_group = problem.per_group
@@ -152,8 +153,10 @@ def divide(problem: Problem) -> Grid:
     blocks = triton.cdiv(c, block_c)
     most = _most_splits(p, per_group, block_c)
     splits = min(most, max(triton.cdiv(PROGRAMS, n * blocks), triton.cdiv(p * block_c, MOST_ELEMENTS)))
-    num_warps = warps_for(triton.cdiv(p, splits) * block_c, 96)
-    block_p = num_warps * 16 * problem.sector // block_c  # 16 bytes a thread
+    # Several channels of few positions keep more registers than elements: the programs are small anyway.
+    per_thread = 96 if problem.channels_last or block_c == 1 else 16
+    num_warps = warps_for(triton.cdiv(p, splits) * block_c, per_thread, lanes)
+    block_p = num_warps * (lanes // 2) * problem.sector // block_c  # 16 bytes a thread
     if not problem.channels_last and block_c > 1:
         block_p = p  # several channels at a time only where one has too few positions
     block_p = triton.next_power_of_2(max(1, min(block_p, p)))
@@ -188,9 +191,9 @@ def _most_splits(p: int, per_group: int, block_c: int) -> int:
     return max(1, min(math.isqrt(int(p * block_c / (48 * slots_per_split))), p * block_c // LEAST_ELEMENTS))
 
 
-def warps_for(elements: int, per_thread: int) -> int:
+def warps_for(elements: int, per_thread: int, lanes: int) -> int:
     """Warps of a program, 1 to 8, for about `per_thread` elements a thread."""
-    return min(8, max(1, triton.next_power_of_2(triton.cdiv(elements, 32 * per_thread))))
+    return min(8, max(1, triton.next_power_of_2(triton.cdiv(elements, lanes * per_thread))))
 
 
 def make_operand(x: Tensor, like: Tensor) -> Operand:

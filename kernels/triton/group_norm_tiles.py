@@ -52,8 +52,9 @@ def locate_input(
     if skip is not None:
         others = tile_pointers(skip, skip_n, skip_c, skip_p, n, c - first_channels, p, VECTOR, CHANNELS_LAST)
         other_step = rows_step(skip_p, rows, VECTOR, CHANNELS_LAST)
-        if not SEAM:
-            x, step = tl.where(first < first_channels, x, others), tl.where(first < first_channels, step, other_step)
+        if not SEAM:  # noqa: SIM102 - of the two conditions one is a constant
+            if first >= first_channels:
+                x, step = others, other_step
     return x, step, others, other_step
 
 
