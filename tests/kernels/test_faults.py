@@ -8,9 +8,10 @@ import contextlib
 import re
 
 import pytest
+import torch
 from cmfast.kernels import native
 
-from . import emulation, test_consistency
+from . import emulation, test_attention, test_consistency
 
 pytestmark = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
 
@@ -29,8 +30,30 @@ def consistency_cases():
             test_consistency.check_gradients(x, model_output, arguments, test_consistency.OUTPUTS, gradients, "cuda")
 
 
+def attention_cases(dtypes):
+    """Both orders, in vectors and by elements, of three tiles; and scores so low that weights outside would be infinite."""
+    for dtype in dtypes:
+        positions = 80 if dtype == torch.float32 else 136  # tiles of 32 and 64
+        for packing in ("ntc", "nct"):
+            for frame in (16, 5):
+                q, k, v, grad = test_attention.make((1, 1, positions, positions, 24), dtype, packing, frame=frame)
+                with test_attention.guarded_outputs("cuda"):
+                    test_attention.check(q, k, v, "cuda")
+                    test_attention.check_gradients(grad, q, k, v, "cuda")
+        q, k, v, grad = test_attention.make((1, 1, 20, 37, 16), dtype, amount=0.1)
+        test_attention.check_gradients(grad, q + 1, k - 20, v, "cuda", 1.0)
+
+
 #: The cases that a file's faults must fail.
-CASES = {"consistency.cu": consistency_cases}
+CASES = {
+    "consistency.cu": consistency_cases,
+    "attention_tiles.cuh": lambda: attention_cases([torch.float16, torch.float32]),
+    "attention_fma.cuh": lambda: attention_cases([torch.float32]),
+    "attention_forward.cu": lambda: attention_cases([torch.float16]),
+    "attention_forward_float.cu": lambda: attention_cases([torch.float32]),
+    "attention_backward.cu": lambda: attention_cases([torch.float16]),
+    "attention_backward_float.cu": lambda: attention_cases([torch.float32]),
+}
 
 _NUMBERED = re.compile(r"CMFAST_(?:SYNC|SYNC_WARP|SYNC_CLUSTER|CP_ASYNC_WAIT|BOUND)\((\d+)[,)]")
 FAULTS = {
