@@ -10,8 +10,11 @@ def empty_in_order(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None
     """A dense uninitialised tensor of `shape` whose dimensions lie in memory in the order of those of `like`.
 
     So channels_last stays channels_last for any number of spatial dimensions, and views of a packed tensor give an
-    output that folds back into the packed layout without a copy.
+    output that folds back into the packed layout without a copy. Where `like` is contiguous so is the result, whatever
+    the strides of the dimensions of one element say.
     """
+    if like.is_contiguous():
+        return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
     order = sorted(range(like.ndim), key=like.stride, reverse=True)
     dense = torch.empty([shape[d] for d in order], dtype=dtype or like.dtype, device=like.device)
     return dense.permute([order.index(d) for d in range(like.ndim)])

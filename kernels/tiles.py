@@ -27,7 +27,7 @@ def operand(x: Tensor, like: Tensor) -> Operand:
 
 def output_operand(h: Tensor, shape: list[int]) -> Operand:
     """A fresh tensor of `shape` in the order of h, or a contiguous one where that could not be viewed as [N, C, P]."""
-    out = empty_in_order(h if positions_adjoin(h) else h.contiguous(), shape)
+    out = empty_in_order(h, shape) if positions_adjoin(h) else h.new_empty(shape)
     return operand(out, out)
 
 

@@ -21,11 +21,11 @@ namespace {
 constexpr int BATCH = 6;
 
 // The values of a group in the tile are taken less `base` in the sums: with a mean far from 0 their squares would lose
-// the variance. CENTRE has what was added to x.
+// the variance. ADDED has what was added to x.
 template <int V>
 __device__ void stage_origins(float* rows, const float* bases, const Tile<V>& tile, const Division& d) {
   for (int i = tile.thread; i < tile.present; i += tile.threads)
-    rows[ORIGIN * d.width + i] = bases[tile.group_of(i, d)] - rows[CENTRE * d.width + i];
+    rows[ORIGIN * d.width + i] = bases[tile.group_of(i, d)] - rows[ADDED * d.width + i];
 }
 
 // The average of some values of each group: of its channels in `lanes` units, which lie `lane_step` elements apart, and
@@ -38,7 +38,7 @@ __device__ void average_first(float* bases, const float* rows, const T* first, i
     float total = 0.0f;
     for (int channel = from; channel < up_to; ++channel) {
       for (int lane = 0; lane < lanes; ++lane)
-        total += to_float(first[lane * lane_step + channel * channel_step]) + rows[CENTRE * d.width + channel];
+        total += to_float(first[lane * lane_step + channel * channel_step]) + rows[ADDED * d.width + channel];
     }
     bases[i] = total / static_cast<float>(lanes * (up_to - from));
   }
@@ -55,7 +55,7 @@ struct Moments {
     for (int v = 0; v < V; ++v) {
       float difference = values[v] - origin[v];
       sum[v] += difference;
-      square[v] += difference * difference;
+      square[v] = fmaf(difference, difference, square[v]);
     }
   }
 };
@@ -91,7 +91,7 @@ __device__ void stage_parameters(float* rows, const Tile<V>& tile, const GroupNo
   for (int i = tile.thread; i < tile.present; i += tile.threads) {
     int channel = tile.first + i;
     float2 affine = affine_of(problem, tile.n, channel);
-    rows[CENTRE * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, channel) : 0.0f;
+    rows[ADDED * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, channel) : 0.0f;
     rows[GAIN * d.width + i] = affine.x;
     rows[OFFSET * d.width + i] = affine.y;
   }
@@ -116,14 +116,15 @@ __device__ void fold_parameters(float* rows, const float2* merged, int threads, 
       output.mean[at] = mean;
       output.rstd[at] = rstd;
     }
-    float centre = rows[CENTRE * d.width + i] - mean;
-    float gain = rows[GAIN * d.width + i] * rstd, offset = rows[OFFSET * d.width + i];
+    float centre = rows[ADDED * d.width + i] - mean;
+    // Where all values are the same, as those of a group of one are, nothing is left of them, and no rounding either.
+    float gain = variance > 0.0f ? rows[GAIN * d.width + i] * rstd : 0.0f, offset = rows[OFFSET * d.width + i];
     if constexpr (sizeof(T) == 2) {
       float scale = problem.silu ? -LOG2E : 1.0f;
       offset = (offset + centre * gain) * scale;
       gain *= scale;
     }
-    rows[CENTRE * d.width + i] = centre;
+    rows[ADDED * d.width + i] = centre;
     rows[GAIN * d.width + i] = gain;
     rows[OFFSET * d.width + i] = offset;
   }
@@ -136,7 +137,7 @@ struct Output {
   bool silu;
 
   __device__ Output(const float* rows, bool silu, const Tile<V>& tile, const Division& d) : silu(silu) {
-    if constexpr (sizeof(T) == 4) read_channels(centre, rows + CENTRE * d.width, tile);
+    if constexpr (sizeof(T) == 4) read_channels(centre, rows + ADDED * d.width, tile);
     read_channels(gain, rows + GAIN * d.width, tile);
     read_channels(offset, rows + OFFSET * d.width, tile);
   }
@@ -145,7 +146,8 @@ struct Output {
     float values[V];
     x.to_floats(values);
 #pragma unroll
-    for (int v = 0; v < V; ++v) values[v] = (sizeof(T) == 4 ? values[v] + centre[v] : values[v]) * gain[v] + offset[v];
+    for (int v = 0; v < V; ++v)
+      values[v] = fmaf(sizeof(T) == 4 ? values[v] + centre[v] : values[v], gain[v], offset[v]);
     if (silu) {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -172,7 +174,7 @@ __global__ void __launch_bounds__(THREADS) statistics_kernel(GroupNormProblem pr
   T* first = shared_at<T>(memory, d.shared.first);
   if (tile.lane < d.first_lanes && left > 0) batch.units[0].store(first + (tile.lane * d.columns + tile.column) * V);
   for (int i = tile.thread; i < tile.present; i += tile.threads)
-    rows[CENTRE * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, tile.first + i) : 0.0f;
+    rows[ADDED * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, tile.first + i) : 0.0f;
   CMFAST_SYNC(1);
   average_first(bases, rows, first, min(d.first_lanes, tile.units), d.columns * V, V / tile.channels, tile, d);
   CMFAST_SYNC(2);

@@ -15,6 +15,24 @@ namespace {
 
 constexpr int BATCH = 3;  // of x, and as many of dy
 
+// Add to a sum and to what rounding took from it (Knuth's two-sum). The sums of a channel are results, and large beside
+// what is added to them.
+__device__ __forceinline__ void add_precisely(float& total, float& rest, float value) {
+  float sum = total + value, added = sum - total;
+  rest += (total - (sum - added)) + (value - added);
+  total = sum;
+}
+
+struct PreciseSums {
+  float2 total = {0.0f, 0.0f}, rest = {0.0f, 0.0f};
+
+  __device__ void add(float2 value) {
+    add_precisely(total.x, rest.x, value.x);
+    add_precisely(total.y, rest.y, value.y);
+  }
+  __device__ float2 value() const { return {total.x + rest.x, total.y + rest.y}; }
+};
+
 // What each channel of the tile is multiplied by, up to z.
 template <int V>
 __device__ void stage_channels(float* rows, const GroupNormGradient& gradient, const Tile<V>& tile,
@@ -23,22 +41,24 @@ __device__ void stage_channels(float* rows, const GroupNormGradient& gradient, c
     int channel = tile.first + i;
     int64_t group = tile.n * problem.num_groups + tile.first_group + tile.group_of(i, d);
     float2 affine = affine_of(problem, tile.n, channel);
-    float added = problem.add.data ? parameter(problem.add, tile.n, channel) : 0.0f;
-    rows[CENTRE * d.width + i] = added - gradient.mean[group];
+    rows[ADDED * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, channel) : 0.0f;
+    rows[MEAN * d.width + i] = gradient.mean[group];
     rows[RSTD * d.width + i] = gradient.rstd[group];
     rows[GAIN * d.width + i] = affine.x;
     rows[OFFSET * d.width + i] = affine.y;
   }
 }
 
-// û and dz of a column's units.
+// û and dz of a column's units. add - mean in one number would be rounded the same way at all positions, and so add up
+// in the sums.
 template <class T, int V>
 struct Derivative {
-  float centre[V], rstd[V], gain[V], offset[V];
+  float added[V], mean[V], rstd[V], gain[V], offset[V];
   bool silu;
 
   __device__ Derivative(const float* rows, bool silu, const Tile<V>& tile, const Division& d) : silu(silu) {
-    read_channels(centre, rows + CENTRE * d.width, tile);
+    read_channels(added, rows + ADDED * d.width, tile);
+    read_channels(mean, rows + MEAN * d.width, tile);
     read_channels(rstd, rows + RSTD * d.width, tile);
     read_channels(gain, rows + GAIN * d.width, tile);
     read_channels(offset, rows + OFFSET * d.width, tile);
@@ -48,10 +68,10 @@ struct Derivative {
     x.to_floats(u);
     dy.to_floats(dz);
 #pragma unroll
-    for (int v = 0; v < V; ++v) u[v] = (u[v] + centre[v]) * rstd[v];
+    for (int v = 0; v < V; ++v) u[v] = (u[v] + added[v] - mean[v]) * rstd[v];
     if (silu) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) dz[v] *= silu_derivative(u[v] * gain[v] + offset[v]);
+      for (int v = 0; v < V; ++v) dz[v] *= silu_derivative(fmaf(u[v], gain[v], offset[v]));
     }
   }
 
@@ -65,7 +85,7 @@ struct Derivative {
       e = fminf(fast_exp2(-LOG2E * z), 1e37f);
       s = fast_rcp(1.0f + e);
     }
-    return s * (1.0f + z * (e * s));
+    return fmaf(z * s, e * s, s);
   }
 };
 
@@ -96,7 +116,8 @@ __global__ void __launch_bounds__(THREADS)
   stage_channels(rows, gradient, tile, problem, d);
   CMFAST_SYNC(1);
 
-  float dz_sum[V] = {}, dzu_sum[V] = {};
+  constexpr bool PRECISE = sizeof(T) == 4;
+  float dz_sum[V] = {}, dzu_sum[V] = {}, dz_rest[PRECISE ? V : 1] = {}, dzu_rest[PRECISE ? V : 1] = {};
   if (left > 0) {
     Derivative<T, V> derivative(rows, problem.silu, tile, d);
     for (;;) {
@@ -105,8 +126,13 @@ __global__ void __launch_bounds__(THREADS)
         derivative.of(x_batch.units[b], dy_batch.units[b], u, dz);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-          dz_sum[v] += dz[v];
-          dzu_sum[v] += dz[v] * u[v];
+          if constexpr (PRECISE) {
+            add_precisely(dz_sum[v], dz_rest[v], dz[v]);
+            add_precisely(dzu_sum[v], dzu_rest[v], dz[v] * u[v]);
+          } else {
+            dz_sum[v] += dz[v];
+            dzu_sum[v] = fmaf(dz[v], u[v], dzu_sum[v]);
+          }
         }
       });
       left -= BATCH * d.lanes;
@@ -116,24 +142,26 @@ __global__ void __launch_bounds__(THREADS)
     }
   }
 
+  if constexpr (PRECISE) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) dz_sum[v] += dz_rest[v], dzu_sum[v] += dzu_rest[v];
+  }
   float2* sums = shared_at<float2>(memory, d.shared.sums);
   float2* partial = shared_at<float2>(memory, d.shared.partial);
   write_sums(sums, dz_sum, dzu_sum, tile, d);
   CMFAST_SYNC(2);
   for (int i = tile.thread; i < tile.present * d.channel_threads; i += tile.threads) {
     int channel = divide(i, d.by_channel_threads), share = i - channel * d.channel_threads;
-    float2 total = {0.0f, 0.0f};
-    for (int lane = share; lane < d.lanes; lane += d.channel_threads) {
-      float2 its = sums[lane * d.width + channel];
-      total.x += its.x;
-      total.y += its.y;
-    }
-    partial[i] = total;
+    PreciseSums total;
+    for (int lane = share; lane < d.lanes; lane += d.channel_threads) total.add(sums[lane * d.width + channel]);
+    partial[i] = total.value();
   }
   CMFAST_SYNC(3);
   // From here on `sums` has one for each channel, with its gain.
   for (int i = tile.thread; i < tile.present; i += tile.threads) {
-    float2 total = sum_of(partial + i * d.channel_threads, d.channel_threads);
+    PreciseSums precise;
+    for (int share = 0; share < d.channel_threads; ++share) precise.add(partial[i * d.channel_threads + share]);
+    float2 total = precise.value();
     channel_sums[(tile.n * d.splits + tile.split) * problem.channels + tile.first + i] = total;
     float gain = rows[GAIN * d.width + i];
     sums[i] = {gain * total.x, gain * total.y};
@@ -171,14 +199,11 @@ __global__ void __launch_bounds__(THREADS)
   }
   if (tile.split == 0) {
     for (int i = tile.thread; i < tile.present; i += tile.threads) {
-      float2 total = {0.0f, 0.0f};
-      for (int split = 0; split < d.splits; ++split) {
-        float2 its = channel_sums[(tile.n * d.splits + split) * problem.channels + tile.first + i];
-        total.x += its.x;
-        total.y += its.y;
-      }
-      gradient.dz_sum[tile.n * problem.channels + tile.first + i] = total.x;
-      gradient.dzu_sum[tile.n * problem.channels + tile.first + i] = total.y;
+      PreciseSums total;
+      for (int split = 0; split < d.splits; ++split)
+        total.add(channel_sums[(tile.n * d.splits + split) * problem.channels + tile.first + i]);
+      gradient.dz_sum[tile.n * problem.channels + tile.first + i] = total.value().x;
+      gradient.dzu_sum[tile.n * problem.channels + tile.first + i] = total.value().y;
     }
   }
   CMFAST_SYNC(6);
@@ -194,7 +219,7 @@ __global__ void __launch_bounds__(THREADS)
       derivative.of(x_batch.units[b], dy_batch.units[b], u, dz);
 #pragma unroll
       for (int v = 0; v < V; ++v)
-        dz[v] = derivative.rstd[v] * (derivative.gain[v] * dz[v] + (u[v] * slope[v] + constant[v]));
+        dz[v] = derivative.rstd[v] * fmaf(derivative.gain[v], dz[v], fmaf(u[v], slope[v], constant[v]));
       Unit<T, V>::from_floats(dz).store(dx.at);
       dx.at += dx.step;
     });

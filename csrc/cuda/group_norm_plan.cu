@@ -70,7 +70,7 @@ void place(SharedOffsets& at, const Division& d, int64_t unit_bytes, int64_t hel
     next += round_up(bytes, 16);
   };
   int64_t width = d.width, groups = d.groups;
-  take(at.channels, 6 * 4 * width);
+  take(at.channels, 7 * 4 * width);
   take(at.merged, 8 * groups * std::max(d.sum_threads, d.part_threads * d.split_threads));
   take(at.bases, 4 * groups);
   at.apply = static_cast<int>(next);

@@ -15,7 +15,7 @@ struct Divisor {
 /// Byte offsets of what a block keeps in shared memory; `apply`, `statistics`, `gradient` and `resident`
 /// are what a kernel needs: all before it.
 struct SharedOffsets {
-  int channels = 0;  // floats [6, width]: constants of each channel
+  int channels = 0;  // floats [7, width]: constants of each channel
   int merged = 0;    // float2 [groups, threads that share one]
   int bases = 0;     // floats [groups]
   int apply = 0;

@@ -10,11 +10,10 @@ namespace cmfast {
 constexpr int THREADS = 256;  // of a block, at most
 constexpr float LOG2E = 1.4426950408889634f;
 
-// The constants of each channel in shared memory, in rows of `width` floats.
-//
-// CENTRE: what leads from x to u - mean, add - mean. GAIN and OFFSET: what leads from there to z. ORIGIN: what the values
-// of x are taken less in the sums of the statistics. RSTD, SLOPE and CONSTANT: see group_norm_backward.cu.
-enum ChannelRow { CENTRE = 0, GAIN, OFFSET, ORIGIN = 3, RSTD = 3, SLOPE, CONSTANT };
+// The constants of each channel in shared memory, in rows of `width` floats: what is added to x; what leads from x to z
+// (in the forward kernels: what leads from there to the output); what x is taken less in the sums of the statistics; and
+// what the backward kernels take besides.
+enum ChannelRow { ADDED, GAIN, OFFSET, ORIGIN, MEAN = 3, RSTD, SLOPE, CONSTANT };
 
 template <class T>
 __device__ T* shared_at(unsigned char* memory, int offset) {
