@@ -5,6 +5,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
+#include "cuda/attention.h"
 #include "cuda/consistency.h"
 #include "cuda/device.h"
 #include "cuda/group_norm.h"
@@ -26,6 +29,38 @@ template <class Launch>
 std::string on(int device, Launch launch) {
   std::string error = set_device(device);
   return error.empty() ? launch() : error;
+}
+
+// ---- attention: a tensor is (address, strides), sizes are dtype, N, H, T, S, D
+
+using HeadsTensor = std::tuple<Address, std::array<int64_t, 4>>;
+
+AttentionTensor attention_tensor(const HeadsTensor& t) {
+  const auto& [address, s] = t;
+  return {at(address), {s[0], s[1], s[2], s[3]}};
+}
+
+AttentionSizes attention_sizes(const std::array<int64_t, 6>& s, double scale) {
+  return {static_cast<int>(s[0]), s[1], s[2], s[3], s[4], s[5], static_cast<float>(scale)};
+}
+
+std::string bound_attention(std::array<int64_t, 6> sizes, double scale, HeadsTensor q, HeadsTensor k, HeadsTensor v,
+                            HeadsTensor out, Address lse, Address stream, int device) {
+  return on(device, [&] {
+    return attention_forward(attention_sizes(sizes, scale), attention_tensor(q), attention_tensor(k),
+                             attention_tensor(v), attention_tensor(out), static_cast<float*>(at(lse)), at(stream));
+  });
+}
+
+std::string bound_attention_backward(std::array<int64_t, 6> sizes, double scale, HeadsTensor grad, HeadsTensor q,
+                                     HeadsTensor k, HeadsTensor v, HeadsTensor out, Address lse, Address delta,
+                                     HeadsTensor dq, HeadsTensor dk, HeadsTensor dv, Address stream, int device) {
+  return on(device, [&] {
+    return attention_backward(attention_sizes(sizes, scale), attention_tensor(grad), attention_tensor(q),
+                              attention_tensor(k), attention_tensor(v), attention_tensor(out),
+                              static_cast<const float*>(at(lse)), static_cast<float*>(at(delta)),
+                              attention_tensor(dq), attention_tensor(dk), attention_tensor(dv), at(stream));
+  });
 }
 
 // ---- consistency step: a tensor is (address, dtype, strides), a vector of coefficients (address, stride)
@@ -166,6 +201,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
     return py::dict(py::arg("architectures") = CMFAST_ARCHITECTURES, py::arg("compiler") = CMFAST_COMPILER);
   });
   m.def("nothing", [](Address, Address, int device) { return on(device, nothing); });
+  m.def("attention", bound_attention);
+  m.def("attention_backward", bound_attention_backward);
   m.def("consistency_step", bound_consistency_step);
   m.def("consistency_step_backward", bound_consistency_step_backward);
   m.def("group_norm_workspace", bound_group_norm_workspace);

@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .attention import attention, attention_backward
 from .consistency import consistency_step, consistency_step_backward
 from .group_norm import group_norm, group_norm_backward
 
-#: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("group_norm", "group_norm_backward", "consistency_step", "consistency_step_backward")
-
-__all__ = ["available", "consistency_step", "consistency_step_backward", "group_norm", "group_norm_backward"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "available",
+    "consistency_step",
+    "consistency_step_backward",
+    "group_norm",
+    "group_norm_backward",
+]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
@@ -26,13 +32,15 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
         native.cuda()
     except ImportError as error:
         return False, str(error)
-    if op not in _OPERATORS:
+    if op not in __all__:
         return False, f"there is no CUDA kernel for {op}"
     if not tensors:
         return _usable()
     for t in tensors:
         if t.dtype not in native.DTYPES:
             return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
+    if op.startswith("attention") and not 16 <= tensors[0].shape[-1] <= 128:
+        return False, f"the head size is {tensors[0].shape[-1]}, and the CUDA kernels have tiles for 16 to 128"
     devices = {t.device for t in tensors}
     if len(devices) > 1:
         return False, f"the tensors are on {' and '.join(sorted(map(str, devices)))}"

@@ -10,7 +10,8 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 #: In order, reversed, and drawn: see csrc/emulation/scheduler.h.
 SCHEDULES = (0, 1, 2)
@@ -41,11 +42,18 @@ def missing() -> str:
     return ""
 
 
+def folder() -> Path:
+    """Where the build is kept."""
+    return ROOT / "build" / ("sanitized" if _sanitize() else "emulated")
+
+
+def _sanitize() -> bool:
+    return os.environ.get("CMFAST_SANITIZE") == "1"
+
+
 @functools.cache
 def emulated() -> ModuleType:
     """The module, built from the sources as they are. A source that does not compile is an error."""
-    sanitize = os.environ.get("CMFAST_SANITIZE") == "1"
-    folder = ROOT / "build" / ("sanitized" if sanitize else "emulated")
-    target = folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    toolchain().build_emulation(target, folder / "objects", sanitize=sanitize)
+    target = folder() / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    toolchain().build_emulation(target, folder(), sanitize=_sanitize())
     return load("_emulated", target)
