@@ -149,9 +149,9 @@ GroupNormProblem norm_problem(const Norm& norm) {
     if (rows[i]) *each[i] = {at(std::get<0>(*rows[i])), std::get<2>(*rows[i]), std::get<1>(*rows[i])};
   p.samples = sizes[0];
   p.positions = sizes[1];
-  p.channels = static_cast<int>(sizes[2]);
-  p.first_channels = static_cast<int>(sizes[3]);
-  p.num_groups = static_cast<int>(sizes[4]);
+  p.channels = sizes[2];
+  p.first_channels = sizes[3];
+  p.num_groups = sizes[4];
   p.dtype = dtype;
   p.eps = static_cast<float>(eps);
   p.silu = silu;

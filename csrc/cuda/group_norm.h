@@ -28,8 +28,9 @@ struct Rows {
 struct GroupNormProblem {
   Strided h, skip;
   Rows weight, bias, add, scale, shift;
-  int64_t samples = 0, positions = 0;
-  int channels = 0, first_channels = 0, num_groups = 0;  // of both, of h, and of the groups
+  int64_t samples = 0, positions = 0, channels = 0;
+  int64_t first_channels = 0;  // of h
+  int64_t num_groups = 0;
   int dtype = 0;
   float eps = 0;
   bool silu = false;

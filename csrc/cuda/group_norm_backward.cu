@@ -151,11 +151,12 @@ __global__ void __launch_bounds__(THREADS)
   }
   CMFAST_SYNC(3);
   // From here on `sums` has one for each channel, with its gain.
+  float2* its_sums = channel_sums + (tile.n * d.splits + tile.split) * problem.channels + tile.first;
   for (int i = tile.thread; i < tile.present; i += tile.threads) {
     PreciseSums precise;
     for (int share = 0; share < d.channel_threads; ++share) precise.add(partial[i * d.channel_threads + share]);
     float2 total = precise.value();
-    channel_sums[(tile.n * d.splits + tile.split) * problem.channels + tile.first + i] = total;
+    its_sums[i] = total;
     float gain = rows[GAIN * d.width + i];
     sums[i] = {gain * total.x, gain * total.y};
   }

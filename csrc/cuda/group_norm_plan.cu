@@ -99,7 +99,11 @@ void divide(const GroupNormProblem& problem, Plan& plan, int64_t width, int64_t 
   int64_t columns = width / (d.channels_last ? plan.vector : 1);
   int64_t share = ceil_div(units, splits);
   int64_t whole_warps = 32 / std::gcd<int64_t>(32, columns);
-  int64_t lanes = std::min(round_up(ceil_div(share, UNITS), whole_warps), MOST_THREADS / columns);
+  int64_t most_lanes = MOST_THREADS / columns;
+  // Where the lanes of a column are next to each other they end with a sector.
+  int64_t sector = std::max<int64_t>(1, 32 / (plan.vector * element_size(problem)));
+  if (!d.channels_last && most_lanes > sector) most_lanes -= most_lanes % sector;
+  int64_t lanes = std::min(round_up(ceil_div(share, UNITS), whole_warps), most_lanes);
   lanes = std::max<int64_t>(1, std::min(lanes, share));
   if (!held) share = round_up(share, lanes);  // no lane is idle but in the last split
   int64_t threads = columns * lanes;

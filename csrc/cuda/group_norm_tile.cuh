@@ -79,7 +79,7 @@ struct Tile {
     count = split == d.splits - 1 ? d.last_rows : d.rows;
     units = d.channels_last ? count : count / V;
     first = static_cast<int>(blockIdx.y) * d.width;
-    present = min(d.width, problem.channels - first);
+    present = min(d.width, static_cast<int>(problem.channels) - first);
     first_group = divide(first, d.per_group);
     first_of_it = first_group * d.per_group.value - first;
     groups = divide(present - 1 - first_of_it, d.per_group) + 1;
@@ -129,7 +129,7 @@ __device__ Cursor<const T> input_cursor(const GroupNormProblem& problem, const T
   bool in_h = channel < problem.first_channels;
   return {in_h ? problem.h.data : problem.skip.data, in_h ? problem.h.n : problem.skip.n,
           in_h ? problem.h.c : problem.skip.c,       in_h ? problem.h.p : problem.skip.p,
-          in_h ? channel : channel - problem.first_channels, tile, d};
+          in_h ? channel : channel - static_cast<int>(problem.first_channels), tile, d};
 }
 
 // V elements as they lie in registers: words of two where they have 16 bits, which the compiler would take apart.
