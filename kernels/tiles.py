@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from .layout import empty_in_order, to_order
+from .layout import empty_in_order, positions_adjoin, to_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Operand:
     strides: tuple[int, int, int]
 
 
-def operand(x: Tensor, like: Tensor) -> Operand:
+def make_operand(x: Tensor, like: Tensor) -> Operand:
     """View x as [N, C, P], its positions in the order in which they lie in `like`; a copy where no one stride can."""
     order = sorted((d for d in range(2, x.ndim) if x.shape[d] > 1), key=like.stride, reverse=True)
     if any(x.stride(a) != x.stride(b) * x.shape[b] for a, b in itertools.pairwise(order)):
@@ -25,21 +26,15 @@ def operand(x: Tensor, like: Tensor) -> Operand:
     return Operand(x, (n, c, x.stride(order[-1]) if order else 0))
 
 
-def output_operand(h: Tensor, shape: list[int]) -> Operand:
+def make_output(h: Tensor, shape: Sequence[int]) -> Operand:
     """A fresh tensor of `shape` in the order of h, or a contiguous one where that could not be viewed as [N, C, P]."""
-    out = empty_in_order(h, shape) if positions_adjoin(h) else h.new_empty(shape)
-    return operand(out, out)
+    out = empty_in_order(h, shape) if positions_adjoin(h) else h.new_empty(tuple(shape))
+    return make_operand(out, out)
 
 
 def in_order(y: Tensor, h: Tensor) -> Tensor:
-    """The tensor of an `output_operand` in the order of h."""
+    """The tensor of `make_output` in the order of h."""
     return y if positions_adjoin(h) else to_order(y, h)
-
-
-def positions_adjoin(x: Tensor) -> bool:
-    """Whether the spatial dimensions follow one another in memory, as in NCHW and NHWC."""
-    order = sorted((d for d in range(x.ndim) if x.shape[d] > 1 or d == 1), key=x.stride, reverse=True)
-    return [spatial for spatial, _ in itertools.groupby(d > 1 for d in order)].count(True) < 2
 
 
 def adjacent_rows(x: Tensor) -> tuple[Tensor, int]:

@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(THREADS)
   for (int i = tile.thread; i < tile.present * d.channel_threads; i += tile.threads) {
     int channel = divide(i, d.by_channel_threads), share = i - channel * d.channel_threads;
     PreciseSums total;
-    for (int lane = share; lane < d.lanes; lane += d.channel_threads) total.add(sums[lane * d.width + channel]);
+    for (int lane = share; lane < CMFAST_BOUND(7, d.lanes); lane += d.channel_threads)
+      total.add(sums[lane * d.width + channel]);
     partial[i] = total.value();
   }
   CMFAST_SYNC(3);

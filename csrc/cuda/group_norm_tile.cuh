@@ -244,7 +244,7 @@ __device__ void add_lanes(float2* merged, const float2* sums, const Tile<V>& til
     int group = divide(i, d.by_sum_threads), share = i - group * d.sum_threads;
     int from = tile.from(group, d), count = tile.up_to(group, d) - from;
     float2 total = {0.0f, 0.0f};
-    for (int lane = share; lane < d.lanes; lane += d.sum_threads) {
+    for (int lane = share; lane < CMFAST_BOUND(1, d.lanes); lane += d.sum_threads) {
       float2 its = sum_of(sums + lane * d.width + from, count);
       total.x += its.x;
       total.y += its.y;
@@ -277,7 +277,7 @@ __device__ void merge_slots(const float2* slots, float2* merged, float* bases, c
     for (; left < end; left += d.part_threads * d.width) {
       float channels = static_cast<float>(min(left + d.width, end) - max(left, begin));
       float count = channels * static_cast<float>(d.rows), last = channels * static_cast<float>(d.last_rows);
-      for (int split = first_split; split < d.splits; split += d.split_threads)
+      for (int split = first_split; split < CMFAST_BOUND(2, d.splits); split += d.split_threads)
         sums.add(its[split], split == d.splits - 1 ? last : count);
       its += d.part_threads * d.slots;
     }

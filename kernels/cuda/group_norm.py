@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..tiles import Operand, adjacent_rows, in_order, operand, output_operand
+from ..group_norm import concatenated_shape
+from ..tiles import Operand, adjacent_rows, in_order, make_operand, make_output
 
 
 def group_norm(
@@ -22,11 +23,11 @@ def group_norm(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Serve `cmfast.kernels.group_norm`; arguments and results are those of the reference."""
-    y = output_operand(h, _shape(h, skip))
+    y = make_output(h, concatenated_shape(h, skip))
     mean = h.new_empty((h.shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if y.tensor.numel():
-        inputs = [operand(x, y.tensor) for x in (h, skip) if x is not None]
+        inputs = [make_operand(x, y.tensor) for x in (h, skip) if x is not None]
         rows = _rows(weight, bias, add, scale, shift)
         problem = _problem(inputs, rows, num_groups, y, eps, silu)
         capability = native.capability(h)
@@ -61,12 +62,12 @@ def group_norm_backward(
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Serve the gradients of group norm; arguments and results are those of the reference."""
-    dx = output_operand(h, _shape(h, skip))
+    dx = make_output(h, concatenated_shape(h, skip))
     dz_sum = h.new_zeros(dx.tensor.shape[:2], dtype=torch.float32)
     dzu_sum = torch.zeros_like(dz_sum)
     if dx.tensor.numel():
-        inputs = [operand(x, dx.tensor) for x in (h, skip) if x is not None]
-        dy = operand(grad.to(h.dtype), dx.tensor)
+        inputs = [make_operand(x, dx.tensor) for x in (h, skip) if x is not None]
+        dy = make_operand(grad.to(h.dtype), dx.tensor)
         rows = _rows(weight, bias, add, scale, shift)
         mean, rstd = mean.contiguous(), rstd.contiguous()
         problem = _problem(inputs, rows, num_groups, dx, 0.0, silu)
@@ -86,10 +87,6 @@ def group_norm_backward(
             floats,
         )
     return in_order(dx.tensor, h), dz_sum, dzu_sum
-
-
-def _shape(h: Tensor, skip: Tensor | None) -> list[int]:
-    return [h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]]
 
 
 def _problem(

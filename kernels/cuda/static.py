@@ -92,7 +92,7 @@ def _kernels(arch: str) -> dict[str, Kernel]:
     """The kernels of the extension for an architecture, by their names less the marks of their files."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        _tool("cuobjdump", "-xelf", f".{arch}.cubin", str(Path(native.cuda().__file__).resolve()), cwd=folder)
+        _tool("cuobjdump", "-xelf", f".{arch}.cubin", str(_extension()), cwd=folder)
         for cubin in sorted(Path(folder).glob("*.cubin")):
             usage = _tool("cuobjdump", "-res-usage", str(cubin))
             code = _sections(_tool("nvdisasm", "-c", str(cubin)))
@@ -102,6 +102,10 @@ def _kernels(arch: str) -> dict[str, Kernel]:
                 figures = {"spill_bytes": sum(local), "stack_bytes": int(stack), **sass(code[name])}
                 found[_without_file(name)] = Kernel(int(registers), figures)
     return found
+
+
+def _extension() -> Path:
+    return Path(str(native.cuda().__file__)).resolve()
 
 
 def _local_bytes(modifiers: str) -> int:
@@ -143,7 +147,7 @@ def _readable(name: str) -> str:
 @functools.cache
 def _host_functions() -> dict[int, str]:
     """The names of the extension's functions by their offsets, from its symbol table."""
-    data = Path(native.cuda().__file__).read_bytes()
+    data = _extension().read_bytes()
     (sections,) = struct.unpack_from("<Q", data, 0x28)
     size, count = struct.unpack_from("<HH", data, 0x3A)
     headers = [struct.unpack_from("<IIQQQQIIQQ", data, sections + i * size) for i in range(count)]
@@ -158,9 +162,7 @@ def _host_functions() -> dict[int, str]:
                 end = data.index(b"\0", names + name)
                 found[value] = _without_file(data[names + name : end].decode())
     if not found:
-        raise RuntimeError(
-            f"{native.cuda().__file__} has no symbol table: it was stripped, and its kernels have no names"
-        )
+        raise RuntimeError(f"{_extension()} has no symbol table: it was stripped, and its kernels have no names")
     return found
 
 
@@ -172,7 +174,7 @@ def _tool(name: str, *arguments: str, cwd: str | None = None) -> str:
 @functools.cache
 def _find(name: str) -> str:
     """A program of the CUDA toolkit, or of the triton package."""
-    places = [None]
+    places: list[str | None] = [None]
     triton = importlib.util.find_spec("triton")
     if triton is not None and triton.origin is not None:
         places.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))

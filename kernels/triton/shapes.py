@@ -2,19 +2,21 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..shapes import Call, calls
-from . import attention, consistency, group_norm
+from .attention import plan_attention, plan_attention_backward
+from .consistency import plan_consistency_step, plan_consistency_step_backward
+from .group_norm import plan_group_norm, plan_group_norm_backward
 from .launch import Launch
 
-_PLANS = {
-    "group_norm": group_norm.plan_group_norm,
-    "group_norm_backward": group_norm.plan_group_norm_backward,
-    "attention": attention.plan_attention,
-    "attention_backward": attention.plan_attention_backward,
-    "consistency_step": consistency.plan_consistency_step,
-    "consistency_step_backward": consistency.plan_consistency_step_backward,
+_PLANS: dict[str, Callable] = {
+    "group_norm": plan_group_norm,
+    "group_norm_backward": plan_group_norm_backward,
+    "attention": plan_attention,
+    "attention_backward": plan_attention_backward,
+    "consistency_step": plan_consistency_step,
+    "consistency_step_backward": plan_consistency_step_backward,
 }
 
 

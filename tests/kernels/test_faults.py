@@ -14,7 +14,7 @@ import pytest
 import torch
 from cmfast.kernels import native
 
-from . import emulation, test_attention, test_consistency
+from . import emulation, test_attention, test_consistency, test_group_norm
 
 pytestmark = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
 
@@ -50,6 +50,25 @@ def attention_cases(dtypes):
         test_attention.check_gradients(grad, q + 1, k - 20, v, "cuda", 1.0)
 
 
+def group_norm_cases():
+    """Two launches, one, and one by clusters; groups that end within a tile and that span several."""
+    for shape, groups, pair, layout, capability in (
+        ((1, 48, 32, 33), 8, 17, "channels_last", 80),
+        ((1, 12, 67, 67), 2, 7, "contiguous", 80),
+        ((2, 24, 9, 8), 4, 0, "channels_last", 80),
+        ((1, 24, 33, 32), 4, 0, "channels_last", 90),
+    ):
+        x, arguments = test_group_norm.make(shape, torch.float32, test_group_norm.PARTS, layout=layout, pair=pair)
+        with native.planning(capability):
+            test_group_norm.check(x, groups, arguments, "silu", "cuda")
+
+
+def group_norm_gradient_cases():
+    for shape, groups, layout in (((1, 48, 32, 33), 8, "channels_last"), ((1, 12, 67, 67), 2, "contiguous")):
+        x, arguments = test_group_norm.make(shape, torch.float32, test_group_norm.PARTS, layout=layout)
+        test_group_norm.check_gradients(x, groups, arguments, "cuda")
+
+
 #: The cases that a file's faults must fail.
 CASES = {
     "consistency.cu": consistency_cases,
@@ -59,6 +78,9 @@ CASES = {
     "attention_forward_float.cu": lambda: attention_cases([torch.float32]),
     "attention_backward.cu": lambda: attention_cases([torch.float16]),
     "attention_backward_float.cu": lambda: attention_cases([torch.float32]),
+    "group_norm.cu": group_norm_cases,
+    "group_norm_backward.cu": group_norm_gradient_cases,
+    "group_norm_tile.cuh": group_norm_cases,
 }
 
 _NUMBERED = re.compile(r"CMFAST_(?:SYNC|SYNC_WARP|SYNC_CLUSTER|CP_ASYNC_WAIT|BOUND)\((\d+)[,)]")
