@@ -41,9 +41,9 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_queries_gradie
   AttentionBlock block = attention_block<ATTENTION_ROWS>(p.heads, p.queries);
   auto k_matrix = matrix_of_head<T>(p.k, block.n, block.h, p.keys, p.head_dim);
   auto v_matrix = matrix_of_head<T>(p.v, block.n, block.h, p.keys, p.head_dim);
-  OwnTile<T, COLUMNS> q{memory, p.q.rows_innermost}, grad{memory + q.BYTES, p.grad.rows_innermost};
+  OwnTile<T, COLUMNS> q{memory, p.q.rows_innermost != 0}, grad{memory + q.BYTES, p.grad.rows_innermost != 0};
   unsigned char* stages = grad.memory + grad.BYTES;  // two, of keys and values
-  OwnTile<T, COLUMNS> out{stages + 2 * Keys::BYTES, p.out.rows_innermost};  // where the second stage will be
+  OwnTile<T, COLUMNS> out{stages + 2 * Keys::BYTES, p.out.rows_innermost != 0};  // where the second stage will be
   static_assert(out.BYTES <= 2 * Keys::BYTES);
   auto load = [&](int first) {
     unsigned char* stage = stages + first / KEYS % 2 * 2 * Keys::BYTES;
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_queries_gradie
     CMFAST_SYNC(6);
   }
 
-  OwnTile<T, COLUMNS> result{memory, p.dq.rows_innermost};
+  OwnTile<T, COLUMNS> result{memory, p.dq.rows_innermost != 0};
   result.put(dq, p.scale, p.scale);
   CMFAST_SYNC(7);
   result.store(matrix_of_head<T>(p.dq, block.n, block.h, p.queries, p.head_dim), block.first);
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
   AttentionBlock block = attention_block<ATTENTION_ROWS>(p.heads, p.keys);
   auto q_matrix = matrix_of_head<T>(p.q, block.n, block.h, p.queries, p.head_dim);
   auto grad_matrix = matrix_of_head<T>(p.grad, block.n, block.h, p.queries, p.head_dim);
-  OwnTile<T, COLUMNS> k{memory, p.k.rows_innermost}, v{memory + k.BYTES, p.v.rows_innermost};
+  OwnTile<T, COLUMNS> k{memory, p.k.rows_innermost != 0}, v{memory + k.BYTES, p.v.rows_innermost != 0};
   unsigned char* stages = v.memory + v.BYTES;  // two, of q, dO, lse and delta
   auto stage_of = [&](int first) { return stages + first / QUERIES % 2 * STAGE; };
   auto load = [&](int first) {
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
     CMFAST_SYNC(12);
   }
 
-  OwnTile<T, COLUMNS> dk_tile{k.memory, p.dk.rows_innermost}, dv_tile{v.memory, p.dv.rows_innermost};
+  OwnTile<T, COLUMNS> dk_tile{k.memory, p.dk.rows_innermost != 0}, dv_tile{v.memory, p.dv.rows_innermost != 0};
   dk_tile.put(dk, p.scale, p.scale);
   dv_tile.put(dv, 1.0f, 1.0f);
   CMFAST_SYNC(13);

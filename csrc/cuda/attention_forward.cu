@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward_kernel
   AttentionBlock block = attention_block<ATTENTION_ROWS>(p.heads, p.queries);
   auto k_matrix = matrix_of_head<T>(p.k, block.n, block.h, p.keys, p.head_dim);
   auto v_matrix = matrix_of_head<T>(p.v, block.n, block.h, p.keys, p.head_dim);
-  OwnTile<T, COLUMNS> q{memory, p.q.rows_innermost};
+  OwnTile<T, COLUMNS> q{memory, p.q.rows_innermost != 0};
   unsigned char* stages = memory + q.BYTES;  // two, of keys and values
   auto load = [&](int first) {
     unsigned char* stage = stages + first / KEYS % 2 * 2 * Keys::BYTES;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward_kernel
     if (lane_index() % 4 == 0 && query < p.queries)
       p.lse[static_cast<int64_t>(block.head) * p.queries + query] = (maximum[r] + log2f(total[r])) * LN_2;
   }
-  OwnTile<T, COLUMNS> result{memory, p.out.rows_innermost};
+  OwnTile<T, COLUMNS> result{memory, p.out.rows_innermost != 0};
   result.put(out, factor[0], factor[1]);
   CMFAST_SYNC(6);
   result.store(matrix_of_head<T>(p.out, block.n, block.h, p.queries, p.head_dim), block.first);

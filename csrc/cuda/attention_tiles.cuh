@@ -13,12 +13,12 @@ namespace cmfast {
 constexpr int ATTENTION_THREADS = 128;
 constexpr int ATTENTION_MOST_COLUMNS = 128;
 
-// A tensor [N, H, rows, D] as the kernels take it.
+// A tensor [N, H, rows, D] as the kernels take it; no bool, since a launch then passes bytes of no value as well.
 struct AttentionView {
   void* data;
   int64_t stride_n, stride_h, stride_row, stride_column;
-  bool rows_innermost;
-  bool vectors;  // each 16 bytes along the innermost index are aligned, and inside or outside the matrix as a whole
+  int rows_innermost;
+  int vectors;  // each 16 bytes along the innermost index are aligned, and inside or outside the matrix as a whole
 };
 
 inline AttentionView attention_view(const AttentionTensor& x, const AttentionSizes& sizes, int64_t rows) {
@@ -46,7 +46,7 @@ struct Matrix {
 template <class T>
 __device__ __forceinline__ Matrix<T> matrix_of_head(const AttentionView& x, int n, int h, int rows, int columns) {
   return {static_cast<T*>(x.data) + n * x.stride_n + h * x.stride_h, x.stride_row, x.stride_column, rows, columns,
-          x.rows_innermost, x.vectors};
+          x.rows_innermost != 0, x.vectors != 0};
 }
 
 // The block's head, as row n·H + h, n and h, and the first row of its tile. The tiles of a head are neighbours, so that
