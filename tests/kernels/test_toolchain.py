@@ -19,7 +19,7 @@ def test_nvcc_is_that_of_cuda_home_or_on_path(toolchain, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert toolchain.find_nvcc() is None
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="CUDA_HOME is .* no bin/nvcc in it"):
+    with pytest.raises(FileNotFoundError, match=r"CUDA_HOME is .* no bin/nvcc in it"):
         toolchain.find_nvcc()
     program.touch(0o755)
     assert toolchain.find_nvcc() == str(program)
