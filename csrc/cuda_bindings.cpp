@@ -200,6 +200,15 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("build_info", [] {
     return py::dict(py::arg("architectures") = CMFAST_ARCHITECTURES, py::arg("compiler") = CMFAST_COMPILER);
   });
+  m.def("planned", [](const py::function& call) {
+    py::list launches;
+    for (const PlannedLaunch& p : planned([&] { call(); })) {
+      py::tuple grid = py::make_tuple(p.grid[0], p.grid[1], p.grid[2]);
+      int threads = static_cast<int>(p.block[0] * p.block[1] * p.block[2]);
+      launches.append(py::make_tuple(p.kernel, grid, threads, p.shared_bytes, p.cluster_x));
+    }
+    return launches;
+  });
   m.def("nothing", [](Address, Address, int device) { return on(device, nothing); });
   m.def("attention", bound_attention);
   m.def("attention_backward", bound_attention_backward);

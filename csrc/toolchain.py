@@ -41,6 +41,7 @@ def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
     """Compile cmfast._cuda to the file `target`; a warning of either compiler, or a spilled register, is an error."""
     machine_code = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHITECTURES]
     options = ["-std=c++17", "-O3", "-lineinfo", *machine_code, f"-gencode=arch={PTX},code={PTX}"]
+    options += ["-Xfatbin=-compress-all"]  # with line numbers, the code would be five times as large
     options += ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"]
     options += ["-Xcompiler=" + ",".join((*_WARNINGS, "-fPIC", "-fvisibility=hidden"))]
     if os.environ.get("CXX"):

@@ -23,6 +23,7 @@ _NOT_BUILT = (
     "run `pip install --force-reinstall --no-deps cmfast` from source, or `pip install -e .` in a checkout"
 )
 _stand_in: ModuleType | None = None
+_planned_capability = 80
 
 
 def cuda() -> ModuleType:
@@ -49,6 +50,22 @@ def stand_in(module: ModuleType) -> Iterator[None]:
         _stand_in = previous
 
 
+def capability(tensor: Tensor) -> int:
+    """The compute capability of the tensor's device, 80 for 8.0; of CPU tensors that which `planning` says, or 80."""
+    return _device_capability(tensor.get_device()) if tensor.is_cuda else _planned_capability
+
+
+@contextlib.contextmanager
+def planning(capability: int) -> Iterator[None]:
+    """Within the `with` block, choose launches for CPU tensors as for a GPU of this compute capability."""
+    global _planned_capability
+    previous, _planned_capability = _planned_capability, capability
+    try:
+        yield
+    finally:
+        _planned_capability = previous
+
+
 def launch(name: str, like: Tensor, *arguments: Any) -> None:
     """Call a launcher for tensors on the device of `like`, on that device's current stream.
 
@@ -72,6 +89,12 @@ def launch(name: str, like: Tensor, *arguments: Any) -> None:
 def address(tensor: Tensor | None) -> int:
     """Where the tensor's elements are; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def _device_capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @functools.cache

@@ -23,7 +23,8 @@ struct AttentionSizes {
 std::string attention_forward(const AttentionSizes& sizes, const AttentionTensor& q, const AttentionTensor& k,
                               const AttentionTensor& v, const AttentionTensor& out, float* lse, void* stream);
 
-// Write dq, dk and dv from what the forward wrote; delta is a workspace as large as lse. Empty, or what is wrong.
+// Write dq, dk and dv from what the forward wrote, for at least one query; delta is a workspace as large as lse. Empty,
+// or what is wrong.
 std::string attention_backward(const AttentionSizes& sizes, const AttentionTensor& grad, const AttentionTensor& q,
                                const AttentionTensor& k, const AttentionTensor& v, const AttentionTensor& out,
                                const float* lse, float* delta, const AttentionTensor& dq, const AttentionTensor& dk,

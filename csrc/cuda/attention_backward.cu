@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
   uint32_t k_words[COLUMNS / 16][4], v_words[COLUMNS / 16][4];
   k.read(k_words);
   v.read(v_words);
-  CMFAST_SYNC(13);
+  CMFAST_SYNC(10);
   k.keep(k_words);
   v.keep(v_words);
 
@@ -181,14 +181,14 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
     auto dscores_left = [&](uint32_t(&words)[4], int query) { narrow_left<T>(words, dscores, query); };
     multiply<T, COLUMNS, QUERIES, false>(dk, dscores_left, q);
     if (more) put_row(first + QUERIES, next);
-    CMFAST_CP_ASYNC_WAIT(10, 0);
-    CMFAST_SYNC(11);
+    CMFAST_CP_ASYNC_WAIT(11, 0);
+    CMFAST_SYNC(12);
   }
 
   OwnTile<T, COLUMNS> dk_tile{k.memory, p.dk.rows_innermost}, dv_tile{v.memory, p.dv.rows_innermost};
   dk_tile.put(dk, p.scale, p.scale);
   dv_tile.put(dv, 1.0f, 1.0f);
-  CMFAST_SYNC(12);
+  CMFAST_SYNC(13);
   dk_tile.store(matrix_of_head<T>(p.dk, block.n, block.h, p.keys, p.head_dim), block.first);
   dv_tile.store(matrix_of_head<T>(p.dv, block.n, block.h, p.keys, p.head_dim), block.first);
 }
@@ -220,6 +220,7 @@ std::string attention_backward(const AttentionSizes& sizes, const AttentionTenso
                                const float* lse, float* delta, const AttentionTensor& dq, const AttentionTensor& dk,
                                const AttentionTensor& dv, void* stream) {
   if (std::string wrong = attention_check(sizes); !wrong.empty()) return wrong;
+  if (sizes.queries == 0) return "attention: expected T >= 1 for the gradients, got 0";
   AttentionBackward p{attention_view(grad, sizes, sizes.queries),
                       attention_view(q, sizes, sizes.queries),
                       attention_view(k, sizes, sizes.keys),

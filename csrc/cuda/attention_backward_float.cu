@@ -1,8 +1,8 @@
 // Attention, backward, in float32: as attention_backward.cu says, with products by multiply-adds.
 //
 // A block has 32 queries, or keys, and takes 32 of the others at a time: what it has to hold in shared memory is twice
-// what the forward has. All tiles are taken in one order, that of the keys in the first kernel and of the queries in the
-// second; a tensor in the other order is copied an element at a time.
+// what the forward has. All tiles are taken in one order, that of the keys in the first kernel and of the queries in
+// the second; a tensor in the other order is copied an element at a time.
 #include "attention_backward.cuh"
 #include "attention_fma.cuh"
 
@@ -90,7 +90,6 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
 
   k.load(matrix_of_head<float>(p.k, block.n, block.h, p.keys, p.head_dim), block.first);
   v.load(matrix_of_head<float>(p.v, block.n, block.h, p.keys, p.head_dim), block.first);
-  cp_async_commit();
   float dk[COLUMNS / 32][ROWS][4] = {}, dv[COLUMNS / 32][ROWS][4] = {};
 #pragma unroll 1
   for (int first = 0; first < p.queries; first += STEP) {
@@ -123,7 +122,6 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
     multiply_add<ROWS, STEP, COLUMNS, false>(dk, dscores_tile, q);
     CMFAST_SYNC(12);
   }
-  CMFAST_CP_ASYNC_WAIT(13, 0);  // where there are no queries, k and v are still on their way
   float scale[ROWS] = {p.scale, p.scale}, one[ROWS] = {1.0f, 1.0f};
   store<ROWS_INNERMOST>(matrix_of_head<float>(p.dk, block.n, block.h, p.keys, p.head_dim), block.first, dk, scale);
   store<ROWS_INNERMOST>(matrix_of_head<float>(p.dv, block.n, block.h, p.keys, p.head_dim), block.first, dv, one);

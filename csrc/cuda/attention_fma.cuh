@@ -104,7 +104,7 @@ __device__ __forceinline__ void store(const Matrix<float>& x, int first, const f
       return x.data + (row + r) * x.stride_row + (32 * n + column_of_thread<LINES_ARE_COLUMNS>(i)) * x.stride_column;
     };
     auto inside = [&](int r, int i) {
-      return row + r < x.rows && 32 * n + column_of_thread<LINES_ARE_COLUMNS>(i) < x.columns;
+      return row + r < CMFAST_BOUND(1, x.rows) && 32 * n + column_of_thread<LINES_ARE_COLUMNS>(i) < x.columns;
     };
     if (x.vectors && x.rows_innermost) {
 #pragma unroll

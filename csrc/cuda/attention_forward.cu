@@ -4,8 +4,8 @@
 //   lse[t] = ln 2 (m[t] + log2 Σ_s p[t, s])
 //
 // m is the running maximum of a row of c q kᵀ: when a tile of keys raises it, what was summed so far is multiplied by
-// 2^(m_old − m_new) (Milakov and Gimelshein 2018, algorithm 3; Dao et al. 2022, algorithm 1). Powers of two, because the
-// hardware has no other exponential; one multiply-add a score, since c is folded into it.
+// 2^(m_old − m_new) (Milakov and Gimelshein 2018, algorithm 3; Dao et al. 2022, algorithm 1). Powers of two, because
+// the hardware has no other exponential; one multiply-add a score, since c is folded into it.
 //
 // A block has 64 queries of one head, 16 a warp: these networks have few of them (6 heads of 1024 positions make 96),
 // so the tile is small. While it computes with 64 keys and values, the next ones are copied to shared memory.

@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward_float_
 
 template <int COLUMNS>
 std::string launch_forward(const AttentionForward& p, const AttentionSizes& sizes, void* stream) {
-  auto kernel =
-      p.k.rows_innermost ? attention_forward_float_kernel<COLUMNS, true> : attention_forward_float_kernel<COLUMNS, false>;
+  auto kernel = p.k.rows_innermost ? attention_forward_float_kernel<COLUMNS, true>
+                                   : attention_forward_float_kernel<COLUMNS, false>;
   size_t shared_bytes = sizeof(float) * (QUERIES * COLUMNS + 2 * KEYS * COLUMNS + QUERIES * KEYS);
   return attention_launch(kernel, p, sizes, sizes.queries, QUERIES, shared_bytes, stream);
 }

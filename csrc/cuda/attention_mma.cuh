@@ -79,7 +79,8 @@ struct OwnTile {
   // thread reads what it has written itself.
   __device__ __forceinline__ void keep(const uint32_t (&words)[COLUMNS / 16][4]) const {
 #pragma unroll
-    for (int i = 0; i < COLUMNS / 16; ++i) kept(16 * i) = make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
+    for (int i = 0; i < COLUMNS / 16; ++i)
+      kept(16 * i) = make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
   }
   __device__ __forceinline__ void load_kept(uint32_t (&words)[4], int column) const {
     uint4 kept_words = kept(column);

@@ -28,8 +28,8 @@ inline AttentionView attention_view(const AttentionTensor& x, const AttentionSiz
   bool rows_innermost = rows > 1 && stride[2] < stride[3];
   int inner = rows_innermost ? 2 : 3;
   const int64_t size[4] = {sizes.samples, sizes.heads, rows, sizes.head_dim};
-  bool vectors = (stride[inner] == 1 || size[inner] == 1) && size[inner] % vector == 0 &&
-                 reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
+  bool vectors =
+      stride[inner] == 1 && size[inner] % vector == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
   for (int i = 0; i < 4; ++i) vectors = vectors && (i == inner || size[i] == 1 || stride[i] % vector == 0);
   return {x.data, stride[0], stride[1], stride[2], stride[3], rows_innermost, vectors};
 }
@@ -95,8 +95,8 @@ struct Tile {
     int line = static_cast<int>(threadIdx.x) / CHUNKS, inner = static_cast<int>(threadIdx.x) % CHUNKS * VECTOR;
     int64_t stride = ROWS_INNERMOST ? x.stride_column : x.stride_row;
     T* global = x.data + first * x.stride_row + line * stride + inner;
-    int lines = ROWS_INNERMOST ? x.columns : x.rows - first;
-    bool inside = inner < (ROWS_INNERMOST ? x.rows - first : x.columns);
+    int rows = CMFAST_BOUND(1, x.rows) - first, lines = ROWS_INNERMOST ? x.columns : rows;
+    bool inside = inner < (ROWS_INNERMOST ? rows : x.columns);
 #pragma unroll
     for (int i = 0; i < LINES; i += STEP)
       function(chunk(line + i, inner / VECTOR), global + i * stride, inside && line + i < lines);
@@ -110,7 +110,7 @@ struct Tile {
 #pragma unroll 1
       for (int i = threadIdx.x; i < ROWS * COLUMNS; i += ATTENTION_THREADS) {
         int row = x.rows_innermost ? i % ROWS : i / COLUMNS, column = x.rows_innermost ? i / ROWS : i % COLUMNS;
-        bool inside = first + row < x.rows && column < x.columns;
+        bool inside = first + row < CMFAST_BOUND(2, x.rows) && column < x.columns;
         *element(row, column) =
             inside ? x.data[(first + row) * x.stride_row + column * x.stride_column] : from_float<T>(0.0f);
       }
@@ -127,7 +127,7 @@ struct Tile {
 #pragma unroll 1
       for (int i = threadIdx.x; i < ROWS * COLUMNS; i += ATTENTION_THREADS) {
         int row = x.rows_innermost ? i % ROWS : i / COLUMNS, column = x.rows_innermost ? i / ROWS : i % COLUMNS;
-        if (first + row < x.rows && column < x.columns)
+        if (first + row < CMFAST_BOUND(3, x.rows) && column < x.columns)
           x.data[(first + row) * x.stride_row + column * x.stride_column] = *element(row, column);
       }
     }

@@ -241,7 +241,8 @@ __global__ void __launch_bounds__(THREADS)
 // One launch: the blocks of a cluster, or one alone, have all positions of the whole groups of a tile, and keep them in
 // shared memory, each thread its own.
 template <class T, int V>
-__global__ void __launch_bounds__(THREADS) resident_kernel(GroupNormProblem problem, Division d, GroupNormOutput output) {
+__global__ void __launch_bounds__(THREADS, 1)
+    resident_kernel(GroupNormProblem problem, Division d, GroupNormOutput output) {
   CMFAST_SHARED(memory);
   Tile<V> tile(problem, d);
   Cursor<const T> x = input_cursor<T>(problem, tile, d);

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #ifdef CMFAST_EMULATE
 #include "../emulation/matrix.h"
@@ -78,9 +79,22 @@ std::string launch(void (*kernel)(Parameters...), const LaunchConfig& config, Ar
 
 #else
 
+// A launch that was asked for and not made.
+struct Recorded {
+  const void* kernel;  // the host's function of that name
+  LaunchConfig config;
+};
+
+// Where launches are written down instead of being made, for the static report.
+inline thread_local std::vector<Recorded>* recording = nullptr;
+
 // Empty, or the error of the launch (or one that an earlier launch left).
 template <class... Parameters, class... Arguments>
 std::string launch(void (*kernel)(Parameters...), const LaunchConfig& config, Arguments&&... arguments) {
+  if (recording) {
+    recording->push_back({reinterpret_cast<const void*>(kernel), config});
+    return {};
+  }
   cudaError_t error = cudaSuccess;
   if (config.shared_bytes > 48 * 1024)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -1,6 +1,5 @@
 """Group norm and its derivative through csrc/cuda/group_norm.cu and group_norm_backward.cu."""
 
-import functools
 import math
 
 import torch
@@ -31,7 +30,7 @@ def group_norm(
         inputs = [make_operand(x, y.tensor) for x in (h, skip) if x is not None]
         rows = _rows(weight, bias, add, scale, shift)
         problem = _problem(inputs, rows, num_groups, y, eps, silu)
-        capability = _capability(h)
+        capability = native.capability(h)
         floats = native.cuda().group_norm_workspace(problem, _strided(y), capability)
         workspace = h.new_empty(floats, dtype=torch.float32)
         native.launch(
@@ -122,14 +121,3 @@ def _rows(
 
 def _strided(x: Operand) -> tuple[int, int, int, int]:
     return x.tensor.data_ptr(), *x.strides
-
-
-def _capability(x: Tensor) -> int:
-    """The compute capability of the device, 80 for 8.0: clusters of blocks serve from 90 on."""
-    return _device_capability(x.get_device()) if x.is_cuda else 80
-
-
-@functools.cache
-def _device_capability(device: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor

@@ -44,10 +44,11 @@ def missing() -> str:
 
 def folder() -> Path:
     """Where the build is kept."""
-    return ROOT / "build" / ("sanitized" if _sanitize() else "emulated")
+    return ROOT / "build" / ("sanitized" if sanitizes() else "emulated")
 
 
-def _sanitize() -> bool:
+def sanitizes() -> bool:
+    """Whether the build is the one with the sanitizers."""
     return os.environ.get("CMFAST_SANITIZE") == "1"
 
 
@@ -55,5 +56,5 @@ def _sanitize() -> bool:
 def emulated() -> ModuleType:
     """The module, built from the sources as they are. A source that does not compile is an error."""
     target = folder() / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    toolchain().build_emulation(target, folder(), sanitize=_sanitize())
+    toolchain().build_emulation(target, folder(), sanitize=sanitizes())
     return load("_emulated", target)

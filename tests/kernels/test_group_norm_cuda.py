@@ -25,18 +25,13 @@ def _module():
     return sys.modules["cmfast.kernels.cuda.group_norm"]
 
 
-def capability(value):
-    """Within the `with` block devices have this compute capability: 90 and more have clusters."""
-    return mock.patch.object(_module(), "_capability", return_value=value)
-
-
 @schedules
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(("shape", "groups", "pair"), LARGE_SHAPES.values(), ids=LARGE_SHAPES)
 def test_clusters(shape, groups, pair, dtype, layout, seed):
     x, arguments = make(shape, dtype, PARTS, layout=layout, pair=pair)
-    with capability(90):
+    with native.planning(90):
         check(x, groups, arguments, "silu", "cuda")
 
 
@@ -45,7 +40,7 @@ def test_clusters_give_the_statistics(layout):
     x, _ = make((1, 64, 40, 40), torch.float32, (), layout=layout)
     arguments = (x + 1000, None, 4, None, None, 1e-5, None, None, None, False)
     _, mean, rstd = torch.ops.cmfast.group_norm(*arguments, "reference")
-    with capability(90):
+    with native.planning(90):
         _, actual_mean, actual_rstd = torch.ops.cmfast.group_norm(*arguments, "cuda")
     torch.testing.assert_close(actual_mean, mean)
     torch.testing.assert_close(actual_rstd, rstd, rtol=1e-4, atol=0)
@@ -56,7 +51,7 @@ def test_clusters_give_the_statistics(layout):
 @pytest.mark.parametrize(("shape", "groups"), [*SHAPES.values(), *(case[:2] for case in LARGE_SHAPES.values())])
 def test_writes_nothing_else(shape, groups, layout, value):
     x, arguments = make(shape, torch.bfloat16, PARTS, layout=layout)
-    with guarded_outputs() as memories, capability(value):
+    with guarded_outputs() as memories, native.planning(value):
         check(x, groups, arguments, "silu", "cuda")
         check_gradients(x, groups, arguments, "cuda")
     assert len(memories) == 3  # y, y for the gradients, dx
