@@ -17,9 +17,12 @@
 namespace cmfast {
 namespace {
 
-// Rows of the tiles that a block walks over: at head sizes above 64 a thread has no registers for the sums of more.
+// Rows of the tiles that a block walks over: at head sizes above 64 a thread has no registers for the sums of more, nor
+// for the operands of a product's eight steps at once.
 template <int COLUMNS>
 constexpr int STEP = COLUMNS > 64 ? 32 : 64;
+template <int COLUMNS>
+constexpr int UNROLL = COLUMNS > 64 ? 4 : COLUMNS / 16;
 
 template <class T>
 __device__ __forceinline__ float dot_pairs(uint32_t a, uint32_t b) {
@@ -85,8 +88,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_queries_gradie
     if (first + KEYS < p.keys) load(first + KEYS);
     Keys k{stages + first / KEYS % 2 * 2 * Keys::BYTES}, v{k.memory + Keys::BYTES};
     float dscores[KEYS / 8][4] = {}, weights[KEYS / 8][4] = {};
-    multiply<T, KEYS, COLUMNS, true>(weights, q_left, k);
-    multiply<T, KEYS, COLUMNS, true>(dscores, grad_left, v);
+    multiply<T, KEYS, COLUMNS, true, UNROLL<COLUMNS>>(weights, q_left, k);
+    multiply<T, KEYS, COLUMNS, true, UNROLL<COLUMNS>>(dscores, grad_left, v);
 #pragma unroll
     for (int j = 0; j < KEYS / 8; ++j)
 #pragma unroll
@@ -162,7 +165,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
     const float* delta = lse + QUERIES;
 
     float weights[QUERIES / 8][4] = {};
-    multiply<T, QUERIES, COLUMNS, true>(weights, k_left, q);
+    multiply<T, QUERIES, COLUMNS, true, UNROLL<COLUMNS>>(weights, k_left, q);
 #pragma unroll
     for (int j = 0; j < QUERIES / 8; ++j)
 #pragma unroll
@@ -172,7 +175,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_keys_gradient_
     multiply<T, COLUMNS, QUERIES, false>(dv, weights_left, grad);
 
     float dscores[QUERIES / 8][4] = {};
-    multiply<T, QUERIES, COLUMNS, true>(dscores, v_left, grad);
+    multiply<T, QUERIES, COLUMNS, true, UNROLL<COLUMNS>>(dscores, v_left, grad);
 #pragma unroll
     for (int j = 0; j < QUERIES / 8; ++j)
 #pragma unroll

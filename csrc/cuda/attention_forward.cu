@@ -19,7 +19,7 @@ constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 constexpr int KEYS = 64;  // of a tile
 
 template <class T, int COLUMNS, bool KEYS_INNERMOST>
-__global__ void __launch_bounds__(ATTENTION_THREADS) attention_forward_kernel(AttentionForward p) {
+__global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward_kernel(AttentionForward p) {
   using Keys = Tile<T, KEYS, COLUMNS, KEYS_INNERMOST>;
   CMFAST_SHARED(memory);
   AttentionBlock block = attention_block<ATTENTION_ROWS>(p.heads, p.queries);

@@ -17,13 +17,17 @@ __device__ __forceinline__ int row_of_thread() { return first_row_of_warp() + (l
 // Of a thread's columns 8j + ..., the first.
 __device__ __forceinline__ int column_of_thread() { return (lane_index() & 3) * 2; }
 
-// A 16x16 operand from a tile in shared memory: elements (line, inner) from there on, as they lie or transposed, its
-// four 8x8 matrices line by line or column by column.
+// A 16x16 operand from a tile in shared memory: elements (line, inner) from there on, both multiples of 16, as they lie
+// or transposed, its four 8x8 matrices line by line or column by column.
+//
+// The address is tile.chunk(line + ..., inner / 8 + ...), written so that what depends on the lane is computed once: a
+// multiple of 8 lines does not change the permutation of the chunks, and chunks are permuted by an exclusive or, which
+// commutes with that of an even chunk.
 template <bool TRANSPOSED, bool LINES_FIRST, class Tile>
 __device__ __forceinline__ void load_operand(uint32_t (&words)[4], const Tile& tile, int line, int inner) {
   int lane = lane_index(), next = lane >> 3 & 1, after = lane >> 4;
-  const void* row =
-      tile.chunk(line + (lane & 7) + (LINES_FIRST ? next : after) * 8, inner / 8 + (LINES_FIRST ? after : next));
+  int of_lane = Tile::place((lane & 7) + (LINES_FIRST ? next : after) * 8, LINES_FIRST ? after : next);
+  const void* row = tile.memory + line * Tile::CHUNKS * 16 + (of_lane ^ inner / 8 * 16);
   if constexpr (TRANSPOSED) ldmatrix_x4_trans(words, row);
   else ldmatrix_x4(words, row);
 }
@@ -115,10 +119,11 @@ struct OwnTile {
   }
 };
 
-// sums [16, N] += left [16, K] · tile [K, N], or its transpose [N, K]; left(words, k) gives 16 columns from k on.
-template <class T, int N, int K, bool TRANSPOSED, class Left, class Right>
+// sums [16, N] += left [16, K] · tile [K, N], or its transpose [N, K]; left(words, k) gives 16 columns from k on. UNROLL
+// of these steps are written out.
+template <class T, int N, int K, bool TRANSPOSED, int UNROLL = K / 16, class Left, class Right>
 __device__ __forceinline__ void multiply(float (&sums)[N / 8][4], const Left& left, const Right& tile) {
-#pragma unroll
+#pragma unroll UNROLL
   for (int k = 0; k < K; k += 16) {
     uint32_t a[4];
     left(a, k);

@@ -74,12 +74,17 @@ struct Tile {
 
   unsigned char* memory;
 
-  __device__ __forceinline__ T* chunk(int line, int chunk) const {
+  // Where a chunk begins, in bytes.
+  __device__ __forceinline__ static int place(int line, int chunk) {
     int turn;
     if constexpr (CHUNKS == 4) turn = (line >> 1) & 3;
     else if constexpr (sizeof(T) == 4) turn = (line ^ (line >> 2)) & 7;  // four lines at distance 4 differ as well
     else turn = line & 7;
-    return reinterpret_cast<T*>(memory + (line * CHUNKS + (chunk ^ turn)) * 16);
+    return (line * CHUNKS + (chunk ^ turn)) * 16;
+  }
+
+  __device__ __forceinline__ T* chunk(int line, int chunk) const {
+    return reinterpret_cast<T*>(memory + place(line, chunk));
   }
 
   __device__ __forceinline__ T* element(int row, int column) const {
