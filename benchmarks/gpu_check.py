@@ -134,7 +134,8 @@ def architecture():
 def timings(emulate: bool) -> list[dict]:
     device, target, rows = "cpu" if emulate else "cuda", architecture(), []
     known = [call for call in shapes.calls() if not emulate or _elements(call) <= 1 << 16]
-    header = f"{'operator':26}{'shape':28}{'layout':7}{'form':24}{'dtype':10}{'backend':10}{'µs':>10}{'GB/s':>9}{'TFLOP/s':>9}{'of peak':>9}"
+    header = f"{'operator':26}{'shape':28}{'layout':7}{'form':24}{'dtype':10}{'backend':10}"
+    header += f"{'µs':>10}{'GB/s':>9}{'TFLOP/s':>9}{'of peak':>9}"
     print(f"\n== timings on {target.gpu if target else 'no known GPU'}'s figures\n{header}", flush=True)
     for call in known:
         values = arguments(call, device)

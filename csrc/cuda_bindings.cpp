@@ -209,7 +209,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
     }
     return launches;
   });
-  m.def("nothing", [](Address, Address, int device) { return on(device, nothing); });
+  m.def("nothing", [](Address, int device) { return on(device, nothing); });
   m.def("attention", bound_attention);
   m.def("attention_backward", bound_attention_backward);
   m.def("consistency_step", bound_consistency_step);

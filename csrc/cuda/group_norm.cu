@@ -40,7 +40,7 @@ __device__ void average_first(float* bases, const float* rows, const T* first, i
       for (int lane = 0; lane < lanes; ++lane)
         total += to_float(first[lane * lane_step + channel * channel_step]) + rows[ADDED * d.width + channel];
     }
-    bases[i] = total / static_cast<float>(lanes * (up_to - from));
+    bases[i] = total * fast_rcp(static_cast<float>(lanes * (up_to - from)));
   }
 }
 
@@ -66,7 +66,7 @@ __device__ float2 moments_of(int group, const float2* merged, const float* bases
                              const Division& d) {
   float2 sums = sum_of(merged + group * d.sum_threads, d.sum_threads);
   float count = static_cast<float>(tile.count) * static_cast<float>(tile.up_to(group, d) - tile.from(group, d));
-  float apart = sums.x / count;
+  float apart = sums.x * fast_rcp(count);
   return {bases[group] + apart, fmaxf(sums.y - sums.x * apart, 0.0f)};
 }
 
@@ -176,7 +176,8 @@ __global__ void __launch_bounds__(THREADS) statistics_kernel(GroupNormProblem pr
   for (int i = tile.thread; i < tile.present; i += tile.threads)
     rows[ADDED * d.width + i] = problem.add.data ? parameter(problem.add, tile.n, tile.first + i) : 0.0f;
   CMFAST_SYNC(1);
-  average_first(bases, rows, first, min(d.first_lanes, tile.units), d.columns * V, V / tile.channels, tile, d);
+  average_first(bases, rows, first, min(d.first_lanes, tile.units), d.columns * V,
+                d.channels_last ? 1 : V, tile, d);
   CMFAST_SYNC(2);
   stage_origins(rows, bases, tile, d);
   CMFAST_SYNC(3);
@@ -248,10 +249,12 @@ __global__ void __launch_bounds__(THREADS, 1)
   T* held = shared_at<T>(memory, d.shared.held);
   T* mine = held + tile.thread * V;
   int step = tile.threads * V;
-  int units = tile.left > 0 ? (tile.left - 1) / d.lanes + 1 : 0;
-  for (int i = 0; i < units; ++i) {
-    if constexpr (V > 1) cp_async_16(mine + i * step, x.at + i * x.step, true);
-    else mine[i * step] = x.at[i * x.step];
+  T* next = mine;
+  for (int left = tile.left; left > 0; left -= d.lanes) {
+    if constexpr (V > 1) cp_async_16(next, x.at, true);
+    else *next = *x.at;
+    next += step;
+    x.at += x.step;
   }
   cp_async_commit();
   float* rows = shared_at<float>(memory, d.shared.channels);
@@ -270,10 +273,10 @@ __global__ void __launch_bounds__(THREADS, 1)
     stage_origins(rows, bases, tile, d);
     CMFAST_SYNC(12);
     Moments<T, V> its;
-    if (units > 0) {
+    if (tile.left > 0) {
       float origin[V];
       read_channels(origin, rows + ORIGIN * d.width, tile);
-      for (int i = 0; i < units; ++i) its.add(Unit<T, V>::load(mine + i * step), origin);
+      for (const T* unit = mine; unit < next; unit += step) its.add(Unit<T, V>::load(unit), origin);
     }
     write_sums(sums, its.sum, its.square, tile, d);
     CMFAST_SYNC(13);
@@ -303,11 +306,11 @@ __global__ void __launch_bounds__(THREADS, 1)
   fold_parameters<T>(rows, merged, 1, bases, output, tile, problem, d);
   CMFAST_SYNC(20);
 
-  if (units == 0) return;
+  if (tile.left <= 0) return;
   Output<T, V> of_column(rows, problem.silu, tile, d);
   Cursor<T> y(output.y, tile, d);
-  for (int i = 0; i < units; ++i) {
-    of_column.of(Unit<T, V>::load(mine + i * step)).store(y.at);
+  for (const T* unit = mine; unit < next; unit += step) {
+    of_column.of(Unit<T, V>::load(unit)).store(y.at);
     y.at += y.step;
   }
 }

@@ -36,15 +36,14 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
         return False, f"there is no CUDA kernel for {op}"
     if not tensors:
         return _usable()
+    device = tensors[0].device
     for t in tensors:
         if t.dtype not in native.DTYPES:
             return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
+        if t.device != device:
+            return False, f"the tensors are on {' and '.join(sorted({str(t.device) for t in tensors}))}"
     if op.startswith("attention") and not 16 <= tensors[0].shape[-1] <= 128:
         return False, f"the head size is {tensors[0].shape[-1]}, and the CUDA kernels have tiles for 16 to 128"
-    devices = {t.device for t in tensors}
-    if len(devices) > 1:
-        return False, f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
-    device = tensors[0].device
     if device.type == "cpu" and _on_cpu():
         return True, ""
     if device.type != "cuda":

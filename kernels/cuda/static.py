@@ -119,11 +119,14 @@ def _sections(disassembly: str) -> dict[str, str]:
 
 
 def _without_file(mangled: str) -> str:
-    """A mangled name with one mark for every unnamed namespace, which nvcc names after the file."""
+    """A mangled name with one mark for every unnamed namespace, which nvcc names after the file.
+
+    The host's compiler marks what is in one with an L besides.
+    """
     while match := re.search(r"(\d+)_GLOBAL__N_", mangled):
         start = match.start(1) + len(match[1])
         mangled = mangled[: match.start(1)] + "UNNAMED" + mangled[start + int(match[1]) :]
-    return mangled
+    return mangled.replace("UNNAMEDL", "UNNAMED")
 
 
 def _readable(name: str) -> str:

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from cmfast.kernels import group_norm, native
+from cmfast.kernels import native
 from cmfast.kernels.tiles import Operand
 
 from . import emulation
@@ -124,8 +124,3 @@ def problem(shape):
 def strides(shape):
     _, c, p = shape
     return 64, c * p, 1, c
-
-
-def test_no_group_norm_without_tensors_of_its_dtypes():
-    with pytest.raises(Exception, match="float64 is served by the reference"):
-        group_norm(torch.ones(1, 4, 3, dtype=torch.float64), 2, backend="cuda")
