@@ -13,8 +13,6 @@ from types import ModuleType
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
-SANITIZED = os.environ.get("CMFAST_SANITIZE") == "1"
-
 #: In order, reversed, and drawn: see csrc/emulation/scheduler.h.
 SCHEDULES = (0, 1, 2)
 

@@ -18,7 +18,7 @@ from . import emulation, test_attention, test_consistency, test_group_norm
 
 pytestmark = [
     pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing()),
-    pytest.mark.skipif(emulation.SANITIZED, reason="the address sanitizer ends the process at a fault"),
+    pytest.mark.skipif(emulation.sanitizes(), reason="the address sanitizer ends the process at a fault"),
 ]
 
 
