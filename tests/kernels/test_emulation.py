@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-import os
 import subprocess
 import sys
 import sysconfig
@@ -15,8 +14,7 @@ from . import emulation
 
 pytestmark = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
 
-SANITIZED = os.environ.get("CMFAST_SANITIZE") == "1"
-unsanitized = pytest.mark.skipif(SANITIZED, reason="the address sanitizer ends the process")
+unsanitized = pytest.mark.skipif(emulation.sanitizes(), reason="the address sanitizer ends the process")
 SOURCE = emulation.HERE / "emulated_kernels.cu"
 
 
@@ -29,7 +27,7 @@ def kernels(request):
     emulation.toolchain().build_emulation(
         target,
         folder,
-        sanitize=SANITIZED,
+        sanitize=emulation.sanitizes(),
         module=target.name.split(".")[0],
         bindings=SOURCE,
         kernels=[],
@@ -178,7 +176,7 @@ print(kernels.writes_at(x.data_ptr(), 4) if sys.argv[2] == "global" else kernels
 """
 
 
-@pytest.mark.skipif(not SANITIZED, reason="make sanitize")
+@pytest.mark.skipif(not emulation.sanitizes(), reason="make sanitize")
 @pytest.mark.parametrize(("space", "finding"), [("global", "heap-buffer-overflow"), ("shared", "use-after-poison")])
 def test_the_sanitizer_ends_the_process(kernels, space, finding):
     command = [sys.executable, "-c", _OVERRUN, str(Path(kernels.__file__).parent), space]

@@ -16,7 +16,10 @@ from cmfast.kernels import native
 
 from . import emulation, test_attention, test_consistency, test_group_norm
 
-pytestmark = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
+pytestmark = [
+    pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing()),
+    pytest.mark.skipif(emulation.sanitizes(), reason="the address sanitizer ends the process at a fault"),
+]
 
 
 def consistency_cases():
