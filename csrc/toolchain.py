@@ -14,9 +14,9 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
 
-#: Machine code for these, and PTX for what is newer.
+#: Machine code for these, and PTX for what is newer: without clusters, and with them.
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
-PTX = "compute_80"
+PTX = ("compute_80", "compute_90")
 
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
@@ -40,7 +40,8 @@ def find_host_compiler() -> str | None:
 def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
     """Compile cmfast._cuda to the file `target`; a warning of either compiler, or a spilled register, is an error."""
     machine_code = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHITECTURES]
-    options = ["-std=c++17", "-O3", "-lineinfo", *machine_code, f"-gencode=arch={PTX},code={PTX}"]
+    ptx = [f"-gencode=arch={arch},code={arch}" for arch in PTX]
+    options = ["-std=c++17", "-O3", "-lineinfo", *machine_code, *ptx]
     options += ["-Xfatbin=-compress-all"]  # with line numbers, the code would be five times as large
     options += ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"]
     options += ["-Xcompiler=" + ",".join((*_WARNINGS, "-fPIC", "-fvisibility=hidden"))]
@@ -48,7 +49,7 @@ def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
         options += ["-ccbin", os.environ["CXX"]]
     jobs = [([nvcc, *options, "-c"], source) for source in sorted(SOURCES.glob("cuda/*.cu"))]
     description = f"nvcc {_version(nvcc, 'V')} and {_host_version()}"
-    host = [*_module("_cuda"), *_build_info(description, (*ARCHITECTURES, f"PTX {PTX}"))]
+    host = [*_module("_cuda"), *_build_info(description, (*ARCHITECTURES, *(f"PTX {arch}" for arch in PTX)))]
     jobs += [([nvcc, "-std=c++17", "-O2", options[-1], *host, "-c"], SOURCES / "cuda_bindings.cpp")]
     _link([nvcc, "-shared", "-cudart=static"], _compile(jobs, objects, description), target)
 
