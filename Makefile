@@ -12,7 +12,7 @@ demo: .venv/runtime
 	$(BIN)/cmfast bench latency --model digits --steps 5,10,40 --rounds 3 --plot latency.png
 
 test: .venv/development
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term
 
 lint: .venv/development
 	$(BIN)/ruff check

@@ -3,10 +3,13 @@
 CMFAST_SANITIZE=1 takes the build with the address and undefined-behaviour sanitizers (see `make sanitize`).
 """
 
+import contextlib
+import fcntl
 import functools
 import importlib.util
 import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -52,9 +55,19 @@ def sanitizes() -> bool:
     return os.environ.get("CMFAST_SANITIZE") == "1"
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one of the processes that run the tests build in the folder; the others wait, and find what it built."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def emulated() -> ModuleType:
     """The module, built from the sources as they are. A source that does not compile is an error."""
     target = folder() / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    toolchain().build_emulation(target, folder(), sanitize=sanitizes())
+    with one_at_a_time(folder()):
+        toolchain().build_emulation(target, folder(), sanitize=sanitizes())
     return load("_emulated", target)
