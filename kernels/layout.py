@@ -1,5 +1,6 @@
 """Memory layouts: an operator's output lies in memory in the order of its input."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +11,11 @@ def empty_in_order(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None
     """A dense uninitialised tensor of `shape` whose dimensions lie in memory in the order of those of `like`.
 
     So channels_last stays channels_last for any number of spatial dimensions, and views of a packed tensor give an
-    output that folds back into the packed layout without a copy.
+    output that folds back into the packed layout without a copy. Where dimensions of size 1 leave a choice, and the
+    contiguous order is one, it is that.
     """
+    if like.is_contiguous():
+        return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
     order = sorted(range(like.ndim), key=like.stride, reverse=True)
     dense = torch.empty([shape[d] for d in order], dtype=dtype or like.dtype, device=like.device)
     return dense.permute([order.index(d) for d in range(like.ndim)])
@@ -27,3 +31,9 @@ def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics and sums: float32, or float64 for float64 inputs."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def positions_adjoin(x: Tensor) -> bool:
+    """Whether the spatial dimensions follow one another in memory, as in NCHW and NHWC."""
+    order = sorted((d for d in range(x.ndim) if x.shape[d] > 1 or d == 1), key=x.stride, reverse=True)
+    return [spatial for spatial, _ in itertools.groupby(d > 1 for d in order)].count(True) < 2

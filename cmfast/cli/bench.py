@@ -116,9 +116,9 @@ def print_table(few: Sequence[Latency], many: Sequence[Latency], batch_size: int
     measured = (few[0] if few else many[0]).quality is not None
     title = f"milliseconds for {batch_size} samples: median, fastest and slowest of {rounds}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("sampler", "steps", "evals", "ms", "range", "samples/s"):
+    for column in ("sampler", "steps", "evalu-\nations", "ms", "range", "samples\nper s"):
         table.add_column(column, justify="left" if column == "sampler" else "right", no_wrap=True)
-    for column in ("accuracy", "to test", "to train") if measured else ():
+    for column in ("accu-\nracy", "to\ntest", "to\ntrain") if measured else ():
         table.add_column(column, justify="right", no_wrap=True)
     for row in [*few, *many]:
         cells = [
@@ -151,6 +151,7 @@ def print_table(few: Sequence[Latency], many: Sequence[Latency], batch_size: int
 
 def _plot(few: Sequence[Latency], many: Sequence[Latency], batch_size: int, path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(7, 4.5), layout="tight")
     axes = figure.subplots()
@@ -163,6 +164,9 @@ def _plot(few: Sequence[Latency], many: Sequence[Latency], batch_size: int, path
         xlabel=f"milliseconds for {batch_size} samples (numbers: network evaluations)",
         ylabel="Fréchet distance to the training set",
     )
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with whole_file(path) as file:

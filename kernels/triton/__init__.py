@@ -22,16 +22,11 @@ _MODULES = {
     "consistency_step_backward": "consistency",
 }
 
-#: Operators whose kernels compile but are not right on every shape yet: no call is served by them.
-_UNFINISHED = ("group_norm", "group_norm_backward")
-
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     """Serve float32, float16 and bfloat16 tensors of a GPU that Triton knows."""
     if importlib.util.find_spec("triton") is None:
         return False, 'the package triton is not installed: pip install "cmfast[triton]"'
-    if op in _UNFINISHED:
-        return False, f"the Triton kernels of {op} are not finished: tests on drawn shapes have found wrong results"
     on_cpu = os.environ.get("CMFAST_GPU_ON_CPU") == "1"
     if not tensors:
         usable = torch.cuda.is_available() or on_cpu

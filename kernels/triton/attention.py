@@ -11,10 +11,10 @@ import triton
 from torch import Tensor
 
 from ..layout import empty_in_order
-from .attention_config import Config, architecture, configuration, tuned
+from .attention_config import Config, configuration, tuned
 from .attention_forward import attention_forward_kernel
 from .attention_gradients import attention_keys_gradient_kernel, attention_queries_gradient_kernel
-from .launch import Launch
+from .launch import Launch, architecture
 
 LOG2_E = math.log2(math.e)
 

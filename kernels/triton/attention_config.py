@@ -105,16 +105,6 @@ def configuration(kernel: str, q: Tensor, arch: str, unit: int) -> Config:
     raise ValueError(f"attention: no tiles for {kernel} at head size {head_dim} in {q.dtype} on {arch or 'any'}")
 
 
-@functools.cache
-def architecture(device: torch.device) -> str:
-    """The name of the device's architecture, "sm_90" or "gfx942" say; "" where there is no GPU to ask."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return ""
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-
-
 def tuned(kernel: str, q: Tensor, k: Tensor, plan: Callable[[Config], Launch]) -> Config | None:
     """The fastest tiles for a kernel at these shapes, measured once; None unless on a GPU and CMFAST_AUTOTUNE=1.
 

@@ -1,7 +1,10 @@
 """A kernel launch as a value: what runs on a GPU, and what the static report compiles without one."""
 
 import dataclasses
+import functools
 from typing import Any
+
+import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,3 +33,18 @@ class Launch:
     def run(self) -> None:
         """Launch the kernel on the current stream."""
         self.kernel[self.grid](*self.args, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """The name of the device's architecture, "sm_90" or "gfx942" say; "" where there is no GPU to ask."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return ""
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def lanes(arch: str) -> int:
+    """Threads of a warp: 64 on AMD's CDNA, 32 elsewhere."""
+    return 64 if arch.startswith("gfx9") else 32

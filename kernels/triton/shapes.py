@@ -120,7 +120,7 @@ def _group_norms(arch: str) -> Iterator[Case]:
 
     for shapes, layout, dtype, form in _NORMS:
         h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
-        launches, _ = plan_group_norm(h, skip, _GROUPS, weight, bias, 1e-5, *rest)
+        launches, _ = plan_group_norm(h, skip, _GROUPS, weight, bias, 1e-5, *rest, arch=arch)
         elements = sum(math.prod(shape) for shape in shapes)
         # Statistics and application, in two launches or in one.
         flops = (4 * elements, 6 * elements) if len(launches) == 2 else (10 * elements,)
@@ -134,7 +134,7 @@ def _group_norm_gradients(arch: str) -> Iterator[Case]:
         h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
         grad = _meta((h.shape[0], weight.shape[0], *h.shape[2:]), dtype, layout)
         statistics = [_meta((h.shape[0], _GROUPS), torch.float32) for _ in range(2)]
-        launches, _ = plan_group_norm_backward(grad, h, skip, _GROUPS, weight, bias, *rest, *statistics)
+        launches, _ = plan_group_norm_backward(grad, h, skip, _GROUPS, weight, bias, *rest, *statistics, arch=arch)
         flops = (14 * grad.numel(), 16 * grad.numel())
         yield Case("group_norm_backward", _size(*shapes), layout, form, _name(dtype), launches, flops)
 

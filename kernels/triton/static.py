@@ -251,7 +251,8 @@ def _amdgcn(assembly: str) -> dict[str, Any]:
     widths = {kind: [size.get(width, 1) for name, width in accesses if name == kind] for kind in ("load", "store")}
     return {
         "registers": figure("vgpr_count"),
-        "spill_bytes": 4 * (figure("vgpr_spill_count") + figure("sgpr_spill_count")),
+        # Scalar registers spill to lanes of vector registers, which moves nothing to memory.
+        "spill_bytes": 4 * figure("vgpr_spill_count"),
         "stack_bytes": figure("private_segment_fixed_size"),
         **_widths(widths["load"], widths["store"]),
         "matrix_instructions": _counts({"MFMA": r"\bv_mfma_"}, assembly),

