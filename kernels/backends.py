@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 #: Fastest first: the order in which `auto` asks.
-BACKENDS = ("cuda", "triton", "reference")
+BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 #: Every operator that a backend implements, by the name of its function.
 OPERATORS = (

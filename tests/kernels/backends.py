@@ -1,7 +1,8 @@
 """The backends that this machine can test, as a pytest parameter: the case lists are the same for all of them.
 
 Without a GPU, Triton's interpreter and the emulation of the CUDA kernels take CPU tensors; "cuda" is then tested under
-several schedules of its threads. With a GPU, conftest.py runs the kernels on copies of the tests' tensors there.
+several schedules of its threads. "cpu" is tested on every instruction set of this machine. With a GPU, conftest.py runs
+the kernels on copies of the tests' tensors there.
 """
 
 import contextlib
@@ -14,6 +15,9 @@ from cmfast.kernels import backends, native
 from . import emulation
 
 ON_GPU = torch.cuda.is_available()
+
+#: Backends whose gradients are the reference's.
+FORWARD_ONLY = ("cpu",)
 
 
 @contextlib.contextmanager
@@ -38,6 +42,11 @@ def served(op: str) -> list:
         if name == "cuda" and ok and not ON_GPU:
             marks = [pytest.mark.schedule(seed) for seed in emulation.SCHEDULES]
             found += [pytest.param(name, marks=mark, id=f"cuda-{mark.args[0]}") for mark in marks]
+        elif name == "cpu" and ok:
+            isas = native.cpu().build_info()["isas"].split(", ")
+            found += [pytest.param(name, marks=pytest.mark.isa(isa), id=f"cpu-{isa}") for isa in isas]
+        elif name in FORWARD_ONLY and op.endswith("_backward"):
+            continue
         else:
             skip = pytest.mark.skip(reason=f"{name}: {emulation.missing() if name == 'cuda' else ''} {reason}")
             found.append(pytest.param(name, marks=[] if ok else skip))

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+from cmfast.kernels import native
 from torch.utils import _pytree as pytree
 
 from . import emulation
@@ -20,6 +21,19 @@ def _gpu_kernels(request, monkeypatch):
         if schedule:
             emulation.emulated().set_schedule(schedule.args[0])
         yield
+
+
+@pytest.fixture(autouse=True)
+def _isa(request):
+    """Choose the CPU kernels that the test's parameter names."""
+    marker = request.node.get_closest_marker("isa")
+    if marker is None:
+        yield
+        return
+    previous = native.cpu().build_info()["isa"]
+    assert native.cpu().set_isa(marker.args[0]) == ""
+    yield
+    native.cpu().set_isa(previous)
 
 
 @pytest.fixture(autouse=True)
