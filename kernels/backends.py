@@ -26,6 +26,7 @@ OPERATORS = (
     "attention_backward",
     "consistency_step",
     "consistency_step_backward",
+    "conv2d",
 )
 
 _log = logging.getLogger("cmfast.kernels")

@@ -12,12 +12,13 @@ from torch import Tensor
 from .. import native
 from .attention import attention
 from .consistency import consistency_step
+from .conv import conv2d
 from .group_norm import group_norm
 
 #: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("group_norm", "attention", "consistency_step")
+_OPERATORS = ("group_norm", "attention", "consistency_step", "conv2d")
 
-__all__ = ["attention", "available", "consistency_step", "group_norm"]
+__all__ = ["attention", "available", "consistency_step", "conv2d", "group_norm"]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:

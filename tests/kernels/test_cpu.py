@@ -19,6 +19,9 @@ CALLS = {
 }
 
 
+ISAS = [parameter for parameter in served("consistency_step") if parameter.values[0] == "cpu"]
+
+
 @pytest.fixture(autouse=True)
 def _threads():
     threads = torch.get_num_threads()
@@ -26,12 +29,10 @@ def _threads():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("backend", served("consistency_step"))
+@pytest.mark.parametrize("backend", ISAS)
 @pytest.mark.parametrize("op", CALLS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_number_of_threads_changes_no_bit(op, layout, backend):
-    if backend != "cpu":
-        pytest.skip("this is asked of the CPU kernels")
     x = torch.randn(2, 20, 33, 67).contiguous(memory_format=layout)
     torch.set_num_threads(1)
     expected = CALLS[op](x)
