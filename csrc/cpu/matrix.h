@@ -6,7 +6,8 @@
 // end to the other. A word is a float, or two bfloat16 of neighbouring k whose products are summed in float32. C has its
 // columns in blocks of 16 as well, so that it can be the A of another product.
 //
-// 24 of AVX-512's 32 registers hold sums; 12 of the others' 16.
+// 24 of AVX-512's 32 registers hold sums; 12 of the others' 16. Every 256 words they are added to C: of a long sum in one
+// register, the later terms would be rounded to the size of all earlier ones.
 #pragma once
 
 #include "faults.h"
@@ -15,7 +16,7 @@
 namespace cmfast {
 namespace CMFAST_ISA {
 
-constexpr int ROWS = 8, BLOCK = 16, PANEL = 48;
+constexpr int ROWS = 8, BLOCK = 16, PANEL = 48, LONGEST_SUM = 256;
 
 // Where C lies, in floats: element (m, j) at m·row + (j / 16)·block + j % 16.
 struct Product {
@@ -43,38 +44,45 @@ CMFAST_INLINE Floats multiply_words(Floats sum, uint32_t a, Words b, bool pairs)
 template <int M, int V, bool PAIRS>
 __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uint32_t* b, int64_t width, int64_t words,
                                                     const Product& to, int64_t column, Ahead ahead) {
-  Floats sums[M][V];
   float* c[V];
   for (int v = 0; v < V; ++v) {
     int64_t j = column + v * LANES;
     c[v] = to.c + j / BLOCK * to.block + j % BLOCK;
   }
-  CMFAST_UNROLL
-  for (int m = 0; m < M; ++m)
-    CMFAST_UNROLL
-    for (int v = 0; v < V; ++v) sums[m][v] = to.accumulate ? load(c[v] + m * to.row) : zeros();
-  auto step = [&](int64_t k) __attribute__((always_inline)) {
-    Words right[V];
-    CMFAST_UNROLL
-    for (int v = 0; v < V; ++v) right[v] = *(const WordsThere*)(b + v * LANES);
-    b += width;
+  for (bool accumulate = to.accumulate; words > 0; accumulate = true) {
+    Floats sums[M][V];
     CMFAST_UNROLL
     for (int m = 0; m < M; ++m)
       CMFAST_UNROLL
-      for (int v = 0; v < V; ++v) sums[m][v] = multiply_words(sums[m][v], a[m * BLOCK + k], right[v], PAIRS);
-  };
-  for (; words >= BLOCK; words -= BLOCK, a += ROWS * BLOCK) {
-    for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
-    ahead.from += ahead.lines * 64;
-    _Pragma("GCC unroll 4")
-    for (int64_t k = 0; k < BLOCK; ++k) step(k);
-  }
-  if (FAULT(tail_of_products_missed)) words = 0;
-  for (int64_t k = 0; k < words; ++k) step(k);
-  CMFAST_UNROLL
-  for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sums[m][v] = zeros();
+    auto step = [&](int64_t k) __attribute__((always_inline)) {
+      Words right[V];
+      CMFAST_UNROLL
+      for (int v = 0; v < V; ++v) right[v] = *(const WordsThere*)(b + v * LANES);
+      b += width;
+      CMFAST_UNROLL
+      for (int m = 0; m < M; ++m)
+        CMFAST_UNROLL
+        for (int v = 0; v < V; ++v) sums[m][v] = multiply_words(sums[m][v], a[m * BLOCK + k], right[v], PAIRS);
+    };
+    int64_t left = words < LONGEST_SUM ? words : LONGEST_SUM;
+    words -= left;
+    for (; left >= BLOCK; left -= BLOCK, a += ROWS * BLOCK) {
+      for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
+      ahead.from += ahead.lines * 64;
+      _Pragma("GCC unroll 4")
+      for (int64_t k = 0; k < BLOCK; ++k) step(k);
+    }
+    if (FAULT(tail_of_products_missed)) left = 0;
+    for (int64_t k = 0; k < left; ++k) step(k);
     CMFAST_UNROLL
-    for (int v = 0; v < V; ++v) store(c[v] + m * to.row, sums[m][v]);
+    for (int m = 0; m < M; ++m)
+      CMFAST_UNROLL
+      for (int v = 0; v < V; ++v) {
+        float* at = c[v] + m * to.row;
+        store(at, accumulate ? load(at) + sums[m][v] : sums[m][v]);
+      }
+  }
 }
 
 // Eight rows of A by one panel of B.

@@ -45,8 +45,8 @@ def served(op: str) -> list:
         elif name == "cpu" and ok:
             isas = native.cpu().build_info()["isas"].split(", ")
             found += [pytest.param(name, marks=pytest.mark.isa(isa), id=f"cpu-{isa}") for isa in isas]
-        elif name in FORWARD_ONLY and op.endswith("_backward"):
-            continue
+        elif not ok and (reason.startswith("there is no ") or (name in FORWARD_ONLY and op.endswith("_backward"))):
+            continue  # it has none anywhere
         else:
             skip = pytest.mark.skip(reason=f"{name}: {emulation.missing() if name == 'cuda' else ''} {reason}")
             found.append(pytest.param(name, marks=[] if ok else skip))
