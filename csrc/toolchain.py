@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
@@ -43,6 +44,7 @@ def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
     """Compile cmfast._cuda to the file `target`; a warning of either compiler, or a spilled register, is an error."""
     machine_code = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHITECTURES]
     options = ["-std=c++17", "-O3", "-lineinfo", *machine_code, f"-gencode=arch={PTX},code={PTX}"]
+    options += ["-Xfatbin=-compress-all"]  # with line numbers, the code would be five times as large
     options += ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"]
     options += ["-Xcompiler=" + ",".join((*_WARNINGS, "-fPIC", "-fvisibility=hidden"))]
     if os.environ.get("CXX"):
@@ -90,22 +92,34 @@ _VECTORS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno
 _CPU_CHECKS = ["-DCMFAST_CHECKED", "-DCMFAST_OWN_THREADS"]
 
 
-def build_emulation(target: Path, objects: Path, *, sanitize: bool = False) -> None:
+def build_emulation(
+    target: Path,
+    objects: Path,
+    *,
+    sanitize: bool = False,
+    module: str = "_emulated",
+    bindings: Path = SOURCES / "cuda_bindings.cpp",
+    kernels: Sequence[Path] | None = None,
+    options: Sequence[str] = (),
+) -> None:
     """Compile the module _emulated, which has the functions of _cuda and runs the kernels on the CPU.
 
-    `sanitize` builds it with the address and the undefined-behaviour sanitizer.
+    `sanitize` builds it with the address and the undefined-behaviour sanitizer. A module of other bindings and kernels
+    can be built as well, with more options.
     """
     compiler = find_host_compiler()
     if compiler is None:
         raise FileNotFoundError("no host compiler was found: install g++, or name one in CXX")
-    options = [compiler, "-std=c++17", *_WARNINGS, "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
-    options += ["-DCMFAST_EMULATE", *(_sanitizers("address,undefined") if sanitize else ["-O2"])]
-    kernels = [([*options, "-x", "c++", "-c"], source) for source in sorted(SOURCES.glob("cuda/*.cu"))]
-    host = [([*options, "-c"], source) for source in sorted(SOURCES.glob("emulation/*.cpp"))]
-    module = [*options, *_module("_emulated"), *_build_info(_host_version(), ("emulated",)), "-c"]
-    jobs = [*kernels, *host, (module, SOURCES / "cuda_bindings.cpp")]
-    linker = [compiler, "-shared", *(_sanitizers("address,undefined") if sanitize else [])]
-    _link(linker, _compile(jobs, objects, _host_version()), target)
+    command = [compiler, "-std=c++17", *_WARNINGS, "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
+    # A thread's stack is small, and ends in a page without access that no frame may leap over.
+    checks = _sanitizers("address,undefined") if sanitize else []
+    command += ["-fstack-clash-protection", "-DCMFAST_EMULATE", *(checks or ["-O2"]), *options]
+    sources = sorted(SOURCES.glob("cuda/*.cu")) if kernels is None else kernels
+    jobs = [([*command, "-x", "c++", "-c"], source) for source in sources]
+    jobs += [([*command, "-c"], source) for source in sorted(SOURCES.glob("emulation/*.cpp"))]
+    host = [*command, *_module(module), *_build_info(_host_version(), ("emulated",)), "-x", "c++", "-c"]
+    linker = [compiler, "-shared", *checks]
+    _link(linker, _compile([*jobs, (host, bindings)], objects, _host_version()), target)
 
 
 def _sanitizers(names: str) -> list[str]:

@@ -256,9 +256,9 @@ torch.library.define(
 
 @torch.library.impl("cmfast::conv2d", "default")
 def _conv2d(h, skip, weight, bias, packed, *rest):
-    *rest, backend = rest
-    tensors = [t for t in (h, skip, weight, bias, rest[5], rest[6], rest[8]) if t is not None]
-    return resolve("conv2d", tensors, backend)(h, skip, weight, bias, packed, *rest)
+    *others, backend = rest
+    tensors = [t for t in (h, skip, weight, bias, *others) if isinstance(t, Tensor)]
+    return resolve("conv2d", tensors, backend)(h, skip, weight, bias, packed, *others)
 
 
 @torch.library.register_fake("cmfast::conv2d")

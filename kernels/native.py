@@ -25,6 +25,7 @@ _NOT_BUILT = {
     f"(12.8 or newer), {_REBUILD}",
 }
 _stand_in: dict[str, ModuleType] = {}
+_planned_capability = 80
 
 
 def cpu() -> ModuleType:
@@ -61,6 +62,22 @@ def stand_in(module: ModuleType, name: str = "_cuda") -> Iterator[None]:
         _stand_in.update(previous)
 
 
+def capability(tensor: Tensor) -> int:
+    """The compute capability of the tensor's device, 80 for 8.0; of CPU tensors that which `planning` says, or 80."""
+    return _device_capability(tensor.get_device()) if tensor.is_cuda else _planned_capability
+
+
+@contextlib.contextmanager
+def planning(capability: int) -> Iterator[None]:
+    """Within the `with` block, choose launches for CPU tensors as for a GPU of this compute capability."""
+    global _planned_capability
+    previous, _planned_capability = _planned_capability, capability
+    try:
+        yield
+    finally:
+        _planned_capability = previous
+
+
 def launch(name: str, like: Tensor, *arguments: Any) -> None:
     """Call a launcher for tensors on the device of `like`, on that device's current stream.
 
@@ -94,6 +111,12 @@ def run(name: str, *arguments: Any) -> None:
 def address(tensor: Tensor | None) -> int:
     """Where the tensor's elements are; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def _device_capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 @functools.cache

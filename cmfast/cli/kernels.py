@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -33,37 +34,54 @@ def kernels(
         list[str] | None, typer.Option(help="sm_80, sm_90, sm_100, sm_120 or gfx942; repeat for several. [all]")
     ] = None,
     op: Annotated[list[str] | None, typer.Option(help="An operator; repeat for several. [all]")] = None,
+    backend: Annotated[str, typer.Option(help="triton, or cuda: the machine code that was built.")] = "triton",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of rows instead of a table.")] = False,
 ) -> None:
-    """Compile each kernel at the released networks' shapes and report its resources. Needs no GPU.
+    """Report each kernel's resources at the released networks' shapes. Needs no GPU.
 
     Widths of loads and stores are those of the narrowest and the widest global access. The floor is the time of the
-    bytes or operations on the architecture's GPU, whichever is longer, without the launch.
+    bytes or operations on the architecture's GPU, whichever is longer, without the launch; bytes are those of the
+    launch's tensors, and with --backend cuda of all the call's.
     """
-    try:
-        from ..kernels.triton import shapes, static
-    except ImportError as error:
-        raise typer.BadParameter(f'{error}; pip install "cmfast[triton]"') from error
-    arches, ops = arch or list(static.ARCHITECTURES), op or list(shapes.OPERATORS)
+    from ..kernels import shapes
+
+    known_arches, report = _report(backend)
+    arches, ops = arch or known_arches, op or list(shapes.OPERATORS)
     for value, known, option in (
-        *((a, static.ARCHITECTURES, "--arch") for a in arches),
-        *((o, shapes.OPERATORS, "--op") for o in ops),
+        *((a, known_arches, "--arch") for a in arches),
+        *((o, list(shapes.OPERATORS), "--op") for o in ops),
     ):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
-    rows = _compile(arches, ops)
+    rows = _collect(report(arches, ops))
     if as_json:
         print("[", ",\n".join(json.dumps(row) for row in rows), "]", sep="\n")
     else:
         _print(rows)
 
 
-def _compile(arches: list[str], ops: list[str]) -> list[dict[str, Any]]:
+def _report(backend: str) -> tuple[list[str], Callable[[list[str], list[str]], Iterator[dict[str, Any]]]]:
+    """The architectures that a backend has code for, and its report."""
+    if backend == "triton":
+        try:
+            from ..kernels.triton import static as triton_static
+        except ImportError as error:
+            raise typer.BadParameter(f'{error}; pip install "cmfast[triton]"') from error
+        return list(triton_static.ARCHITECTURES), triton_static.report
+    if backend == "cuda":
+        from ..kernels.cuda import static as cuda_static
+
+        try:
+            return cuda_static.architectures(), cuda_static.report
+        except ImportError as error:
+            raise typer.BadParameter(str(error), param_hint="--backend") from error
+    raise typer.BadParameter(f"{backend!r} is not one of triton, cuda", param_hint="--backend")
+
+
+def _collect(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
-    from ..kernels.triton import static
-
-    return list(tqdm(static.report(arches, ops), desc="compiling", unit=" kernels", disable=None, leave=False))
+    return list(tqdm(rows, desc="kernels", unit=" kernels", disable=None, leave=False))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -71,7 +89,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     gpus = ", ".join(dict.fromkeys(f"{row['arch']} on {row['gpu']}" for row in rows))
-    table = Table(title="Triton kernels, compiled without a GPU", caption=f"floor times: {gpus}")
+    name = {"triton": "Triton", "cuda": "CUDA C++"}[rows[0]["backend"]]
+    table = Table(title=f"{name} kernels, compiled without a GPU", caption=f"floor times: {gpus}")
     for name in _COLUMNS.values():
         table.add_column(name)
     for row in rows:

@@ -1,7 +1,10 @@
 // The device of the launches that follow, and a launcher that does nothing.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <string>
+#include <vector>
 
 namespace cmfast {
 
@@ -11,5 +14,16 @@ std::string set_device(int device);
 
 // What a call costs that launches nothing.
 std::string nothing();
+
+// A launch: the offset of its kernel's host function in this library, and its configuration.
+struct PlannedLaunch {
+  int64_t kernel;
+  unsigned grid[3], block[3];
+  int64_t shared_bytes;
+  unsigned cluster_x;
+};
+
+// What `call` would launch; nothing is launched, and no device is needed. The emulation plans nothing.
+std::vector<PlannedLaunch> planned(const std::function<void()>& call);
 
 }  // namespace cmfast

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #ifdef CMFAST_EMULATE
 #include "../emulation/matrix.h"
@@ -78,9 +79,22 @@ std::string launch(void (*kernel)(Parameters...), const LaunchConfig& config, Ar
 
 #else
 
+// A launch that was asked for and not made.
+struct Recorded {
+  const void* kernel;  // the host's function of that name
+  LaunchConfig config;
+};
+
+// Where launches are written down instead of being made, for the static report.
+inline thread_local std::vector<Recorded>* recording = nullptr;
+
 // Empty, or the error of the launch (or one that an earlier launch left).
 template <class... Parameters, class... Arguments>
 std::string launch(void (*kernel)(Parameters...), const LaunchConfig& config, Arguments&&... arguments) {
+  if (recording) {
+    recording->push_back({reinterpret_cast<const void*>(kernel), config});
+    return {};
+  }
   cudaError_t error = cudaSuccess;
   if (config.shared_bytes > 48 * 1024)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -136,6 +150,26 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
     memcpy(&word, &pair, 4);
   }
   return word;
+}
+
+// The two elements of a word, in an instruction each where T is bfloat16: it is the upper half of its float.
+template <class T>
+__device__ __forceinline__ void unpack(uint32_t word, float& low, float& high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    __half2 pair;
+    memcpy(&pair, &word, 4);
+    float2 both = __half22float2(pair);
+    low = both.x;
+    high = both.y;
+  } else {
+#ifdef CMFAST_EMULATE
+    low = __uint_as_float(word << 16);
+    high = __uint_as_float(word & 0xffff0000u);
+#else
+    asm("shl.b32 %0, %1, 16;" : "=f"(low) : "r"(word));
+    asm("and.b32 %0, %1, 0xffff0000;" : "=f"(high) : "r"(word));
+#endif
+  }
 }
 
 // V elements that are read and written together: in accesses of 16 bytes, or in one of their size where they are fewer.

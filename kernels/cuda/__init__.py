@@ -11,12 +11,19 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .attention import attention, attention_backward
 from .consistency import consistency_step, consistency_step_backward
+from .group_norm import group_norm, group_norm_backward
 
-#: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("consistency_step", "consistency_step_backward")
-
-__all__ = ["available", "consistency_step", "consistency_step_backward"]
+__all__ = [
+    "attention",
+    "attention_backward",
+    "available",
+    "consistency_step",
+    "consistency_step_backward",
+    "group_norm",
+    "group_norm_backward",
+]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
@@ -25,17 +32,18 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
         native.cuda()
     except ImportError as error:
         return False, str(error)
-    if op not in _OPERATORS:
+    if op not in __all__:
         return False, f"there is no CUDA kernel for {op}"
     if not tensors:
         return _usable()
+    device = tensors[0].device
     for t in tensors:
         if t.dtype not in native.DTYPES:
             return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
-    devices = {t.device for t in tensors}
-    if len(devices) > 1:
-        return False, f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
-    device = tensors[0].device
+        if t.device != device:
+            return False, f"the tensors are on {' and '.join(sorted({str(t.device) for t in tensors}))}"
+    if op.startswith("attention") and not 16 <= tensors[0].shape[-1] <= 128:
+        return False, f"the head size is {tensors[0].shape[-1]}, and the CUDA kernels have tiles for 16 to 128"
     if device.type == "cpu" and _on_cpu():
         return True, ""
     if device.type != "cuda":

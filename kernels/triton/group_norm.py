@@ -30,10 +30,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..layout import positions_adjoin, to_order
+from ..tiles import Operand, adjacent_rows, in_order, make_operand
 from .group_norm_forward import apply_kernel, resident_kernel, statistics_kernel
 from .group_norm_gradients import gradient_kernel, sums_kernel
-from .group_norm_grid import Grid, Operand, Problem, divide, make_operand, make_problem, resident_channels, warps_for
+from .group_norm_grid import Grid, Problem, divide, make_problem, resident_channels, warps_for
 from .launch import Launch, architecture, lanes
 
 
@@ -53,7 +53,7 @@ def group_norm(
     launches, (y, mean, rstd) = plan_group_norm(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu)
     for launch in launches:
         launch.run()
-    return _in_order(y, h), mean, rstd
+    return in_order(y, h), mean, rstd
 
 
 def group_norm_backward(
@@ -76,7 +76,7 @@ def group_norm_backward(
     )
     for launch in launches:
         launch.run()
-    return _in_order(dx, h), dz_sum, dzu_sum
+    return in_order(dx, h), dz_sum, dzu_sum
 
 
 def plan_group_norm(
@@ -222,16 +222,8 @@ def _slots(problem: Problem, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _rows(x: Tensor | None) -> tuple[Tensor | None, int]:
-    """A parameter [N, C] and the stride of its rows, whose elements must be adjacent."""
-    if x is None:
-        return None, 0
-    x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-    return x, x.stride(0)
+    return (None, 0) if x is None else adjacent_rows(x)
 
 
 def _vectors(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
-
-
-def _in_order(y: Tensor, h: Tensor) -> Tensor:
-    return y if positions_adjoin(h) else to_order(y, h)

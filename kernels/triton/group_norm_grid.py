@@ -1,13 +1,12 @@
 """How the group norm kernels divide x among programs."""
 
 import dataclasses
-import itertools
 import math
 
 import triton
 from torch import Tensor
 
-from ..layout import empty_in_order, positions_adjoin
+from ..tiles import Operand, make_operand, make_output
 
 # Programs that a launch should have at least: two for each of an H100's 132 multiprocessors. A constant, so that
 # results do not depend on the GPU's size.
@@ -18,14 +17,6 @@ MOST_ELEMENTS = 16384
 LEAST_ELEMENTS = 2048
 # Elements (with the padding to powers of two) that one program may hold in registers: 64 a thread with 8 warps.
 RESIDENT_ELEMENTS = 16384
-
-
-@dataclasses.dataclass(frozen=True)
-class Operand:
-    """A tensor that is read or written in tiles, and its strides along samples, channels and positions."""
-
-    tensor: Tensor
-    strides: tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +104,9 @@ class Grid:
 
 def make_problem(h: Tensor, skip: Tensor | None, num_groups: int) -> Problem:
     """View the inputs as [N, C, P], and make the output."""
-    shape = (h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:])
-    out = empty_in_order(h, shape) if positions_adjoin(h) else h.new_empty(shape)
-    x = [make_operand(x, out) for x in (h, skip) if x is not None]
-    return Problem(tuple(x), make_operand(out, out), num_groups)
+    out = make_output(h, (h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]))
+    x = [make_operand(x, out.tensor) for x in (h, skip) if x is not None]
+    return Problem(tuple(x), out, num_groups)
 
 
 def resident_channels(problem: Problem) -> int:
@@ -194,12 +184,3 @@ def _most_splits(p: int, per_group: int, block_c: int) -> int:
 def warps_for(elements: int, per_thread: int, lanes: int) -> int:
     """Warps of a program, 1 to 8, for about `per_thread` elements a thread."""
     return min(8, max(1, triton.next_power_of_2(triton.cdiv(elements, lanes * per_thread))))
-
-
-def make_operand(x: Tensor, like: Tensor) -> Operand:
-    """View x as [N, C, P], its positions in the order in which they lie in `like`; a copy where no one stride can."""
-    order = sorted((d for d in range(2, x.ndim) if x.shape[d] > 1), key=like.stride, reverse=True)
-    if any(x.stride(a) != x.stride(b) * x.shape[b] for a, b in itertools.pairwise(order)):
-        x = empty_in_order(like, x.shape).copy_(x)
-    n, c = (x.stride(d) if x.shape[d] > 1 else 0 for d in (0, 1))
-    return Operand(x, (n, c, x.stride(order[-1]) if order else 0))

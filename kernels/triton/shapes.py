@@ -1,193 +1,38 @@
-"""The operators of the released networks, at the shapes and in the forms in which those networks call them."""
+"""The launches of the operators' calls in the released networks."""
 
 import dataclasses
-import itertools
-import math
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
-from torch import Tensor
-
-from ..attention import split_qkv
+from ..shapes import Call, calls
+from .attention import plan_attention, plan_attention_backward
+from .consistency import plan_consistency_step, plan_consistency_step_backward
+from .group_norm import plan_group_norm, plan_group_norm_backward
 from .launch import Launch
+
+_PLANS: dict[str, Callable] = {
+    "group_norm": plan_group_norm,
+    "group_norm_backward": plan_group_norm_backward,
+    "attention": plan_attention,
+    "attention_backward": plan_attention_backward,
+    "consistency_step": plan_consistency_step,
+    "consistency_step_backward": plan_consistency_step_backward,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call of an operator.
+    """One call of an operator, what the operator launches for it, and the operations of each launch."""
 
-    Attributes:
-        op: the operator.
-        shape: of its first argument, and of others that differ.
-        layout: order of the dimensions in memory.
-        form: the arguments that were given.
-        dtype: of the tensors.
-        launches: what the operator launches for it.
-        flops: multiplications and additions of each launch's formula.
-    """
-
-    op: str
-    shape: str
-    layout: str
-    form: str
-    dtype: str
+    call: Call
     launches: Sequence[Launch]
     flops: Sequence[int]
 
 
 def cases(arch: str, ops: Sequence[str] | None = None) -> Iterator[Case]:
-    """Plan the cases of the operators (None: of all) for an architecture."""
-    for op in ops or OPERATORS:
-        yield from OPERATORS[op](arch)
-
-
-def _meta(shape: Sequence[int], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
-    x = torch.empty(shape, dtype=dtype, device="meta")
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "nhwc" else x
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _size(*shapes: Sequence[int]) -> str:
-    return " ".join("x".join(map(str, shape)) for shape in shapes)
-
-
-# Images of imagenet64 and LSUN-256, and latents of a latent consistency model.
-_SAMPLES = ((1, 3, 64, 64), (16, 3, 64, 64), (1, 3, 256, 256), (1, 4, 128, 128))
-
-
-def _consistency_steps(arch: str) -> Iterator[Case]:
-    from .consistency import plan_consistency_step
-
-    for shape, layout, dtype, seeded in itertools.product(
-        _SAMPLES, ("nchw", "nhwc"), (torch.bfloat16, torch.float32), (False, True)
-    ):
-        x = _meta(shape, dtype, layout)
-        seed = 1 if seeded else None
-        launches, _ = plan_consistency_step(
-            x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None, seed, 1, 0, seeded, seeded
-        )
-        form = "clip seed input_scale" if seeded else "clip"
-        flops = (x.numel() * (7 if seeded else 3),)
-        yield Case("consistency_step", _size(shape), layout, form, _name(dtype), launches, flops)
-
-
-def _consistency_step_gradients(arch: str) -> Iterator[Case]:
-    from .consistency import plan_consistency_step_backward
-
-    for layout, dtype in itertools.product(("nchw", "nhwc"), (torch.bfloat16, torch.float32)):
-        x = _meta((16, 3, 64, 64), dtype, layout)
-        launches, _ = plan_consistency_step_backward(
-            [x.clone(), x.clone(), None], x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None
-        )
-        flops = (x.numel() * 8,)
-        form = "clip grads of denoised, sample"
-        yield Case("consistency_step_backward", _size(x.shape), layout, form, _name(dtype), launches, flops)
-
-
-# Shapes of x (of h and skip where there are two), layout, dtype and arguments: imagenet64's levels and joins, the first
-# and the deepest of LSUN-256, and a batch.
-_NORMS = (
-    (((1, 192, 64, 64),), "nhwc", torch.bfloat16, "affine silu"),
-    (((1, 192, 64, 64),), "nchw", torch.bfloat16, "affine silu"),
-    (((1, 192, 64, 64),), "nhwc", torch.float32, "affine silu"),
-    (((16, 192, 64, 64),), "nhwc", torch.bfloat16, "affine silu"),
-    (((1, 384, 32, 32),), "nhwc", torch.bfloat16, "affine film silu"),
-    (((1, 576, 16, 16),), "nhwc", torch.bfloat16, "affine"),
-    (((1, 768, 8, 8),), "nhwc", torch.bfloat16, "affine film silu"),
-    (((1, 768, 8, 8),), "nchw", torch.bfloat16, "affine film silu"),
-    (((1, 192, 64, 64), (1, 192, 64, 64)), "nhwc", torch.bfloat16, "affine silu"),
-    (((1, 768, 16, 16), (1, 576, 16, 16)), "nhwc", torch.bfloat16, "affine silu"),
-    (((1, 256, 256, 256),), "nhwc", torch.float16, "affine add silu"),
-    (((1, 1024, 8, 8), (1, 1024, 8, 8)), "nhwc", torch.float16, "affine silu"),
-)
-_GROUPS = 32
-
-
-def _norm_arguments(shapes, layout: str, dtype: torch.dtype, form: str):
-    h, skip, *_ = [*(_meta(shape, dtype, layout) for shape in shapes), None]
-    n, c = h.shape[0], sum(shape[1] for shape in shapes)
-    weight, bias = _meta((c,), dtype), _meta((c,), dtype)
-    add = _meta((n, c), dtype) if "add" in form else None
-    scale, shift = _meta((n, 2 * c), dtype).chunk(2, 1) if "film" in form else (None, None)
-    return h, skip, weight, bias, add, scale, shift, "silu" in form
-
-
-def _group_norms(arch: str) -> Iterator[Case]:
-    from .group_norm import plan_group_norm
-
-    for shapes, layout, dtype, form in _NORMS:
-        h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
-        launches, _ = plan_group_norm(h, skip, _GROUPS, weight, bias, 1e-5, *rest, arch=arch)
-        elements = sum(math.prod(shape) for shape in shapes)
-        # Statistics and application, in two launches or in one.
-        flops = (4 * elements, 6 * elements) if len(launches) == 2 else (10 * elements,)
-        yield Case("group_norm", _size(*shapes), layout, form, _name(dtype), launches, flops)
-
-
-def _group_norm_gradients(arch: str) -> Iterator[Case]:
-    from .group_norm import plan_group_norm_backward
-
-    for shapes, layout, dtype, form in _NORMS[:9]:
-        h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
-        grad = _meta((h.shape[0], weight.shape[0], *h.shape[2:]), dtype, layout)
-        statistics = [_meta((h.shape[0], _GROUPS), torch.float32) for _ in range(2)]
-        launches, _ = plan_group_norm_backward(grad, h, skip, _GROUPS, weight, bias, *rest, *statistics, arch=arch)
-        flops = (14 * grad.numel(), 16 * grad.numel())
-        yield Case("group_norm_backward", _size(*shapes), layout, form, _name(dtype), launches, flops)
-
-
-# N, H, T, S, D, dtype, form: imagenet64's three levels, LSUN-256's widest, a latent model's cross-attention.
-_ATTENTIONS = (
-    (1, 6, 1024, 1024, 64, torch.bfloat16, "packed 3hd"),
-    (1, 9, 256, 256, 64, torch.bfloat16, "packed h3d"),
-    (1, 12, 64, 64, 64, torch.bfloat16, "packed 3hd"),
-    (16, 6, 1024, 1024, 64, torch.bfloat16, "packed 3hd"),
-    (1, 6, 1024, 1024, 64, torch.float32, "packed 3hd"),
-    (1, 8, 1024, 1024, 64, torch.float16, "packed 3hd"),
-    (1, 8, 4096, 77, 40, torch.float16, "cross"),
-    (1, 8, 1024, 77, 80, torch.float16, "cross"),
-    (1, 8, 256, 77, 128, torch.float16, "cross"),
-)
-
-
-def _attention_arguments(n: int, heads: int, t: int, s: int, d: int, dtype: torch.dtype, form: str):
-    """q, k and v: views of one projection [N, T, 3·H·D], or q of the image and k, v of the text."""
-    if form == "cross":
-        return [_meta((n, length, heads * d), dtype).view(n, length, heads, d).transpose(1, 2) for length in (t, s, s)]
-    return split_qkv(_meta((n, t, 3 * heads * d), dtype), heads, form.removeprefix("packed "))
-
-
-def _attentions(arch: str) -> Iterator[Case]:
-    from .attention import plan_attention
-
-    for n, heads, t, s, d, dtype, form in _ATTENTIONS:
-        q, k, v = _attention_arguments(n, heads, t, s, d, dtype, form)
-        launches, _ = plan_attention(q, k, v, d**-0.5, arch=arch)
-        flops = (4 * n * heads * t * s * d,)
-        yield Case("attention", _size(q.shape, k.shape), "ntc", form, _name(dtype), launches, flops)
-
-
-def _attention_gradients(arch: str) -> Iterator[Case]:
-    from .attention import plan_attention_backward
-
-    for n, heads, t, s, d, dtype, form in (*_ATTENTIONS[:3], _ATTENTIONS[4], _ATTENTIONS[6]):
-        q, k, v = _attention_arguments(n, heads, t, s, d, dtype, form)
-        lse = _meta((n, heads, t), torch.float32)
-        launches, _ = plan_attention_backward(q.clone(), q, k, v, q.clone(), lse, d**-0.5, arch=arch)
-        product = 2 * n * heads * t * s * d
-        flops = (3 * product, 4 * product)  # dq, then dk and dv
-        yield Case("attention_backward", _size(q.shape, k.shape), "ntc", form, _name(dtype), launches, flops)
-
-
-#: The cases of each operator, planned for an architecture.
-OPERATORS: dict[str, Callable[[str], Iterator[Case]]] = {
-    "group_norm": _group_norms,
-    "group_norm_backward": _group_norm_gradients,
-    "attention": _attentions,
-    "attention_backward": _attention_gradients,
-    "consistency_step": _consistency_steps,
-    "consistency_step_backward": _consistency_step_gradients,
-}
+    """Plan the calls of the operators (None: of all) for an architecture."""
+    for call in calls(ops):
+        plan = _PLANS[call.op]
+        chosen = {"arch": arch} if "arch" in inspect.signature(plan).parameters else {}
+        launches, _ = plan(*call.arguments, **chosen)
+        yield Case(call, launches, call.flops_of(len(launches)))

@@ -6,6 +6,7 @@ the kernels on copies of the tests' tensors there.
 """
 
 import contextlib
+import os
 from unittest import mock
 
 import pytest
@@ -33,9 +34,15 @@ def gpu_kernels():
         yield
 
 
+def cpu_kernels():
+    """Let a build with sanitizers, which CMFAST_SANITIZE names, serve as the CPU kernels."""
+    checks = {"1": "address,undefined", "thread": "thread"}.get(os.environ.get("CMFAST_SANITIZE", ""))
+    return native.stand_in(emulation.cpu_kernels(checks), "_cpu") if checks else contextlib.nullcontext()
+
+
 def served(op: str) -> list:
     """A parameter a backend and schedule; backends that cannot serve `op` here are skipped with their reason."""
-    with gpu_kernels():
+    with gpu_kernels(), cpu_kernels():
         answers = {name: backends.available(name, op) for name in backends.BACKENDS}
     found = []
     for name, (ok, reason) in answers.items():

@@ -6,7 +6,7 @@ from cmfast.kernels import native
 from torch.utils import _pytree as pytree
 
 from . import emulation
-from .backends import ON_GPU, gpu_kernels
+from .backends import ON_GPU, cpu_kernels, gpu_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def _gpu_kernels(request, monkeypatch):
         for op in ("group_norm", "attention", "consistency"):
             module = sys.modules[f"cmfast.kernels.{op}"]
             monkeypatch.setattr(module, "resolve", _on_gpu(module.resolve))
-    with gpu_kernels():
+    with gpu_kernels(), cpu_kernels():
         schedule = request.node.get_closest_marker("schedule")
         if schedule:
             emulation.emulated().set_schedule(schedule.args[0])
@@ -24,7 +24,7 @@ def _gpu_kernels(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _isa(request):
+def _isa(request, _gpu_kernels):
     """Choose the CPU kernels that the test's parameter names."""
     marker = request.node.get_closest_marker("isa")
     if marker is None:

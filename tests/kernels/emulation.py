@@ -10,7 +10,8 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 #: In order, reversed, and drawn: see csrc/emulation/scheduler.h.
 SCHEDULES = (0, 1, 2)
@@ -41,11 +42,28 @@ def missing() -> str:
     return ""
 
 
+def folder() -> Path:
+    """Where the build is kept."""
+    return ROOT / "build" / ("sanitized" if sanitizes() else "emulated")
+
+
+def sanitizes() -> bool:
+    """Whether the build is the one with the sanitizers."""
+    return os.environ.get("CMFAST_SANITIZE") == "1"
+
+
+@functools.cache
+def cpu_kernels(check: str) -> ModuleType:
+    """A build of the CPU kernels with a check of csrc/toolchain.py: seeded faults, or sanitizers."""
+    folder = ROOT / "build" / f"cpu-{check.replace(',', '-')}"
+    target = folder / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    toolchain().build_cpu(target, folder / "objects", toolchain().find_host_compiler(), check=check)
+    return load("_cpu", target)
+
+
 @functools.cache
 def emulated() -> ModuleType:
     """The module, built from the sources as they are. A source that does not compile is an error."""
-    sanitize = os.environ.get("CMFAST_SANITIZE") == "1"
-    folder = ROOT / "build" / ("sanitized" if sanitize else "emulated")
-    target = folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    toolchain().build_emulation(target, folder / "objects", sanitize=sanitize)
+    target = folder() / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    toolchain().build_emulation(target, folder(), sanitize=sanitizes())
     return load("_emulated", target)

@@ -3,7 +3,7 @@
 _NCHW = "test_forms and triton and seed-vectors-nchw-"
 _NHWC = "test_forms and triton and seed-vectors-nhwc-"
 _STRIDES = "test_strides and triton and (cropped-seed or cropped-noise)"
-_OUTSIDE = "test_writes_nothing_else and seed-vectors-cc"
+_OUTSIDE = "test_writes_nothing_else and triton and seed-vectors-cc"
 _NOISE = "test_forms and triton and noise-nchw-"
 _CLIP = "test_forms and triton and clip-nchw-"
 _GRADIENTS = "test_gradients and triton and N1-C4-5x7-fp32-cc"

@@ -1,6 +1,9 @@
+import contextlib
 import dataclasses
 import functools
+import importlib
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -244,6 +247,41 @@ def test_two_runs_agree_to_the_bit(backend):
         return
     first, second = (torch.ops.cmfast.attention_backward(grad, q, k, v, *first, 0.2, backend) for _ in range(2))
     assert all(map(torch.equal, first, second))
+
+
+GUARD = 64
+
+
+@contextlib.contextmanager
+def guarded_outputs(backend):
+    """Give the backend's outputs guards in memory, which must be whole at the end; the list of the outputs."""
+    module = importlib.import_module(f"cmfast.kernels.{backend}.attention")
+    outputs = []
+
+    def empty_inside(like, shape, dtype=None):
+        dense = empty_in_order(like, shape, dtype)
+        outputs.append(torch.full((dense.numel() + 2 * GUARD,), 3.0, dtype=dense.dtype, device=dense.device))
+        return outputs[-1].as_strided(dense.shape, dense.stride(), GUARD)
+
+    with mock.patch.object(module, "empty_in_order", empty_inside):
+        yield outputs
+    for memory in outputs:
+        assert (memory[:GUARD] == 3.0).all()
+        assert (memory[-GUARD:] == 3.0).all()
+
+
+@pytest.mark.parametrize("backend", served("attention_backward"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packing", ["ntc", "nct"])
+@pytest.mark.parametrize("positions", [40, 37])
+def test_writes_nothing_else(positions, packing, dtype, backend):
+    if backend == "reference":
+        pytest.skip("torch's own operators write where torch says")
+    q, k, v, grad = make((1, 2, positions, positions, 24), dtype, packing)
+    with guarded_outputs(backend) as outputs:
+        check(q, k, v, backend)
+        check_gradients(grad, q, k, v, backend)
+    assert len(outputs) == 5
 
 
 @pytest.mark.parametrize("order", ["3hd", "h3d"])

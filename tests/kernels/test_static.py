@@ -10,6 +10,7 @@ import pytest
 import typer
 
 pytest.importorskip("triton")
+from cmfast.kernels import static as common
 from cmfast.kernels.triton import shapes, static
 
 from cmfast.cli import kernels as command
@@ -56,7 +57,7 @@ def check(rows):
         assert row["blocks_per_sm"] >= 1, name
 
 
-@pytest.mark.parametrize("arch", static.ARCHITECTURES)
+@pytest.mark.parametrize("arch", common.ARCHITECTURES)
 def test_committed_figures(arch):
     rows = committed(arch)
     check(rows)
@@ -67,20 +68,20 @@ def test_committed_figures(arch):
 
 
 def test_nothing_got_worse():
-    arches, most = (list(static.ARCHITECTURES), None) if FULL else (["sm_90"], 1)
+    arches, most = (list(common.ARCHITECTURES), None) if FULL else (["sm_90"], 1)
     for arch in arches:
         old = committed(arch)
         rows = report([arch], sorted({row["op"] for row in old}), most)
         check(rows)
         assert rows
-        assert static.worse(rows, old) == []
+        assert common.worse(rows, old) == []
 
 
 @pytest.mark.parametrize("arch", ["sm_100", "gfx942"])
 def test_other_compilers(arch):
     rows = report([arch], ["consistency_step"], 1)
     check(rows)
-    assert static.worse(rows, committed(arch)) == []
+    assert common.worse(rows, committed(arch)) == []
     assert {row["load_bytes"] for row in rows} == {16}
 
 
@@ -106,10 +107,10 @@ def test_values_compile_nothing_anew():
 
 def test_worse_says_what():
     row = next(row for row in committed("sm_90") if row["op"] == "consistency_step")
-    assert static.worse([row], [row]) == []
-    assert static.worse([row | {"shape": "new"}], [row]) == []
+    assert common.worse([row], [row]) == []
+    assert common.worse([row | {"shape": "new"}], [row]) == []
     spoilt = {"spill_bytes": 8, "load_bytes_min": 4, "blocks_per_sm": 1, "shared_bytes": row["shared_bytes"] + 1}
-    found = static.worse([row | spoilt], [row | {"matrix_instructions": {"HGMMA": 4}}])
+    found = common.worse([row | spoilt], [row | {"matrix_instructions": {"HGMMA": 4}}])
     assert len(found) == 5
     assert any(message.endswith("spill_bytes 0 → 8") for message in found)
     assert any(message.endswith("no HGMMA any more") for message in found)
@@ -128,7 +129,7 @@ def test_worse_says_what():
     ],
 )
 def test_blocks_per_sm(arch, registers, shared, warps, blocks):
-    assert static.blocks_per_sm(static.ARCHITECTURES[arch], registers, shared, warps) == blocks
+    assert common.blocks_per_sm(common.ARCHITECTURES[arch], registers, shared, warps) == blocks
 
 
 SASS = """
@@ -150,7 +151,7 @@ def test_interpreter_compiles_nothing():
 def test_sass_widths():
     accesses = [line.split()[1:] for line in SASS.splitlines() if line]
     names = [next(word for word in line if "." in word and "/" not in word).split(".", 1) for line in accesses]
-    assert [static._sass_bytes("." + modifiers) for _, modifiers in names[:4]] == [16, 2, 16, 8]
+    assert [common.sass_bytes("." + modifiers) for _, modifiers in names[:4]] == [16, 2, 16, 8]
 
 
 def test_amdgcn():

@@ -1,0 +1,43 @@
+"""Tensors [N, C, *spatial] as the GPU kernels of group norm read them: [N, C, P], with one stride for the positions."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .layout import empty_in_order, positions_adjoin, to_order
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """A tensor that is read or written in tiles, and its strides along samples, channels and positions."""
+
+    tensor: Tensor
+    strides: tuple[int, int, int]
+
+
+def make_operand(x: Tensor, like: Tensor) -> Operand:
+    """View x as [N, C, P], its positions in the order in which they lie in `like`; a copy where no one stride can."""
+    order = sorted((d for d in range(2, x.ndim) if x.shape[d] > 1), key=like.stride, reverse=True)
+    if any(x.stride(a) != x.stride(b) * x.shape[b] for a, b in itertools.pairwise(order)):
+        x = empty_in_order(like, x.shape).copy_(x)
+    n, c = (x.stride(d) if x.shape[d] > 1 else 0 for d in (0, 1))
+    return Operand(x, (n, c, x.stride(order[-1]) if order else 0))
+
+
+def make_output(h: Tensor, shape: Sequence[int]) -> Operand:
+    """A fresh tensor of `shape` in the order of h, or a contiguous one where that could not be viewed as [N, C, P]."""
+    out = empty_in_order(h, shape) if positions_adjoin(h) else h.new_empty(tuple(shape))
+    return make_operand(out, out)
+
+
+def in_order(y: Tensor, h: Tensor) -> Tensor:
+    """The tensor of `make_output` in the order of h."""
+    return y if positions_adjoin(h) else to_order(y, h)
+
+
+def adjacent_rows(x: Tensor) -> tuple[Tensor, int]:
+    """A parameter [N, C] whose channels are adjacent, and the stride of its rows."""
+    x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    return x, x.stride(0)

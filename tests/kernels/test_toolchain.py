@@ -1,0 +1,49 @@
+"""How the extensions are compiled: what is found, what is kept, and what an error says."""
+
+import pytest
+
+from . import emulation
+
+pytestmark = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
+
+
+@pytest.fixture
+def toolchain():
+    return emulation.toolchain()
+
+
+def test_nvcc_is_that_of_cuda_home_or_on_path(toolchain, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "nvcc"
+    program.parent.mkdir()
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert toolchain.find_nvcc() is None
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"CUDA_HOME is .* no bin/nvcc in it"):
+        toolchain.find_nvcc()
+    program.touch(0o755)
+    assert toolchain.find_nvcc() == str(program)
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert toolchain.find_nvcc() == str(program)
+
+
+def test_what_did_not_change_is_not_compiled_again(toolchain, tmp_path):
+    source, compiler = tmp_path / "answer.cpp", toolchain.find_host_compiler()
+    source.write_text("int answer() { return 42; }")
+    job = ([compiler, "-c"], source)
+    (first,) = toolchain._compile([job], tmp_path / "objects", "")
+    written = first.stat().st_mtime_ns
+    assert toolchain._compile([job], tmp_path / "objects", "") == [first]
+    assert first.stat().st_mtime_ns == written
+    source.write_text("int answer() { return 43; }")
+    (second,) = toolchain._compile([job], tmp_path / "objects", "")
+    assert second != first
+    assert list((tmp_path / "objects").iterdir()) == [second]
+
+
+def test_a_source_that_does_not_compile_is_an_error(toolchain, tmp_path):
+    source = tmp_path / "wrong.cpp"
+    source.write_text("int answer() { return unheard_of; }")
+    with pytest.raises(RuntimeError, match="unheard_of"):
+        toolchain._compile([([toolchain.find_host_compiler(), "-c"], source)], tmp_path / "objects", "")
