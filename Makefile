@@ -41,12 +41,12 @@ static-check: .venv/development
 	CMFAST_STATIC=full $(BIN)/pytest tests/kernels/test_static.py
 
 # Without the CUDA extension, which takes a minute or two to compile.
-.venv/runtime: pyproject.toml setup.py constraints.txt
+.venv/runtime: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	CMFAST_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-.venv/development: .venv/runtime $(shell find csrc -type f)
+.venv/development: .venv/runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 

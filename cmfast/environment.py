@@ -4,7 +4,9 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,15 +29,15 @@ def describe() -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
         "gpus": _gpus(),
-        "extensions": {"cuda": _cuda_extension()},
+        "extensions": {"cpu": _extension(native.cpu), "cuda": _extension(native.cuda)},
         "backends": backend_report(),
     }
 
 
-def _cuda_extension() -> dict[str, str] | None:
-    """For which architectures and with which compilers cmfast._cuda was built; None where it was not."""
+def _extension(load: Callable[[], ModuleType]) -> dict[str, str] | None:
+    """For what and with which compilers an extension was built; None where it was not."""
     try:
-        return native.cuda().build_info()
+        return load().build_info()
     except ImportError:
         return None
 

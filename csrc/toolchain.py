@@ -1,4 +1,6 @@
-"""Compiles the extensions: cmfast._cuda with nvcc (setup.py), and its emulation on the CPU with g++ (the tests).
+"""Compiles the extensions: cmfast._cpu with g++ and cmfast._cuda with nvcc (setup.py).
+
+For the tests, the emulation of the CUDA kernels on the CPU, and builds of the CPU kernels that find or make faults.
 
 Objects are kept by the hash of everything that they are made from, so what did not change is not compiled again.
 """
@@ -6,6 +8,7 @@ Objects are kept by the hash of everything that they are made from, so what did 
 import concurrent.futures
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sysconfig
@@ -54,6 +57,42 @@ def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
     _link([nvcc, "-shared", "-cudart=static"], _compile(jobs, objects, description), target)
 
 
+def build_cpu(target: Path, objects: Path, compiler: str, *, check: str | None = None) -> None:
+    """Compile the CPU kernels to the module `target`, each file of csrc/cpu/kernels once for every instruction set.
+
+    `check` builds them for tests: with the sanitizers "address,undefined" or "thread", or with seeded "faults".
+    """
+    options = [compiler, "-std=c++17", *_WARNINGS, "-fPIC", "-fvisibility=hidden"]
+    options += {None: ["-O3"], "faults": ["-O1", "-DCMFAST_FAULTS"]}.get(check) or [*_sanitizers(check), *_CPU_CHECKS]
+    kernels = [*options, *_VECTORS, "-c"]
+    host = [([*options, "-c"], source) for source in sorted(SOURCES.glob("cpu/*.cpp"))]
+    module = [*options, *_module(target.name.split(".")[0]), f'-DCMFAST_COMPILER="{_host_version()}"', "-c"]
+    jobs = [(module, SOURCES / "cpu_bindings.cpp"), *host]
+    # The linker keeps the first of the functions that several objects define: those compiled for any processor.
+    for isa, flags in cpu_isas().items():
+        command = [*kernels, *flags, f"-DCMFAST_ISA={isa}"]
+        jobs += [(command, source) for source in sorted(SOURCES.glob("cpu/kernels/*.cpp"))]
+    # The threads are those of the libgomp that torch has loaded: nothing is linked for them.
+    linker = [compiler, "-shared", *(_sanitizers(check) if check not in (None, "faults") else [])]
+    _link(linker, _compile(jobs, objects, _host_version()), target)
+
+
+def cpu_isas() -> dict[str, list[str]]:
+    """The instruction sets that this machine's kind of processor may have, and the compiler's flags for them."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return {"portable": []}
+    avx2 = ["-mavx2", "-mfma", "-mf16c"]
+    avx512 = [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16")]
+    # Warned of by mistake: the undefined operands of g++'s own AVX-512 intrinsics.
+    avx512 += ["-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    return {"portable": [], "avx2": avx2, "avx512": [*avx2, *avx512]}
+
+
+_VECTORS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+# Scratch memory of just the size, without a past; threads that a sanitizer can follow.
+_CPU_CHECKS = ["-DCMFAST_CHECKED", "-DCMFAST_OWN_THREADS"]
+
+
 def build_emulation(
     target: Path,
     objects: Path,
@@ -74,16 +113,18 @@ def build_emulation(
         raise FileNotFoundError("no host compiler was found: install g++, or name one in CXX")
     command = [compiler, "-std=c++17", *_WARNINGS, "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
     # A thread's stack is small, and ends in a page without access that no frame may leap over.
-    command += ["-fstack-clash-protection", "-DCMFAST_EMULATE", *(_SANITIZE if sanitize else ["-O2"]), *options]
+    checks = _sanitizers("address,undefined") if sanitize else []
+    command += ["-fstack-clash-protection", "-DCMFAST_EMULATE", *(checks or ["-O2"]), *options]
     sources = sorted(SOURCES.glob("cuda/*.cu")) if kernels is None else kernels
     jobs = [([*command, "-x", "c++", "-c"], source) for source in sources]
     jobs += [([*command, "-c"], source) for source in sorted(SOURCES.glob("emulation/*.cpp"))]
     host = [*command, *_module(module), *_build_info(_host_version(), ("emulated",)), "-x", "c++", "-c"]
-    linker = [compiler, "-shared", *(_SANITIZE if sanitize else [])]
+    linker = [compiler, "-shared", *checks]
     _link(linker, _compile([*jobs, (host, bindings)], objects, _host_version()), target)
 
 
-_SANITIZE = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+def _sanitizers(names: str) -> list[str]:
+    return ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={names}", "-fno-sanitize-recover=all"]
 
 
 def _module(name: str) -> list[str]:
@@ -116,15 +157,16 @@ def _compile(jobs: list[tuple[list[str], Path]], objects: Path, compiler: str) -
     headers = sorted(path for suffix in ("h", "cuh") for path in SOURCES.rglob(f"*.{suffix}"))
     common = compiler.encode() + b"".join(path.read_bytes() for path in headers)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [*pool.map(lambda job: _object(*job, objects, common), jobs)]
+        made = [*pool.map(lambda job: _object(*job, objects, common), jobs)]
+    for old in {*objects.glob("*-????????????????.o")} - {*made}:
+        old.unlink()
+    return made
 
 
 def _object(command: list[str], source: Path, objects: Path, common: bytes) -> Path:
     digest = hashlib.sha256(repr(command).encode() + source.read_bytes() + common).hexdigest()[:16]
     target = objects / f"{source.stem}-{digest}.o"
     if not target.exists():
-        for old in objects.glob(f"{source.stem}-????????????????.o"):
-            old.unlink()
         fresh = target.with_suffix(f".{os.getpid()}.o")
         _run([*command, str(source), "-o", str(fresh)])
         fresh.replace(target)

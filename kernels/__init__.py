@@ -1,4 +1,4 @@
-"""The fused operators of cmfast: group norm, attention and the consistency step.
+"""The fused operators of cmfast: group norm, attention, the consistency step and convolution.
 
 Each operator has one file with its contract, and is served by one of several backends (see `backends`).
 """
@@ -12,15 +12,21 @@ if __name__ != "cmfast.kernels":
 from .attention import attention, split_qkv
 from .backends import BackendError, backend_report, use_backend
 from .consistency import ConsistencyStep, consistency_step
+from .conv import ConvOutput, PreparedConv, conv2d, fold_group_norm, prepare_conv
 from .group_norm import group_norm
 
 __all__ = [
     "BackendError",
     "ConsistencyStep",
+    "ConvOutput",
+    "PreparedConv",
     "attention",
     "backend_report",
     "consistency_step",
+    "conv2d",
+    "fold_group_norm",
     "group_norm",
+    "prepare_conv",
     "split_qkv",
     "use_backend",
 ]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 #: Fastest first: the order in which `auto` asks.
-BACKENDS = ("cuda", "triton", "reference")
+BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 #: Every operator that a backend implements, by the name of its function.
 OPERATORS = (
@@ -26,6 +26,7 @@ OPERATORS = (
     "attention_backward",
     "consistency_step",
     "consistency_step_backward",
+    "conv2d",
 )
 
 _log = logging.getLogger("cmfast.kernels")

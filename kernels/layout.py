@@ -37,3 +37,9 @@ def positions_adjoin(x: Tensor) -> bool:
     """Whether the spatial dimensions follow one another in memory, as in NCHW and NHWC."""
     order = sorted((d for d in range(x.ndim) if x.shape[d] > 1 or d == 1), key=x.stride, reverse=True)
     return [spatial for spatial, _ in itertools.groupby(d > 1 for d in order)].count(True) < 2
+
+
+def image_format(x: Tensor) -> torch.memory_format:
+    """The format of an output that follows the image x [N, C, H, W]: channels last where its channels are adjacent."""
+    adjacent = x.shape[1] == 1 or x.stride(1) == 1
+    return torch.channels_last if adjacent else torch.contiguous_format

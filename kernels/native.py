@@ -1,8 +1,8 @@
-"""The way into the compiled extension cmfast._cuda.
+"""The way into the compiled extensions cmfast._cpu and cmfast._cuda.
 
-Its launchers take addresses, sizes, strides, dtype codes, a stream and a device, and know nothing of torch. What they
-cannot know is checked here or in the operator's file: that tensors are of one device, and that they live until the
-launch is on the stream (they do: the caller holds them).
+Their launchers take addresses, sizes, strides and dtype codes, and a stream and a device or a number of threads, and
+know nothing of torch. What they cannot know is checked here or in the operator's file: that tensors are of one device,
+and that they live until the launch is on the stream (they do: the caller holds them).
 """
 
 import contextlib
@@ -18,36 +18,48 @@ from torch import Tensor
 #: Codes of the dtypes that the kernels have.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
-_NOT_BUILT = (
-    "the extension cmfast._cuda was not built: with nvcc on PATH, or CUDA_HOME naming a CUDA toolkit (12.8 or newer), "
-    "run `pip install --force-reinstall --no-deps cmfast` from source, or `pip install -e .` in a checkout"
-)
-_stand_in: ModuleType | None = None
+_REBUILD = "run `pip install --force-reinstall --no-deps cmfast` from source, or `pip install -e .` in a checkout"
+_NOT_BUILT = {
+    "_cpu": f"the extension cmfast._cpu was not built: with g++ on PATH, or CXX naming a C++ compiler, {_REBUILD}",
+    "_cuda": "the extension cmfast._cuda was not built: with nvcc on PATH, or CUDA_HOME naming a CUDA toolkit "
+    f"(12.8 or newer), {_REBUILD}",
+}
+_stand_in: dict[str, ModuleType] = {}
 _planned_capability = 80
+
+
+def cpu() -> ModuleType:
+    """The module cmfast._cpu; ImportError, with the command that builds it, where it was not built."""
+    return _module("_cpu")
 
 
 def cuda() -> ModuleType:
     """The module cmfast._cuda; ImportError, with the command that builds it, where it was not built."""
-    if _stand_in is not None:
-        return _stand_in
-    found = _built()
+    return _module("_cuda")
+
+
+def _module(name: str) -> ModuleType:
+    if name in _stand_in:
+        return _stand_in[name]
+    found = _built(name)
     if isinstance(found, str):
         raise ImportError(found)
     return found
 
 
 @contextlib.contextmanager
-def stand_in(module: ModuleType) -> Iterator[None]:
-    """Within the `with` block, let `module` serve what cmfast._cuda would: a build of the same bindings for the CPU.
+def stand_in(module: ModuleType, name: str = "_cuda") -> Iterator[None]:
+    """Within the `with` block, let `module` serve what the extension would: another build of the same bindings.
 
-    CPU tensors are still refused by the backend unless CMFAST_GPU_ON_CPU=1.
+    The `cuda` backend still refuses CPU tensors unless CMFAST_GPU_ON_CPU=1.
     """
-    global _stand_in
-    previous, _stand_in = _stand_in, module
+    previous = dict(_stand_in)
+    _stand_in[name] = module
     try:
         yield
     finally:
-        _stand_in = previous
+        _stand_in.clear()
+        _stand_in.update(previous)
 
 
 def capability(tensor: Tensor) -> int:
@@ -86,6 +98,16 @@ def launch(name: str, like: Tensor, *arguments: Any) -> None:
         raise RuntimeError(f"cmfast._cuda.{name}: {error}")
 
 
+def run(name: str, *arguments: Any) -> None:
+    """Call a launcher of the CPU kernels, with as many threads as torch has.
+
+    Raises RuntimeError with the launcher's message.
+    """
+    error = getattr(cpu(), name)(*arguments, torch.get_num_threads())
+    if error:
+        raise RuntimeError(f"cmfast._cpu.{name}: {error}")
+
+
 def address(tensor: Tensor | None) -> int:
     """Where the tensor's elements are; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
@@ -98,10 +120,10 @@ def _device_capability(device: int) -> int:
 
 
 @functools.cache
-def _built() -> ModuleType | str:
+def _built(name: str) -> ModuleType | str:
     try:
-        return importlib.import_module("cmfast._cuda")
+        return importlib.import_module(f"cmfast.{name}")
     except ModuleNotFoundError:
-        return _NOT_BUILT
+        return _NOT_BUILT[name]
     except ImportError as error:
-        return f"the extension cmfast._cuda does not load: {error}"
+        return f"the extension cmfast.{name} does not load: {error}"

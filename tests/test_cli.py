@@ -59,11 +59,25 @@ def test_env_says_how_the_cuda_kernels_were_built(cmfast, monkeypatch):
 
     monkeypatch.setattr("cmfast.kernels.native.cuda", missing)
     assert "CUDA kernels: not built" in cmfast("env")[1]
-    assert json.loads(cmfast("env", "--json")[1])["extensions"] == {"cuda": None}
+    assert json.loads(cmfast("env", "--json")[1])["extensions"]["cuda"] is None
     built = {"architectures": "sm_80, sm_90", "compiler": "nvcc 13.0.88"}
     monkeypatch.setattr("cmfast.kernels.native.cuda", lambda: types.SimpleNamespace(build_info=lambda: built))
     assert "CUDA kernels: sm_80, sm_90, built with nvcc 13.0.88" in cmfast("env")[1]
-    assert json.loads(cmfast("env", "--json")[1])["extensions"] == {"cuda": built}
+    assert json.loads(cmfast("env", "--json")[1])["extensions"]["cuda"] == built
+
+
+def test_env_says_how_the_cpu_kernels_were_built(cmfast, monkeypatch):
+    def missing():
+        raise ImportError("not built")
+
+    monkeypatch.setattr("cmfast.kernels.native.cpu", missing)
+    assert "CPU kernels: not built" in cmfast("env")[1]
+    assert json.loads(cmfast("env", "--json")[1])["extensions"]["cpu"] is None
+    built = {"isa": "avx2", "isas": "avx2, portable", "compiler": "g++ 12.2.0"}
+    module = types.SimpleNamespace(build_info=lambda: built, usable=lambda: "")
+    monkeypatch.setattr("cmfast.kernels.native.cpu", lambda: module)
+    assert "CPU kernels: avx2 (of avx2, portable), built with g++ 12.2.0" in cmfast("env")[1]
+    assert json.loads(cmfast("env", "--json")[1])["extensions"]["cpu"] == built
 
 
 def test_env_survives_a_missing_package(cmfast, monkeypatch):

@@ -25,6 +25,13 @@ def env(as_json: Json = False) -> None:
         f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, {cpu['capability']}", highlight=False
     )
     console.print(f"GPU: {'; '.join(facts['gpus']) or 'none'}", highlight=False)
+    built = facts["extensions"]["cpu"]
+    console.print(
+        f"CPU kernels: {built['isa']} (of {built['isas']}), built with {built['compiler']}"
+        if built
+        else "CPU kernels: not built",
+        highlight=False,
+    )
     built = facts["extensions"]["cuda"]
     console.print(
         f"CUDA kernels: {built['architectures']}, built with {built['compiler']}"

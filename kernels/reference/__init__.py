@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .attention import attention, attention_backward
 from .consistency import consistency_step, consistency_step_backward
+from .conv import conv2d
 from .group_norm import group_norm, group_norm_backward
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "available",
     "consistency_step",
     "consistency_step_backward",
+    "conv2d",
     "group_norm",
     "group_norm_backward",
 ]

@@ -27,6 +27,8 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     """Serve float32, float16 and bfloat16 tensors of a GPU that Triton knows."""
     if importlib.util.find_spec("triton") is None:
         return False, 'the package triton is not installed: pip install "cmfast[triton]"'
+    if op not in _MODULES:
+        return False, f"there is no Triton kernel for {op}"
     on_cpu = os.environ.get("CMFAST_GPU_ON_CPU") == "1"
     if not tensors:
         usable = torch.cuda.is_available() or on_cpu

@@ -1,10 +1,12 @@
 """The backends that this machine can test, as a pytest parameter: the case lists are the same for all of them.
 
 Without a GPU, Triton's interpreter and the emulation of the CUDA kernels take CPU tensors; "cuda" is then tested under
-several schedules of its threads. With a GPU, conftest.py runs the kernels on copies of the tests' tensors there.
+several schedules of its threads. "cpu" is tested on every instruction set of this machine. With a GPU, conftest.py runs
+the kernels on copies of the tests' tensors there.
 """
 
 import contextlib
+import os
 from unittest import mock
 
 import pytest
@@ -14,6 +16,9 @@ from cmfast.kernels import backends, native
 from . import emulation
 
 ON_GPU = torch.cuda.is_available()
+
+#: Backends whose gradients are the reference's.
+FORWARD_ONLY = ("cpu",)
 
 
 @contextlib.contextmanager
@@ -29,15 +34,26 @@ def gpu_kernels():
         yield
 
 
+def cpu_kernels():
+    """Let a build with sanitizers, which CMFAST_SANITIZE names, serve as the CPU kernels."""
+    checks = {"1": "address,undefined", "thread": "thread"}.get(os.environ.get("CMFAST_SANITIZE", ""))
+    return native.stand_in(emulation.cpu_kernels(checks), "_cpu") if checks else contextlib.nullcontext()
+
+
 def served(op: str) -> list:
     """A parameter a backend and schedule; backends that cannot serve `op` here are skipped with their reason."""
-    with gpu_kernels():
+    with gpu_kernels(), cpu_kernels():
         answers = {name: backends.available(name, op) for name in backends.BACKENDS}
     found = []
     for name, (ok, reason) in answers.items():
         if name == "cuda" and ok and not ON_GPU:
             marks = [pytest.mark.schedule(seed) for seed in emulation.SCHEDULES]
             found += [pytest.param(name, marks=mark, id=f"cuda-{mark.args[0]}") for mark in marks]
+        elif name == "cpu" and ok:
+            isas = native.cpu().build_info()["isas"].split(", ")
+            found += [pytest.param(name, marks=pytest.mark.isa(isa), id=f"cpu-{isa}") for isa in isas]
+        elif not ok and (reason.startswith("there is no ") or (name in FORWARD_ONLY and op.endswith("_backward"))):
+            continue  # it has none anywhere
         else:
             skip = pytest.mark.skip(reason=f"{name}: {emulation.missing() if name == 'cuda' else ''} {reason}")
             found.append(pytest.param(name, marks=[] if ok else skip))

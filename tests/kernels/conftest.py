@@ -2,17 +2,18 @@ import sys
 
 import pytest
 import torch
+from cmfast.kernels import native
 from torch.utils import _pytree as pytree
 
 from . import emulation
-from .backends import ON_GPU, gpu_kernels
+from .backends import ON_GPU, cpu_kernels, gpu_kernels
 
 
 @pytest.fixture(autouse=True)
 def _gpu_kernels(request):
     """Let the tests of the operators ask for a GPU backend by name: see backends.py."""
     # A patch of its own: the test's, undone after this fixture, would bring back what is in place here.
-    with gpu_kernels(), pytest.MonkeyPatch.context() as patch:
+    with gpu_kernels(), cpu_kernels(), pytest.MonkeyPatch.context() as patch:
         for op in ("group_norm", "attention", "consistency") if ON_GPU else ():
             module = sys.modules[f"cmfast.kernels.{op}"]
             patch.setattr(module, "resolve", _on_gpu(module.resolve))
@@ -20,6 +21,19 @@ def _gpu_kernels(request):
         if schedule:
             emulation.emulated().set_schedule(schedule.args[0])
         yield
+
+
+@pytest.fixture(autouse=True)
+def _isa(request, _gpu_kernels):
+    """Choose the CPU kernels that the test's parameter names."""
+    marker = request.node.get_closest_marker("isa")
+    if marker is None:
+        yield
+        return
+    previous = native.cpu().build_info()["isa"]
+    assert native.cpu().set_isa(marker.args[0]) == ""
+    yield
+    native.cpu().set_isa(previous)
 
 
 @pytest.fixture(autouse=True)

@@ -65,6 +65,16 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 @functools.cache
+def cpu_kernels(check: str) -> ModuleType:
+    """A build of the CPU kernels with a check of csrc/toolchain.py: seeded faults, or sanitizers."""
+    folder = ROOT / "build" / f"cpu-{check.replace(',', '-')}"
+    target = folder / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
+    with one_at_a_time(folder):
+        toolchain().build_cpu(target, folder / "objects", toolchain().find_host_compiler(), check=check)
+    return load("_cpu", target)
+
+
+@functools.cache
 def emulated() -> ModuleType:
     """The module, built from the sources as they are. A source that does not compile is an error."""
     target = folder() / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -1,5 +1,8 @@
 import importlib.util
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cmfast.kernels
@@ -16,6 +19,7 @@ from cmfast.kernels import (
     reference,
     use_backend,
 )
+from cmfast.kernels import cpu as cpu_backend
 from cmfast.kernels import cuda as cuda_backend
 from cmfast.kernels import triton as triton_backend
 from torch._subclasses import FakeTensorMode
@@ -35,11 +39,34 @@ def _no_choice(monkeypatch):
     backends._log_refusal.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def _no_cpu(request, monkeypatch):
+    """Without the CPU kernels, the reference serves CPU tensors; the tests of the kernels themselves have them."""
+    if "cpu_kernels" not in request.fixturenames:
+        monkeypatch.setattr(native, "cpu", not_built("_cpu"))
+
+
+@pytest.fixture
+def cpu_kernels():
+    try:
+        isa = native.cpu().build_info()["isa"]
+    except ImportError as error:
+        pytest.skip(str(error))
+    yield native.cpu()
+    native.cpu().set_isa(isa)
+
+
+def not_built(name):
+    def missing():
+        raise ImportError(native._NOT_BUILT[name])
+
+    return missing
+
+
 @pytest.fixture
 def no_cuda(monkeypatch):
     """The extension is not built."""
-    monkeypatch.setattr(native, "_stand_in", None)
-    monkeypatch.setattr(native, "_built", lambda: native._NOT_BUILT)
+    monkeypatch.setattr(native, "cuda", not_built("_cuda"))
 
 
 def serves(op="consistency_step", tensors=(X,), backend=None):
@@ -103,7 +130,7 @@ def test_the_context_ends_with_an_error():
 
 @pytest.mark.parametrize("name", ["cudnn", "Triton", ""])
 def test_unknown_names(name, monkeypatch):
-    with pytest.raises(BackendError, match=r"unknown backend.*auto, cuda, triton, reference"), use_backend(name):
+    with pytest.raises(BackendError, match=r"unknown backend.*auto, cuda, triton, cpu, reference"), use_backend(name):
         pass
     if name:
         with pytest.raises(BackendError, match="unknown backend"):
@@ -155,13 +182,15 @@ def test_without_the_package_the_fix_is_named(monkeypatch):
 def test_without_the_extension_the_command_that_builds_it_is_named():
     with pytest.raises(BackendError, match=r"was not built: with nvcc on PATH, or CUDA_HOME .*`pip install -e .`"):
         consistency_step(X, X, 1.0, 1.0, backend="cuda")
+    with pytest.raises(BackendError, match=r"was not built: with g\+\+ on PATH, or CXX .*`pip install -e .`"):
+        consistency_step(X, X, 1.0, 1.0, backend="cpu")
 
 
 def test_an_extension_that_does_not_load_is_a_refusal(monkeypatch):
     def broken(name):
         raise ImportError("an undefined symbol")
 
-    monkeypatch.setattr(native, "_stand_in", None)
+    monkeypatch.setattr(native, "_stand_in", {})
     monkeypatch.setattr(importlib, "import_module", broken)
     native._built.cache_clear()
     try:
@@ -171,6 +200,48 @@ def test_an_extension_that_does_not_load_is_a_refusal(monkeypatch):
         )
     finally:
         native._built.cache_clear()
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_reasons_of_cpu():
+    assert serves() == "cpu"
+    assert serves(tensors=(X.bfloat16(),)) == "cpu"
+    assert serves(tensors=(X, X.double())) == "reference"
+    assert serves("group_norm_backward") == "reference"
+    assert "gradients are the reference's" in cpu_backend.available("group_norm_backward", [X])[1]
+    assert "no CPU kernel for dropout" in cpu_backend.available("dropout", [X])[1]
+    assert "float64" in cpu_backend.available("consistency_step", [X, X.double()])[1]
+    assert "on meta" in cpu_backend.available("consistency_step", [X.to("meta")])[1]
+
+
+def test_an_instruction_set_is_chosen_by_name(cpu_kernels):
+    for isa in cpu_kernels.build_info()["isas"].split(", "):
+        assert cpu_kernels.set_isa(isa) == ""
+        assert cpu_kernels.build_info()["isa"] == isa
+    assert "no instruction set 'mmx' that runs here: choose one of" in cpu_kernels.set_isa("mmx")
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+@pytest.mark.parametrize("name", ["portable", "mmx"])
+def test_the_environment_names_an_instruction_set(name):
+    code = """
+import torch
+from cmfast import kernels
+from cmfast.kernels import native
+kernels.group_norm(torch.ones(1, 4, 2, 2), 2, backend="cpu")
+print(native.cpu().build_info()["isa"])
+"""
+    environment = {**os.environ, "CMFAST_CPU_ISA": name}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    if name == "portable":
+        assert done.stdout.strip() == name, done.stderr
+    else:
+        assert "cannot serve group_norm: the CPU kernels have no instruction set 'mmx' that runs here" in done.stderr
+
+
+def test_a_cpu_launchers_message_is_raised(cpu_kernels):
+    with pytest.raises(RuntimeError, match=r"cmfast\._cpu\.attention: a size is not positive"):
+        native.run("attention", (1, 1, 0, 1, 1), 0, *[(0, 0, 0, 0, 0)] * 4, 0, 1.0)
 
 
 @needs_emulation

@@ -1,0 +1,22 @@
+// Attention: see kernels/attention.py.
+#pragma once
+
+#include "tensors.h"
+
+namespace cmfast {
+
+struct AttentionTensor {
+  const void* data = nullptr;
+  int64_t n = 0, h = 0, t = 0, d = 0;  // strides in elements
+};
+
+struct AttentionArguments {
+  int64_t samples = 0, heads = 0, queries = 0, keys = 0, head_size = 0;
+  int dtype = 0;
+  AttentionTensor q, k, v, out;
+  float* lse = nullptr;  // [N, H, T]
+  float scale = 0;
+  int threads = 1;
+};
+
+}  // namespace cmfast

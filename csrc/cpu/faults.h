@@ -1,0 +1,21 @@
+// Seeded faults, for the tests of the tests: in a build with CMFAST_FAULTS, FAULT(name) is whether the fault is set.
+#pragma once
+
+namespace cmfast {
+
+#ifdef CMFAST_FAULTS
+#define CMFAST_FAULT_NAMES(name)                                                                                      \
+  name(counter_words_swapped) name(block_of_normals_repeated) name(last_tile_short) name(strides_of_x)                \
+  name(tail_of_channels_missed) name(variance_not_merged) name(second_input_from_zero) name(tail_of_keys_attended)    \
+  name(sum_not_rescaled) name(last_queries_missed) name(padding_one_row_off) name(padding_not_zero)                   \
+  name(tile_edge_missed) name(tail_of_outputs_missed) name(tail_of_products_missed) name(residual_of_first_sample)    \
+  name(moments_not_merged) name(activation_of_padding)
+#define CMFAST_FAULT_ENUM(name) FAULT_##name,
+enum Fault { CMFAST_FAULT_NAMES(CMFAST_FAULT_ENUM) FAULTS_COUNT };
+extern int fault;
+#define FAULT(name) (__builtin_expect(cmfast::fault == cmfast::FAULT_##name, 0))
+#else
+#define FAULT(name) false
+#endif
+
+}  // namespace cmfast

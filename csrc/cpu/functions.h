@@ -1,0 +1,66 @@
+// Elementary functions of a vector, to a rounding or two.
+#pragma once
+
+#include "vector.h"
+
+namespace cmfast {
+namespace CMFAST_ISA {
+
+// 2^x: 0 below the smallest normal number. The polynomial is the best of its degree on [−1/2, 1/2], to 2⁻²⁹.
+CMFAST_INLINE Floats exp2(Floats x) {
+  Floats clamped = min(max(x, all(-127.0f)), all(128.0f));
+  const float shift = 12582912.0f;  // 1.5·2²³: adding it leaves the nearest integer in the last bits
+  Floats shifted = clamped + shift;
+  Floats f = clamped - (shifted - shift);
+  Floats p = all(1.5337577e-04f);
+  p = p * f + 1.33998599e-03f;
+  p = p * f + 9.61851981e-03f;
+  p = p * f + 5.55032901e-02f;
+  p = p * f + 2.40226462e-01f;
+  p = p * f + 6.93147182e-01f;
+  p = p * f + 1.0f;
+  return as_floats((bits(shifted) << 23) + 0x3F800000u) * p;
+}
+
+// x·sigmoid(x)
+CMFAST_INLINE Floats silu(Floats x) { return x * reciprocal(1.0f + exp2(x * -1.44269504f)); }
+
+// ln x of a normal, positive x: the polynomial of the Cephes library.
+CMFAST_INLINE Floats log(Floats x) {
+  Words w = bits(x);
+  Words scaled = w - 0x3F3504F3u;  // of √½, where the mantissa's range [√½, √2) begins
+  Ints exponent = (Ints)scaled >> 23;
+  Floats e = __builtin_convertvector(exponent, Floats);
+  Floats f = as_floats(w - ((Words)exponent << 23)) - 1.0f;
+  Floats g = f * f;
+  Floats p = all(7.0376836292e-2f);
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  p = p * f * g - 2.12194440e-4f * e - 0.5f * g;
+  return f + p + 0.693359375f * e;
+}
+
+// cos and sin of u whole turns, 0 <= u < 1. In quarter turns the angle is exact, and so are its nearest integer's
+// distance f (at most 1/2) and quadrant: Taylor's series of cos and sin(π/2·f) are then within rounding.
+CMFAST_INLINE void cos_sin_turns(Floats u, Floats& cosine, Floats& sine) {
+  const float shift = 12582912.0f;
+  Floats turns = 4.0f * u, shifted = turns + shift;
+  Floats f = turns - (shifted - shift), g = f * f;
+  Floats s = f * (1.5707963f + g * (-0.64596410f + g * (0.079692626f + g * (-0.0046817541f + g * 0.00016044118f))));
+  Floats c =
+      1.0f + g * (-1.2337005f + g * (0.25366951f + g * (-0.020863481f + g * (0.00091926027f + g * -2.5202042e-05f))));
+  Words quadrant = bits(shifted);
+  cosine = (quadrant & 1) != 0 ? s : c;
+  sine = (quadrant & 1) != 0 ? c : s;
+  cosine = as_floats(bits(cosine) ^ ((quadrant + 1) & 2) << 30);
+  sine = as_floats(bits(sine) ^ (quadrant & 2) << 30);
+}
+
+}  // namespace CMFAST_ISA
+}  // namespace cmfast

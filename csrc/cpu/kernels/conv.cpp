@@ -1,0 +1,337 @@
+// Convolution of channels-last tensors, as a few matrix products of a block of tiles with the packed weights.
+//
+// A tile is m × m outputs of Winograd's F(m×m, 3×3), or one output of the direct form. For a block of tiles:
+//   1. Sixteen channels of the rows under the tiles are read into a strip, where activation, resampling and padding are
+//      done. Of each tile, Winograd's points or the direct form's taps are stored as left operands, eight tiles together.
+//   2. For 48 output channels, each point's product; then the tiles' outputs, to which bias and residual are added.
+// The direct form has one point, whose sums run over taps and channels.
+//
+// Threads have blocks of their own where there are enough of them. Else, with few tiles and much weight, they share a
+// block: its channels in the first step, its output channels in the second; so the weights are read once.
+#include "../conv_input.h"
+#include "../faults.h"
+#include "../isa.h"
+#include "../matrix.h"
+#include "../scratch.h"
+#include "../team.h"
+#include "../winograd.h"
+
+namespace cmfast {
+namespace CMFAST_ISA {
+namespace {
+
+constexpr int64_t WIDEST = 64;         // tiles of a row in a block
+constexpr int64_t LINE = 16;           // floats of a cache line
+constexpr int64_t LARGE_WEIGHTS = 8 << 20;
+
+int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
+int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// The mean and the sum of squared deviations of each lane's values so far, taken less the first one.
+struct Moments {
+  Floats first, s1, s2;
+  CMFAST_INLINE void begin(Floats x) { first = x, s1 = s2 = zeros(); }
+  CMFAST_INLINE void add(Floats x) {
+    x -= first;
+    s1 += x;
+    s2 += x * x;
+  }
+};
+
+// M: outputs a side of a tile, 1 for the direct form.
+template <int M, bool PAIRS>
+struct Convolution {
+  static constexpr int SIDE = M == 1 ? 1 : M + 2, POINTS = SIDE * SIDE;
+  static constexpr int64_t WORD = PAIRS ? 2 : 1;
+
+  const ConvArguments& p;
+  ConvInput input{p};
+  int64_t tiles_y, tiles_x;              // of a sample
+  int64_t step, extent;                  // from tile to tile, and of a tile, in the input
+  int64_t rows, columns, samples;        // of a block: tile rows, tile columns, whole samples (1 where rows divide one)
+  int64_t blocks_y, blocks_x, blocks_n;  // blocks of a sample, and groups of samples
+  int64_t tiles;                         // of a block, whole rows of the left operand
+  int64_t words, blocks_k;               // of a product
+  int64_t point_stride, product_stride, strip_floats;
+  float *points, *products, *strips, *partial;
+
+  explicit Convolution(const ConvArguments& p) : p(p) {
+    tiles_y = ceil_divide(p.out_height, M);
+    tiles_x = ceil_divide(p.out_width, M);
+    step = M == 1 ? p.stride : M;
+    extent = M == 1 ? p.shape.kernel : M + 2;
+    words = p.shape.words();
+    blocks_k = ceil_divide(words, BLOCK);
+    columns = at_most(tiles_x, WIDEST);
+    blocks_x = ceil_divide(tiles_x, columns);
+    // So many tiles that the weights are used often once they are in the cache, and no more than keep their points there.
+    int64_t wanted = M != 4 || p.shape.packed_words() * 4 > LARGE_WEIGHTS ? 64 : 32;
+    rows = at_most(tiles_y, ceil_divide(wanted, columns));
+    samples = rows < tiles_y ? 1 : at_most(p.samples, wanted / (tiles_y * columns) > 1 ? wanted / (tiles_y * columns) : 1);
+    while (!shared() && blocks() < p.threads && rows * samples > 1) {
+      if (samples > 1) samples = ceil_divide(samples, 2);
+      else rows = ceil_divide(rows, 2);
+    }
+    blocks_y = ceil_divide(tiles_y, rows);
+    blocks_n = ceil_divide(p.samples, samples);
+    tiles = round_up(samples * rows * columns, ROWS);
+    // A few lines more than needed: points a power of two apart would meet in the same sets of the cache.
+    point_stride = tiles * blocks_k * BLOCK + 5 * LINE;
+    product_stride = tiles * PANEL + LINE;
+    strip_floats = ((rows - 1) * step + extent) * ((columns - 1) * step + extent) * BLOCK;
+  }
+
+  int64_t blocks() const { return ceil_divide(tiles_y, rows) * ceil_divide(p.samples, samples) * blocks_x; }
+  int64_t panels() const { return ceil_divide(p.shape.out_channels, PANEL); }
+
+  // Whether the threads share each block.
+  bool shared() const {
+    return p.threads > 1 && panels() >= p.threads && blocks() % p.threads && blocks() < 4 * p.threads;
+  }
+
+  // Where a block lies, of one sample.
+  struct Part {
+    int64_t n, y, x, rows, columns;  // first tile and count
+  };
+
+  int64_t parts(int64_t block) const { return at_most(p.samples - block / (blocks_x * blocks_y) * samples, samples); }
+
+  Part part(int64_t block, int64_t i) const {
+    int64_t x = block % blocks_x * columns, y = block / blocks_x % blocks_y * rows;
+    return {block / (blocks_x * blocks_y) * samples + i, y, x, at_most(tiles_y - y, rows),
+            at_most(tiles_x - x, columns)};
+  }
+
+  // ---- the left operands
+
+  // A register of element k of a tile's row of a point.
+  CMFAST_INLINE void put(float* to, int64_t tile, int64_t k, Floats x) const {
+    to += tile / ROWS * blocks_k * (ROWS * BLOCK);
+    if (PAIRS) store_bfloat16((uint16_t*)to + (k / 32 * ROWS + tile % ROWS) * 32 + k % 32, x);
+    else store(to + (k / BLOCK * ROWS + tile % ROWS) * BLOCK + k % BLOCK, x);
+  }
+
+  CMFAST_INLINE void put_tile(const float* from, int64_t columns, float* to, int64_t tile, int64_t c) const {
+    for (int64_t l = 0; l < BLOCK; l += LANES) {
+      if constexpr (M == 1) {
+        for (int64_t y = 0, k = c + l; y < extent; ++y)
+          for (int64_t x = 0; x < extent; ++x, k += p.shape.tap_stride())
+            put(to, tile, k, load(from + (y * columns + x) * BLOCK + l));
+      } else {
+        Floats half[POINTS];
+        CMFAST_UNROLL
+        for (int x = 0; x < SIDE; ++x) {
+          Floats column[SIDE];
+          CMFAST_UNROLL
+          for (int y = 0; y < SIDE; ++y) column[y] = load(from + (y * columns + x) * BLOCK + l);
+          Winograd<M>::input(column, 1, half + x, SIDE);
+        }
+        CMFAST_UNROLL
+        for (int y = 0; y < SIDE; ++y) {
+          Floats row[SIDE];
+          Winograd<M>::input(half + y * SIDE, 1, row, 1);
+          CMFAST_UNROLL
+          for (int x = 0; x < SIDE; ++x) put(to + (y * SIDE + x) * point_stride, tile, c + l, row[x]);
+        }
+      }
+    }
+  }
+
+  // Channels from c on, 16 of them, of all tiles of a block.
+  void put_channels(int64_t block, int64_t c, float* strip, float* to) const {
+    for (int64_t i = 0, tile = 0; i < parts(block); ++i) {
+      Part b = part(block, i);
+      Strip s{strip, b.y * step - p.padding, b.x * step - p.padding, (b.rows - 1) * step + extent,
+              (b.columns - 1) * step + extent};
+      input.fill(s, b.n, c);
+      for (int64_t y = 0; y < b.rows; ++y)
+        for (int64_t x = 0; x < b.columns; ++x, ++tile)
+          put_tile(strip + (y * s.columns + x) * step * BLOCK, s.columns, to, tile, c);
+    }
+  }
+
+  // ---- the products
+
+  int64_t tiles_in(int64_t block) const {
+    Part b = part(block, 0);
+    return parts(block) * b.rows * b.columns;
+  }
+
+  void multiply(int64_t block, int64_t panel, const float* from, float* to) const {
+    int width = (int)at_most(p.shape.width() - panel * PANEL, PANEL);
+    const uint32_t* weights = p.weights + panel * PANEL * POINTS * words;
+    int64_t groups = ceil_divide(tiles_in(block), ROWS), lines = words * width / LINE;
+    int64_t ahead = ceil_divide(lines, groups * blocks_k);  // each product fetches its part of the next one's weights
+    for (int point = 0; point < POINTS; ++point, weights += words * width)
+      for (int64_t g = 0; g < groups; ++g)
+        multiply_panel<PAIRS>((const uint32_t*)(from + point * point_stride + g * blocks_k * (ROWS * BLOCK)), weights,
+                              width, words, {to + point * product_stride + g * ROWS * PANEL, PANEL, BLOCK, false},
+                              {(const char*)(weights + words * width) + g * blocks_k * ahead * 64, ahead});
+  }
+
+  // ---- the outputs
+
+  // Channels o on, `lanes` of them, of all outputs of the part of a block whose first tile is `tile`.
+  void write(const Part& b, int64_t tile, const float* from, int64_t o, int lanes, Moments& moments) const {
+    Floats bias = p.bias ? load(p.bias + o, lanes) : zeros();
+    bool started = false;
+    for (int64_t ty = b.y; ty < b.y + b.rows; ++ty)
+      for (int64_t tx = b.x; tx < b.x + b.columns; ++tx, ++tile) {
+        const float* m = from + tile * PANEL;
+        Floats y[M * M];
+        if constexpr (M == 1) {
+          y[0] = load(m);
+        } else {
+          Floats half[M * SIDE];
+          CMFAST_UNROLL
+          for (int i = 0; i < SIDE; ++i) {
+            Floats column[SIDE];
+            CMFAST_UNROLL
+            for (int j = 0; j < SIDE; ++j) column[j] = load(m + (j * SIDE + i) * product_stride);
+            Winograd<M>::output(column, 1, half + i, SIDE);
+          }
+          CMFAST_UNROLL
+          for (int i = 0; i < M; ++i) Winograd<M>::output(half + i * SIDE, 1, y + i * M, 1);
+        }
+        int64_t high = at_most(p.out_height - ty * M, M), wide = at_most(p.out_width - tx * M, M);
+        if (FAULT(tile_edge_missed) && wide < M) --wide;
+        int64_t to = b.n * p.out.n + ty * M * p.out.y + tx * M * p.out.x + o;
+        int64_t at = (FAULT(residual_of_first_sample) ? 0 : b.n) * p.residual.n + ty * M * p.residual.y +
+                     tx * M * p.residual.x + o;
+        CMFAST_UNROLL
+        for (int i = 0; i < M; ++i)
+          CMFAST_UNROLL
+          for (int j = 0; j < M; ++j) {
+            if (i >= high || j >= wide) continue;
+            Floats value = y[i * M + j] + bias;
+            if (p.residual.data) value += load(p.residual.data, p.dtype, at + i * p.residual.y + j * p.residual.x, lanes);
+            store((void*)p.out.data, p.dtype, to + i * p.out.y + j * p.out.x, value, lanes);
+            if (!started) moments.begin(value), started = true;
+            moments.add(value);
+          }
+      }
+  }
+
+  int64_t outputs(const Part& b) const {
+    return at_most(p.out_height - b.y * M, b.rows * M) * at_most(p.out_width - b.x * M, b.columns * M);
+  }
+
+  // Of part i of a block: [2][Cout].
+  float* slot(int64_t block, int64_t i) const {
+    Part b = part(block, i);
+    return partial + ((b.n * blocks_y + b.y / rows) * blocks_x + b.x / columns) * 2 * p.shape.out_channels;
+  }
+
+  void write_panel(int64_t block, int64_t panel, const float* from) const {
+    int64_t width = at_most(p.shape.out_channels - panel * PANEL, PANEL);
+    if (FAULT(tail_of_outputs_missed)) width = width / LANES * LANES;
+    for (int64_t i = 0, tile = 0; i < parts(block); ++i) {
+      Part b = part(block, i);
+      for (int64_t j = 0; j < width; j += LANES) {
+        Moments moments{zeros(), zeros(), zeros()};
+        int lanes = (int)at_most(width - j, LANES);
+        int64_t o = panel * PANEL + j;
+        write(b, tile, from + j, o, lanes, moments);
+        if (!partial) continue;
+        float inverse = 1.0f / (float)outputs(b);
+        float* to = slot(block, i) + o;
+        store(to, FLOAT32, 0, moments.first + moments.s1 * inverse, lanes);
+        store(to + p.shape.out_channels, FLOAT32, 0, max(moments.s2 - moments.s1 * moments.s1 * inverse, zeros()), lanes);
+      }
+      tile += b.rows * b.columns;
+    }
+  }
+
+  // A sample's moments from those of its blocks (Chan, Golub and LeVeque 1983), in one order whatever the threads.
+  void merge_moments(int64_t n) const {
+    int64_t count = p.shape.out_channels, each = blocks_y * blocks_x;
+    const float* from = partial + n * each * 2 * count;
+    float* to = p.moments + n * 2 * count;
+    for (int64_t o = 0; o < count; ++o) {
+      double total = 0, deviation = 0, elements = (double)(p.out_height * p.out_width);
+      for (int64_t k = 0; k < each; ++k) total += (double)from[k * 2 * count + o] * (double)elements_of(k);
+      double mean = total / elements;
+      for (int64_t k = 0; k < each; ++k) {
+        double apart = (double)from[k * 2 * count + o] - mean;
+        deviation += (double)from[(k * 2 + 1) * count + o];
+        if (!FAULT(moments_not_merged)) deviation += apart * apart * (double)elements_of(k);
+      }
+      to[o] = (float)mean;
+      to[count + o] = (float)deviation;
+    }
+  }
+
+  int64_t elements_of(int64_t k) const { return outputs(part(k, 0)); }  // block k of the first sample, or the group's
+
+  // ----
+
+  const char* run() {
+    bool together = shared();
+    int64_t operands = POINTS * point_stride, threads = p.threads;
+    points = (float*)scratch(SCRATCH_INPUT, (together ? 1 : threads) * operands * 4);
+    products = (float*)scratch(SCRATCH_PRODUCTS, threads * POINTS * product_stride * 4);
+    strips = (float*)scratch(SCRATCH_ROWS, threads * strip_floats * 4);
+    int64_t slots = p.samples * blocks_y * blocks_x;
+    partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * 2 * p.shape.out_channels * 4) : nullptr;
+    if (!points || !products || !strips || (p.moments && !partial)) return "no memory for the operands";
+    auto body = [&](Team team) {
+      float *mine = products + team.rank * POINTS * product_stride, *strip = strips + team.rank * strip_floats;
+      // Whole blocks of the left operand: of bfloat16, 32 channels.
+      int64_t unit = BLOCK * WORD, units = ceil_divide(p.shape.in_channels, unit);
+      auto first_step = [&](int64_t block, float* to, Share channels) {
+        for (int64_t c = channels.begin * unit; c < at_most(channels.end * unit, p.shape.in_channels); c += BLOCK)
+          put_channels(block, c, strip, to);
+      };
+      auto second_step = [&](int64_t block, const float* from, Share outputs) {
+        for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) {
+          multiply(block, panel, from, mine);
+          write_panel(block, panel, mine);
+        }
+      };
+      if (together) {
+        for (int64_t block = 0; block < blocks(); ++block) {
+          first_step(block, points, share(units, team));
+          team.barrier();
+          second_step(block, points, share(panels(), team));
+          team.barrier();
+        }
+      } else {
+        Share blocks_of_mine = share(blocks(), team);
+        for (int64_t block = blocks_of_mine.begin; block < blocks_of_mine.end; ++block) {
+          float* own = points + team.rank * operands;
+          first_step(block, own, {0, units});
+          second_step(block, own, {0, panels()});
+        }
+        team.barrier();
+      }
+      if (!partial) return;
+      Share samples_of_mine = share(p.samples, team);
+      for (int64_t n = samples_of_mine.begin; n < samples_of_mine.end; ++n) merge_moments(n);
+    };
+    parallel(p.threads, body);
+    return nullptr;
+  }
+};
+
+}  // namespace
+
+const char* conv2d(const ConvArguments& p) {
+  const ConvShape& s = p.shape;
+  if (p.samples <= 0 || p.height <= 0 || p.width <= 0 || p.out_height <= 0 || p.out_width <= 0)
+    return "a size is not positive";
+  if (p.h.channels + p.skip.channels != s.in_channels) return "the input has not the channels of the packed weights";
+  if (s.tile != 1 && (s.kernel != 3 || p.stride != 1)) return "Winograd's form has 3 by 3 kernels and a stride of 1";
+  switch (s.tile * 2 + s.pairs) {
+    case 2: return Convolution<1, false>(p).run();
+    case 3: return Convolution<1, true>(p).run();
+    case 4: return Convolution<2, false>(p).run();
+    case 5: return Convolution<2, true>(p).run();
+    case 8: return Convolution<4, false>(p).run();
+    case 9: return Convolution<4, true>(p).run();
+  }
+  return "a tile is 1, 2 or 4 outputs wide";
+}
+
+}  // namespace CMFAST_ISA
+}  // namespace cmfast

@@ -1,0 +1,243 @@
+// Group norm with what surrounds it, in two passes over the input: statistics, then one multiply-add a channel that
+// folds weight, bias and FiLM, and the activation.
+//
+// Each channel of a chunk of positions has its mean and its sum of squared deviations, taken less the chunk's first
+// value: however large the mean, no more is lost than the chunk is long. A group's are merged from these in float64
+// (Chan, Golub and LeVeque 1983), in one order whatever the number of threads. `add` moves a channel's mean, and is
+// added nowhere else.
+//
+// In NHWC a register holds neighbouring channels, in NCHW neighbouring positions of a channel. A pair is two inputs
+// whose channels follow one another.
+#include "../faults.h"
+#include "../functions.h"
+#include "../isa.h"
+#include "../scratch.h"
+#include "../team.h"
+
+namespace cmfast {
+namespace CMFAST_ISA {
+namespace {
+
+constexpr int64_t LONGEST_CHUNK = 256;
+
+int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
+int64_t at_least(int64_t x, int64_t limit) { return x > limit ? x : limit; }
+
+struct Norm {
+  const NormArguments& p;
+  int64_t channels, chunk, chunks;
+  float *means, *deviations;        // [N, chunks, C]
+  float *centre, *gain, *offset;    // [N, C]
+  bool channels_last;
+
+  // ---- statistics
+
+  void put(int64_t n, int64_t k, int64_t c, Floats first, Floats s1, Floats s2, int64_t count, int lanes) const {
+    float inverse = 1.0f / (float)count;
+    int64_t to = (n * chunks + k) * channels + c;
+    store(means + to, FLOAT32, 0, first + s1 * inverse, lanes);
+    store(deviations + to, FLOAT32, 0, max(s2 - s1 * s1 * inverse, zeros()), lanes);
+  }
+
+  // Registers of channels, B of them at once, from channel c of an input; its channels begin at `base` of both.
+  template <int B>
+  CMFAST_INLINE void statistics_of_channels(const NormTensor& t, int64_t base, int64_t n, int64_t k, int64_t c,
+                                            int lanes) const {
+    int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions);
+    int64_t at = n * t.n + c + begin * t.p;
+    Floats first[B], s1[B], s2[B];
+    for (int b = 0; b < B; ++b) {
+      first[b] = load(t.data, p.dtype, at + b * LANES, lanes);
+      s1[b] = s2[b] = zeros();
+    }
+    for (int64_t i = begin; i < end; ++i, at += t.p)
+      CMFAST_UNROLL
+      for (int b = 0; b < B; ++b) {
+        Floats x = load(t.data, p.dtype, at + b * LANES, lanes) - first[b];
+        s1[b] += x;
+        s2[b] += x * x;
+      }
+    for (int b = 0; b < B; ++b) put(n, k, base + c + b * LANES, first[b], s1[b], s2[b], end - begin, lanes);
+  }
+
+  void statistics_of_rows(const NormTensor& t, int64_t base, int64_t n, int64_t k) const {
+    int64_t c = 0;
+    for (; c + 4 * LANES <= t.channels; c += 4 * LANES) statistics_of_channels<4>(t, base, n, k, c, LANES);
+    for (; c + LANES <= t.channels; c += LANES) statistics_of_channels<1>(t, base, n, k, c, LANES);
+    if (c < t.channels && !FAULT(tail_of_channels_missed))
+      statistics_of_channels<1>(t, base, n, k, c, (int)(t.channels - c));
+  }
+
+  void statistics_of_plane(const NormTensor& t, int64_t base, int64_t n, int64_t c) const {
+    for (int64_t k = 0; k < chunks; ++k) {
+      int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions);
+      int64_t at = n * t.n + c * t.c;
+      float first = load(t.data, p.dtype, at + begin, 1)[0];
+      Floats s1 = zeros(), s2 = zeros();
+      int64_t i = begin;
+      for (; i + LANES <= end; i += LANES) {
+        Floats x = load(t.data, p.dtype, at + i) - first;
+        s1 += x;
+        s2 += x * x;
+      }
+      if (i < end) {
+        Floats x = load(t.data, p.dtype, at + i, (int)(end - i)) - first;
+        x = (Ints)iota() < (int)(end - i) ? x : zeros();
+        s1 += x;
+        s2 += x * x;
+      }
+      put(n, k, base + c, all(first), all(sum(s1)), all(sum(s2)), end - begin, 1);
+    }
+  }
+
+  // ---- a group's mean and deviation, and what its channels are multiplied by and moved by
+
+  float row(const NormRow& r, int64_t n, int64_t c, float otherwise) const {
+    return r.data ? r.data[n * r.stride + c] : otherwise;
+  }
+
+  void merge(int64_t n, int64_t g) const {
+    int64_t size = channels / p.groups, from = g * size;
+    double total = 0, mean, deviation = 0;
+    const float* m = means + n * chunks * channels;
+    const float* s = deviations + n * chunks * channels;
+    for (int64_t k = 0; k < chunks; ++k) {
+      int64_t count = at_most(chunk, p.positions - k * chunk);
+      double part = 0;
+      for (int64_t c = from; c < from + size; ++c) part += (double)m[k * channels + c] + row(p.add, n, c, 0);
+      total += part * (double)count;
+    }
+    double elements = (double)size * (double)p.positions;
+    mean = total / elements;
+    for (int64_t k = 0; k < chunks; ++k) {
+      int64_t count = at_most(chunk, p.positions - k * chunk);
+      double apart = 0;
+      for (int64_t c = from; c < from + size; ++c) {
+        double distance = (double)m[k * channels + c] + row(p.add, n, c, 0) - mean;
+        apart += distance * distance;
+        deviation += s[k * channels + c];
+      }
+      if (!FAULT(variance_not_merged)) deviation += apart * (double)count;
+    }
+    double rstd = 1.0 / __builtin_sqrt(deviation / elements + p.eps);
+    p.mean[n * p.groups + g] = (float)mean;
+    p.rstd[n * p.groups + g] = (float)rstd;
+    // (x + add − mean)·rstd is taken as (x − centre)·gain: of a large mean, what is left is small and exact.
+    for (int64_t c = from; c < from + size; ++c) {
+      double film = 1.0 + row(p.scale, n, c, 0);
+      double factor = rstd * row(p.weight, 0, c, 1) * film, middle = mean - row(p.add, n, c, 0);
+      centre[n * channels + c] = (float)middle;
+      gain[n * channels + c] = (float)factor;
+      offset[n * channels + c] = (float)(row(p.bias, 0, c, 0) * film + row(p.shift, n, c, 0) -
+                                         (middle - (double)(float)middle) * factor);
+    }
+  }
+
+  // ---- the output
+
+  CMFAST_INLINE Floats apply(Floats x, Floats middle, Floats factor, Floats moved, bool with_silu) const {
+    Floats y = (x - middle) * factor + moved;
+    return with_silu ? silu(y) : y;
+  }
+
+  template <bool SILU>
+  void apply_to_rows(const NormTensor& t, int64_t base, int64_t n, int64_t k) const {
+    int64_t end = at_most((k + 1) * chunk, p.positions), row = n * channels + base;
+    for (int64_t i = k * chunk; i < end; ++i) {
+      int64_t from = n * t.n + i * t.p, to = n * p.y.n + i * p.y.p + base, c = 0;
+      for (; c + LANES <= t.channels; c += LANES) {
+        Floats y = apply(load(t.data, p.dtype, from + c), load(centre + row + c), load(gain + row + c),
+                         load(offset + row + c), SILU);
+        store((void*)p.y.data, p.dtype, to + c, y, LANES);
+      }
+      if (c < t.channels) {
+        int lanes = (int)(t.channels - c);
+        Floats y = apply(load(t.data, p.dtype, from + c, lanes), load(centre + row + c, lanes),
+                         load(gain + row + c, lanes), load(offset + row + c, lanes), SILU);
+        store((void*)p.y.data, p.dtype, to + c, y, lanes);
+      }
+    }
+  }
+
+  template <bool SILU>
+  void apply_to_plane(const NormTensor& t, int64_t base, int64_t n, int64_t c) const {
+    int64_t row = n * channels + base + c, from = n * t.n + c * t.c, to = n * p.y.n + (base + c) * p.y.c;
+    Floats middle = all(centre[row]), factor = all(gain[row]), moved = all(offset[row]);
+    for (int64_t i = 0; i < p.positions; i += LANES) {
+      int lanes = (int)at_most(p.positions - i, LANES);
+      Floats y = apply(load(t.data, p.dtype, from + i, lanes), middle, factor, moved, SILU);
+      store((void*)p.y.data, p.dtype, to + i, y, lanes);
+    }
+  }
+
+  // Every piece of work of a pass over the input, this thread's share: chunks of positions, or channels.
+  template <class Rows, class Plane>
+  void for_share(Team team, Rows rows, Plane plane) const {
+    int64_t pieces = channels_last ? chunks : channels;
+    Share mine = share(p.samples * pieces, team);
+    for (int64_t i = mine.begin; i < mine.end; ++i) {
+      int64_t n = i / pieces, piece = i % pieces;
+      int64_t base = FAULT(second_input_from_zero) ? 0 : p.h.channels;
+      if (channels_last) {
+        rows(p.h, 0, n, piece);
+        if (p.skip.data) rows(p.skip, base, n, piece);
+      } else if (piece < p.h.channels) {
+        plane(p.h, 0, n, piece);
+      } else {
+        plane(p.skip, base, n, piece - p.h.channels);
+      }
+    }
+  }
+
+  void run(Team team) const {
+    for_share(
+        team, [&](const auto&... work) { statistics_of_rows(work...); },
+        [&](const auto&... work) { statistics_of_plane(work...); });
+    team.barrier();
+    Share mine = share(p.samples * p.groups, team);
+    for (int64_t i = mine.begin; i < mine.end; ++i) merge(i / p.groups, i % p.groups);
+    team.barrier();
+    if (p.silu)
+      for_share(
+          team, [&](const auto&... work) { apply_to_rows<true>(work...); },
+          [&](const auto&... work) { apply_to_plane<true>(work...); });
+    else
+      for_share(
+          team, [&](const auto&... work) { apply_to_rows<false>(work...); },
+          [&](const auto&... work) { apply_to_plane<false>(work...); });
+  }
+};
+
+bool adjacent_channels(const NormTensor& t) { return !t.data || t.c == 1 || t.channels == 1; }
+bool adjacent_positions(const NormTensor& t, int64_t positions) { return !t.data || t.p == 1 || positions == 1; }
+
+}  // namespace
+
+const char* group_norm(const NormArguments& p) {
+  Norm norm{p, p.h.channels + p.skip.channels, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, false};
+  int64_t channels = norm.channels;
+  if (p.samples <= 0 || channels <= 0 || p.positions <= 0) return "the input has no elements";
+  if (p.groups <= 0 || channels % p.groups) return "the number of groups must divide that of the channels";
+  bool planes = adjacent_positions(p.h, p.positions) && adjacent_positions(p.skip, p.positions) &&
+                adjacent_positions(p.y, p.positions);
+  norm.channels_last = adjacent_channels(p.h) && adjacent_channels(p.skip) && adjacent_channels(p.y) &&
+                       (channels > 1 || !planes);
+  if (!norm.channels_last && !planes)
+    return "the channels, or the positions, of all tensors must be adjacent in memory";
+  // Sixteen pieces or more for the threads to share, but not so short that merging them counts.
+  norm.chunk = at_most(at_least((p.positions + 15) / 16, 16), LONGEST_CHUNK);
+  norm.chunks = (p.positions + norm.chunk - 1) / norm.chunk;
+  int64_t partial = p.samples * norm.chunks * channels, rows = p.samples * channels;
+  norm.means = (float*)scratch(SCRATCH_STATISTICS, (2 * partial + 3 * rows) * 4);
+  if (!norm.means) return "no memory for the statistics";
+  norm.deviations = norm.means + partial;
+  norm.centre = norm.deviations + partial;
+  norm.gain = norm.centre + rows;
+  norm.offset = norm.gain + rows;
+  auto body = [&](Team team) { norm.run(team); };
+  parallel(rows * p.positions < 8192 ? 1 : p.threads, body);
+  return nullptr;
+}
+
+}  // namespace CMFAST_ISA
+}  // namespace cmfast

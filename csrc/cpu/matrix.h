@@ -1,0 +1,118 @@
+// The matrix products beneath attention and convolution: eight rows by up to 48 columns at a time, in registers.
+//
+//     C[m][j] = Σ_k A[m][k] · B[k][j]
+//
+// A lies in blocks of 16 words of a row, [K/16][8][16]; B is a panel [K][width], width 16, 32 or 48, read once from one
+// end to the other. A word is a float, or two bfloat16 of neighbouring k whose products are summed in float32. C has its
+// columns in blocks of 16 as well, so that it can be the A of another product.
+//
+// 24 of AVX-512's 32 registers hold sums; 12 of the others' 16. Every 256 words they are added to C: of a long sum in one
+// register, the later terms would be rounded to the size of all earlier ones.
+#pragma once
+
+#include "faults.h"
+#include "vector.h"
+
+namespace cmfast {
+namespace CMFAST_ISA {
+
+constexpr int ROWS = 8, BLOCK = 16, PANEL = 48, LONGEST_SUM = 256;
+
+// Where C lies, in floats: element (m, j) at m·row + (j / 16)·block + j % 16.
+struct Product {
+  float* c;
+  int64_t row, block;
+  bool accumulate;
+};
+
+// Memory that will be wanted next: so many cache lines for each block of k.
+struct Ahead {
+  const char* from;
+  int64_t lines;
+};
+
+CMFAST_INLINE Floats multiply_words(Floats sum, uint32_t a, Words b, bool pairs) {
+  if (!pairs) return as_floats(all(a)) * as_floats(b) + sum;
+#if defined(__AVX512BF16__)
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)all(a), (__m512bh)b);
+#else
+  sum = as_floats(all(a << 16)) * as_floats(b << 16) + sum;
+  return as_floats(all(a & 0xFFFF0000u)) * as_floats(b & 0xFFFF0000u) + sum;
+#endif
+}
+
+template <int M, int V, bool PAIRS>
+__attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uint32_t* b, int64_t width, int64_t words,
+                                                    const Product& to, int64_t column, Ahead ahead) {
+  float* c[V];
+  for (int v = 0; v < V; ++v) {
+    int64_t j = column + v * LANES;
+    c[v] = to.c + j / BLOCK * to.block + j % BLOCK;
+  }
+  for (bool accumulate = to.accumulate; words > 0; accumulate = true) {
+    Floats sums[M][V];
+    CMFAST_UNROLL
+    for (int m = 0; m < M; ++m)
+      CMFAST_UNROLL
+      for (int v = 0; v < V; ++v) sums[m][v] = zeros();
+    auto step = [&](int64_t k) __attribute__((always_inline)) {
+      Words right[V];
+      CMFAST_UNROLL
+      for (int v = 0; v < V; ++v) right[v] = *(const WordsThere*)(b + v * LANES);
+      b += width;
+      CMFAST_UNROLL
+      for (int m = 0; m < M; ++m)
+        CMFAST_UNROLL
+        for (int v = 0; v < V; ++v) sums[m][v] = multiply_words(sums[m][v], a[m * BLOCK + k], right[v], PAIRS);
+    };
+    int64_t left = words < LONGEST_SUM ? words : LONGEST_SUM;
+    words -= left;
+    for (; left >= BLOCK; left -= BLOCK, a += ROWS * BLOCK) {
+      for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
+      ahead.from += ahead.lines * 64;
+      _Pragma("GCC unroll 4")
+      for (int64_t k = 0; k < BLOCK; ++k) step(k);
+    }
+    if (FAULT(tail_of_products_missed)) left = 0;
+    for (int64_t k = 0; k < left; ++k) step(k);
+    CMFAST_UNROLL
+    for (int m = 0; m < M; ++m)
+      CMFAST_UNROLL
+      for (int v = 0; v < V; ++v) {
+        float* at = c[v] + m * to.row;
+        store(at, accumulate ? load(at) + sums[m][v] : sums[m][v]);
+      }
+  }
+}
+
+// Eight rows of A by one panel of B.
+template <bool PAIRS>
+static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
+                           Ahead ahead) {
+  constexpr int M = REGISTERS == 32 ? 8 : 4;
+  for (int j = 0; j < width;)
+    for (int vectors = (width - j) / LANES, m = 0; vectors; m += M) {
+      Product part = {to.c + m * to.row, to.row, to.block, to.accumulate};
+      const uint32_t *rows = a + m * BLOCK, *columns = b + j;
+      if (vectors >= 3) multiply_tile<M, 3, PAIRS>(rows, columns, width, words, part, j, ahead);
+      else if (vectors == 2) multiply_tile<M, 2, PAIRS>(rows, columns, width, words, part, j, ahead);
+      else multiply_tile<M, 1, PAIRS>(rows, columns, width, words, part, j, ahead);
+      ahead.lines = 0;
+      if (m + M == ROWS) {
+        j += (vectors < 3 ? vectors : 3) * LANES;
+        break;
+      }
+    }
+}
+
+// Registers of floats as the words of A: themselves, or bfloat16 to nearest.
+CMFAST_INLINE void store_bfloat16(uint16_t* to, Floats x) {
+#if defined(__AVX512BF16__)
+  *(HalvesThere*)to = (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+  *(HalvesThere*)to = __builtin_convertvector(to_bfloat16(x), Halves);
+#endif
+}
+
+}  // namespace CMFAST_ISA
+}  // namespace cmfast

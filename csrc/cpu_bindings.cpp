@@ -1,0 +1,227 @@
+// The Python module of the CPU kernels: cmfast._cpu.
+//
+// Tensors come as addresses (0: none) with the codes of their dtypes and strides. Every launcher takes the number of
+// threads last, runs without the interpreter's lock, and returns an empty string or what went wrong.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/faults.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+using namespace cmfast;
+
+#ifdef CMFAST_FAULTS
+int cmfast::fault = -1;
+#endif
+
+namespace {
+
+using Address = uintptr_t;
+using Sizes = std::vector<int64_t>;
+
+template <class T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::string isas() {
+  std::string names;
+  for (int i = 0; i < KERNELS_COUNT; ++i)
+    if (ALL_KERNELS[i].runs_here()) names += (names.empty() ? "" : ", ") + std::string(ALL_KERNELS[i].name);
+  return names;
+}
+
+std::string unknown_isa(const std::string& name) {
+  return "the CPU kernels have no instruction set '" + name + "' that runs here: choose one of " + isas();
+}
+
+template <class Arguments>
+std::string run(const char* (*Kernels::*kernel)(const Arguments&), const Arguments& arguments) {
+  py::gil_scoped_release unlocked;
+  const Kernels* found = kernels();
+  if (!found) return unknown_isa(std::getenv("CMFAST_CPU_ISA"));
+  const char* error = (found->*kernel)(arguments);
+  return error ? error : "";
+}
+
+// ---- consistency step: a tensor is (address, dtype, strides), a vector of coefficients (address, stride)
+
+using Tensor = std::tuple<Address, int, Sizes>;
+using Vector = std::tuple<Address, int64_t>;
+
+StepTensor step_tensor(const std::optional<Tensor>& t, size_t dims) {
+  StepTensor tensor;
+  if (!t) return tensor;
+  const Sizes& strides = std::get<2>(*t);
+  if (strides.size() != dims) throw py::value_error("a tensor has not the dimensions of x");
+  tensor.data = at(std::get<0>(*t));
+  tensor.dtype = std::get<1>(*t);
+  std::copy(strides.begin(), strides.end(), tensor.strides);
+  return tensor;
+}
+
+std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, std::optional<Tensor> noise,
+                                   Tensor denoised, std::optional<Tensor> sample, std::optional<Tensor> model_input,
+                                   std::vector<std::optional<Vector>> vectors, std::vector<double> scalars,
+                                   std::optional<double> low, std::optional<double> high, std::optional<int64_t> seed,
+                                   uint32_t draw, uint32_t first_sample, int threads) {
+  if (shape.size() > MAX_DIMS) return "x has more than 16 dimensions";
+  if (vectors.size() != 5 || scalars.size() != 5) throw py::value_error("there are five coefficients");
+  StepArguments p;
+  p.dims = static_cast<int>(shape.size());
+  std::copy(shape.begin(), shape.end(), p.shape);
+  p.x = step_tensor(x, shape.size());
+  p.model_output = step_tensor(model_output, shape.size());
+  p.noise = step_tensor(noise, shape.size());
+  p.denoised = step_tensor(denoised, shape.size());
+  p.sample = step_tensor(sample, shape.size());
+  p.model_input = step_tensor(model_input, shape.size());
+  Coefficient* each[] = {&p.a, &p.b, &p.alpha, &p.beta, &p.input_scale};
+  for (int i = 0; i < 5; ++i) {
+    each[i]->scalar = static_cast<float>(scalars[i]);
+    if (!vectors[i]) continue;
+    each[i]->vector = at<const float>(std::get<0>(*vectors[i]));
+    each[i]->stride = std::get<1>(*vectors[i]);
+  }
+  p.clip = low && high;
+  p.low = static_cast<float>(low.value_or(0));
+  p.high = static_cast<float>(high.value_or(0));
+  p.seeded = seed.has_value();
+  p.seed = static_cast<uint64_t>(seed.value_or(0));
+  p.draw = draw;
+  p.first_sample = first_sample;
+  p.threads = threads;
+  return run(&Kernels::consistency_step, p);
+}
+
+// ---- group norm: a tensor is (address, channels, strides of N, C and the positions), a row (address, stride of N)
+
+using Planes = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
+
+NormTensor norm_tensor(const std::optional<Planes>& t) {
+  if (!t) return {};
+  auto [data, channels, n, c, p] = *t;
+  return {at(data), channels, n, c, p};
+}
+
+NormRow norm_row(const std::optional<Vector>& row) {
+  if (!row) return {};
+  return {at<const float>(std::get<0>(*row)), std::get<1>(*row)};
+}
+
+std::string bound_group_norm(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes h,
+                             std::optional<Planes> skip, Planes y, std::vector<std::optional<Vector>> rows, float eps,
+                             bool silu, Address mean, Address rstd, int threads) {
+  if (rows.size() != 5) throw py::value_error("there are five rows: weight, bias, add, scale, shift");
+  NormArguments p;
+  p.samples = samples;
+  p.positions = positions;
+  p.groups = groups;
+  p.dtype = dtype;
+  p.h = norm_tensor(h);
+  p.skip = norm_tensor(skip);
+  p.y = norm_tensor(y);
+  NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
+  for (int i = 0; i < 5; ++i) *each[i] = norm_row(rows[i]);
+  p.eps = eps;
+  p.silu = silu;
+  p.mean = at<float>(mean);
+  p.rstd = at<float>(rstd);
+  p.threads = threads;
+  return run(&Kernels::group_norm, p);
+}
+
+// ---- attention: a tensor is (address, strides of N, H, T and D)
+
+using HeadsTensor = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
+
+AttentionTensor attention_tensor(const HeadsTensor& t) {
+  auto [data, n, h, t_, d] = t;
+  return {at(data), n, h, t_, d};
+}
+
+std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> sizes, int dtype, HeadsTensor q,
+                            HeadsTensor k, HeadsTensor v, HeadsTensor out, Address lse, float scale, int threads) {
+  AttentionArguments p;
+  std::tie(p.samples, p.heads, p.queries, p.keys, p.head_size) = sizes;
+  p.dtype = dtype;
+  p.q = attention_tensor(q);
+  p.k = attention_tensor(k);
+  p.v = attention_tensor(v);
+  p.out = attention_tensor(out);
+  p.lse = at<float>(lse);
+  p.scale = scale;
+  p.threads = threads;
+  return run(&Kernels::attention, p);
+}
+
+// ---- convolution: a shape is (Cin, Cout, kernel, tile, whether bfloat16), a tensor (address, channels, strides of N, Y, X)
+
+using Shape = std::tuple<int64_t, int64_t, int, int, bool>;
+using Image = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
+
+ConvShape conv_shape(const Shape& shape) {
+  auto [in_channels, out_channels, kernel, tile, pairs] = shape;
+  return {in_channels, out_channels, kernel, tile, pairs};
+}
+
+ConvTensor conv_tensor(const std::optional<Image>& t) {
+  if (!t) return {};
+  auto [data, channels, n, y, x] = *t;
+  return {at(data), channels, n, y, x};
+}
+
+std::string bound_pack(Shape shape, Address weight, Address packed, int threads) {
+  return run(&Kernels::pack, {conv_shape(shape), at<const float>(weight), at<uint32_t>(packed), threads});
+}
+
+std::string bound_conv2d(Shape shape, std::tuple<int64_t, int64_t, int64_t> in_sizes,
+                         std::tuple<int64_t, int64_t> out_sizes, int stride, int padding, int resample, int dtype,
+                         Image h, std::optional<Image> skip, std::optional<Image> residual, Image out, Address gain,
+                         Address offset, bool silu, Address weights, Address bias, Address moments, int threads) {
+  ConvArguments p;
+  p.shape = conv_shape(shape);
+  std::tie(p.samples, p.height, p.width) = in_sizes;
+  std::tie(p.out_height, p.out_width) = out_sizes;
+  p.stride = stride;
+  p.padding = padding;
+  p.resample = resample;
+  p.dtype = dtype;
+  p.h = conv_tensor(h);
+  p.skip = conv_tensor(skip);
+  p.residual = conv_tensor(residual);
+  p.out = conv_tensor(out);
+  p.gain = at<const float>(gain);
+  p.offset = at<const float>(offset);
+  p.silu = silu;
+  p.weights = at<const uint32_t>(weights);
+  p.bias = at<const float>(bias);
+  p.moments = at<float>(moments);
+  p.threads = threads;
+  return run(&Kernels::conv2d, p);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(CMFAST_MODULE, m) {
+  m.def("build_info", [] {
+    const Kernels* found = kernels();
+    return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),
+                    py::arg("compiler") = CMFAST_COMPILER);
+  });
+  m.def("set_isa", [](const std::string& name) { return set_isa(name.c_str()) ? std::string() : unknown_isa(name); });
+  m.def("usable", [] { return kernels() ? std::string() : unknown_isa(std::getenv("CMFAST_CPU_ISA")); });
+  m.def("consistency_step", bound_consistency_step);
+  m.def("group_norm", bound_group_norm);
+  m.def("attention", bound_attention);
+  m.def("packed_words", [](Shape shape) { return conv_shape(shape).packed_words(); });
+  m.def("pack", bound_pack);
+  m.def("conv2d", bound_conv2d);
+#ifdef CMFAST_FAULTS
+#define CMFAST_FAULT_STRING(name) #name,
+  static const char* const names[] = {CMFAST_FAULT_NAMES(CMFAST_FAULT_STRING)};
+  m.attr("FAULTS") = std::vector<std::string>(names, names + FAULTS_COUNT);
+  m.def("set_fault", [](int number) { fault = number; });
+#endif
+}

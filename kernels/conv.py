@@ -1,0 +1,269 @@
+"""Convolution with prepared weights, and with what surrounds it in a diffusion U-Net done as its input is read.
+
+    u = x · gain + offset                      a group norm folded to one multiply-add a channel: gain, offset [N, C]
+    u = u · sigmoid(u)                         silu
+    u = nearest upsampling or average pooling  resample
+    y = conv(u, weight) + bias + residual
+
+x is [N, C, H, W], or a pair (h, skip) that stands for their concatenation along C. The weights are prepared once: of
+3 × 3 kernels of stride 1, transformed for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for
+Convolutional Neural Networks") of 4 × 4 or 2 × 2 outputs a tile, with 2.25 or 4 times fewer products.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backends import available, resolve
+from .group_norm import concatenated_shape
+from .layout import image_format
+
+_RESAMPLE = (None, "nearest", "average")
+
+
+class PreparedConv(NamedTuple):
+    """The weights of a convolution as `conv2d` takes them; tensors and numbers, so that it can be saved and loaded."""
+
+    weight: Tensor  # [Cout, Cin, k, k], as it was given
+    bias: Tensor | None  # [Cout]
+    packed: Tensor | None  # as the CPU kernels read it, on any of their instruction sets; None without them
+    tile: int  # outputs a side of a Winograd tile; 1 for the direct form
+    stride: int
+    padding: int
+    dtype: torch.dtype  # of the products; sums are float32
+
+
+class ConvOutput(NamedTuple):
+    """What `conv2d` returns; moments are None where they were not asked for."""
+
+    out: Tensor  # [N, Cout, H, W]
+    moments: Tensor | None  # [N, 2, Cout], float32
+
+
+def prepare_conv(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dtype: torch.dtype = torch.float32,
+    height: int,
+    width: int,
+    tile: int | None = None,
+) -> PreparedConv:
+    """Prepare the weights of a convolution for `conv2d`.
+
+    Args:
+        weight: [Cout, Cin, k, k], any floating dtype.
+        bias: [Cout].
+        stride: of both dimensions.
+        padding: zeros on each of the four sides.
+        dtype: float32, or bfloat16 to round both operands of the products; sums are float32.
+        height: rows of the input, after it is resampled.
+        width: columns. The form is chosen for this size, and serves any.
+        tile: 4 or 2 for Winograd's form with so many outputs a side, 1 for the direct form; None chooses. With
+            bfloat16 a tile of 4 costs three times the error of the others: it is taken only where it is asked for.
+
+    Raises:
+        ValueError: shapes, dtypes or a tile that do not fit.
+    """
+    if weight.ndim != 4 or not weight.is_floating_point() or weight.shape[2] != weight.shape[3] or not weight.numel():
+        raise ValueError(
+            f"prepare_conv: weight must be a floating-point tensor [Cout, Cin, k, k], got {_describe(weight)}"
+        )
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_floating_point()):
+        raise ValueError(f"prepare_conv: bias must be floating point of shape [{len(weight)}], got {_describe(bias)}")
+    if stride < 1 or padding < 0 or height < 1 or width < 1:
+        raise ValueError(
+            "prepare_conv: stride, height and width must be positive and padding not negative, "
+            f"got {stride}, {height}, {width} and {padding}"
+        )
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"prepare_conv: dtype must be float32 or bfloat16, got {dtype}")
+    kernel = weight.shape[2]
+    winograd = kernel == 3 and stride == 1
+    if tile is None:
+        tile = _choose_tile(height + 2 * padding - 2, width + 2 * padding - 2, dtype) if winograd else 1
+    elif tile not in (1, 2, 4) or (tile > 1 and not winograd):
+        raise ValueError(
+            "prepare_conv: tile must be 1, or 2 or 4 for a 3 x 3 kernel of stride 1, "
+            f"got {tile} for {kernel} x {kernel} of stride {stride}"
+        )
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    packed = None
+    if available("cpu", "conv2d", (weight,))[0]:
+        from .cpu.conv import pack
+
+        packed = pack(weight, tile, dtype)
+    return PreparedConv(weight, bias, packed, tile, stride, padding, dtype)
+
+
+def _choose_tile(height: int, width: int, dtype: torch.dtype) -> int:
+    """The tile for outputs of this size.
+
+    Small outputs do not use the larger tile's weights, four times the kernel's, often enough to pay for reading them.
+    """
+    return 4 if dtype == torch.float32 and height * width > 64 else 2
+
+
+def conv2d(
+    x: Tensor | tuple[Tensor, Tensor],
+    prepared: PreparedConv,
+    *,
+    gain: Tensor | None = None,
+    offset: Tensor | None = None,
+    silu: bool = False,
+    resample: str | None = None,
+    residual: Tensor | None = None,
+    moments: bool = False,
+    backend: str | None = None,
+) -> ConvOutput:
+    """Convolve x with prepared weights. For inference: there are no gradients.
+
+    Args:
+        x: [N, C, H, W] of any floating dtype, fastest in channels_last, or a pair `(h, skip)` of tensors
+            [N, C1, H, W] and [N, C2, H, W] read as their concatenation along the channels.
+        prepared: what `prepare_conv` returned.
+        gain: [N, C], multiplies x; together with offset.
+        offset: [N, C], added to it.
+        silu: apply SiLU to the input, after gain and offset.
+        resample: None, "nearest" for nearest upsampling by 2 of the activated input, or "average" for its 2 x 2 average
+            pooling.
+        residual: of the shape and dtype of the output, added to it.
+        moments: also return the output channels' means and sums of squared deviations from them, for the next group
+            norm's `fold_group_norm`.
+        backend: name of the backend that must serve the call; None chooses.
+
+    Returns:
+        ConvOutput(out, moments): out in the dtype of x, channels last in memory where the channels of x (of h) are
+        adjacent. Products are taken of operands in the dtype of the preparation, all else is float32. Winograd's forms
+        err by at most 4 ε Σ |Aᵀ|·((|G||w||Gᵀ|) ⊙ (|Bᵀ||u||B|))·|A|, the sum over the input channels and ε the spacing
+        of float32 at 1; in bfloat16, by once such a sum with the spacing of bfloat16. The tests hold them to it.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+        RuntimeError: an input requires a gradient.
+        BackendError: the backend asked for cannot serve the call.
+    """
+    h, skip = x if isinstance(x, tuple | list) else (x, None)
+    _check(h, skip, prepared, gain, offset, resample, residual)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (h, skip, gain, offset, residual) if t is not None):
+        raise RuntimeError("conv2d: prepared weights serve inference: call it under torch.no_grad()")
+    out, sums = torch.ops.cmfast.conv2d(
+        h, skip, *prepared, resample, gain, offset, silu, residual, moments, _backend(prepared, backend)
+    )
+    return ConvOutput(out, sums if moments else None)
+
+
+def fold_group_norm(
+    moments: Tensor,
+    size: int,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Fold a group norm, and FiLM after it, to the gain and offset [N, C] that `conv2d` applies to its input.
+
+    Args:
+        moments: [N, 2, C], the means and sums of squared deviations of each channel, as `conv2d` returns them; those of
+            a pair concatenated along C.
+        size: number of positions of a channel, H · W.
+        num_groups: number of groups; divides C.
+        weight: [C].
+        bias: [C].
+        eps: added to the variance.
+        scale: [N, C], FiLM's.
+        shift: [N, C], FiLM's.
+    """
+    n, _, c = moments.shape
+    mean, deviation = moments.double().reshape(n, 2, num_groups, c // num_groups).unbind(1)
+    middle = mean.mean(2, keepdim=True)
+    variance = (deviation / size + (mean - middle).square()).mean(2, keepdim=True)
+    gain = weight.double() * (variance + eps).rsqrt().expand_as(mean).reshape(n, c)
+    offset = bias.double() - middle.expand_as(mean).reshape(n, c) * gain
+    if scale is not None:
+        gain, offset = gain * (1 + scale.double()), offset * (1 + scale.double())
+    if shift is not None:
+        offset = offset + shift.double()
+    return gain.float(), offset.float()
+
+
+def _backend(prepared: PreparedConv, backend: str | None) -> str | None:
+    """Without packed weights the CPU kernels serve nothing: then the reference is the automatic choice."""
+    return "reference" if prepared.packed is None and backend is None else backend
+
+
+def _check(
+    h: Tensor,
+    skip: Tensor | None,
+    prepared: PreparedConv,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    resample: str | None,
+    residual: Tensor | None,
+) -> None:
+    if h.ndim != 4 or not h.is_floating_point():
+        raise ValueError(f"conv2d: x must be a floating-point tensor [N, C, H, W], got {_describe(h)}")
+    if skip is not None and (
+        skip.ndim != 4 or skip.shape[0] != h.shape[0] or skip.shape[2:] != h.shape[2:] or skip.dtype != h.dtype
+    ):
+        raise ValueError(
+            "conv2d: a pair (h, skip) must agree in everything but the number of channels, "
+            f"got {_describe(h)} and {_describe(skip)}"
+        )
+    n, c = concatenated_shape(h, skip)[:2]
+    if c != prepared.weight.shape[1]:
+        raise ValueError(f"conv2d: the weights were prepared for {prepared.weight.shape[1]} channels, got {c}")
+    if (gain is None) != (offset is None):
+        raise ValueError("conv2d: gain and offset belong together: give both or neither")
+    for name, t in (("gain", gain), ("offset", offset)):
+        if t is not None and (t.shape != (n, c) or not t.is_floating_point()):
+            raise ValueError(f"conv2d: {name} must be a floating-point tensor [{n}, {c}], got {_describe(t)}")
+    if resample not in _RESAMPLE:
+        raise ValueError(f'conv2d: resample must be None, "nearest" or "average", got {resample!r}')
+    shape = _output_shape(h, prepared.weight, prepared.stride, prepared.padding, resample)
+    if min(shape[2:]) < 1:
+        raise ValueError(
+            f"conv2d: a {prepared.weight.shape[2]} x {prepared.weight.shape[2]} kernel with padding {prepared.padding} "
+            f"does not fit in {_describe(h)}"
+        )
+    if residual is not None and (list(residual.shape) != shape or residual.dtype != h.dtype):
+        raise ValueError(f"conv2d: residual must be {h.dtype} of shape {shape}, got {_describe(residual)}")
+
+
+def _output_shape(h: Tensor, weight: Tensor, stride: int, padding: int, resample: str | None) -> list[int]:
+    sizes = [2 * s if resample == "nearest" else s // 2 if resample == "average" else s for s in h.shape[2:]]
+    return [h.shape[0], weight.shape[0], *((s + 2 * padding - weight.shape[2]) // stride + 1 for s in sizes)]
+
+
+def _describe(t: Tensor) -> str:
+    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+
+
+torch.library.define(
+    "cmfast::conv2d",
+    "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, int stride, int padding, "
+    "ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, bool moments, "
+    "str? backend) -> (Tensor out, Tensor moments)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+@torch.library.impl("cmfast::conv2d", "default")
+def _conv2d(h, skip, weight, bias, packed, *rest):
+    *others, backend = rest
+    tensors = [t for t in (h, skip, weight, bias, *others) if isinstance(t, Tensor)]
+    return resolve("conv2d", tensors, backend)(h, skip, weight, bias, packed, *others)
+
+
+@torch.library.register_fake("cmfast::conv2d")
+def _conv2d_fake(h, skip, weight, bias, packed, tile, stride, padding, dtype, resample, *rest):
+    shape = _output_shape(h, weight, stride, padding, resample)
+    out = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=image_format(h))
+    wants_moments = rest[4]
+    return out, h.new_empty((shape[0], 2, shape[1]) if wants_moments else 0, dtype=torch.float32)

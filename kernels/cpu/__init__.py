@@ -1,0 +1,41 @@
+"""The C++ kernels of csrc/cpu: forward operators on CPU tensors, compiled when cmfast was installed.
+
+They exist for AVX-512 (with BF16), for AVX2 and in portable C++; the best that runs here serves, or the one that the
+environment variable CMFAST_CPU_ISA names (avx512, avx2 or portable). Their threads are torch's: `torch.set_num_threads`
+governs them.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import native
+from .attention import attention
+from .consistency import consistency_step
+from .conv import conv2d
+from .group_norm import group_norm
+
+#: The operators that have kernels; each is a function of this module.
+_OPERATORS = ("group_norm", "attention", "consistency_step", "conv2d")
+
+__all__ = ["attention", "available", "consistency_step", "conv2d", "group_norm"]
+
+
+def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
+    """Serve the forward operators for float32, float16 and bfloat16 tensors of the CPU."""
+    try:
+        unusable = native.cpu().usable()
+    except ImportError as error:
+        return False, str(error)
+    if unusable:
+        return False, unusable
+    if op not in _OPERATORS:
+        if op.endswith("_backward"):
+            return False, "the CPU kernels serve inference: gradients are the reference's, as backend=None chooses"
+        return False, f"there is no CPU kernel for {op}"
+    for t in tensors:
+        if t.dtype not in native.DTYPES:
+            return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
+        if t.device.type != "cpu":
+            return False, f"a tensor is on {t.device.type}, and the CPU kernels serve CPU tensors"
+    return True, ""

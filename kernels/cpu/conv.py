@@ -1,0 +1,89 @@
+"""Convolution with prepared weights through csrc/cpu/kernels/conv.cpp."""
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..layout import image_format
+
+_RESAMPLE = {None: 0, "nearest": 1, "average": 2}
+_Shape = tuple[int, int, int, int, bool]
+
+
+def pack(weight: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
+    """The weights [Cout, Cin, k, k] as the kernels read them, transformed in float64 and rounded once to `dtype`."""
+    shape = _shape(weight, tile, dtype)
+    words = native.cpu().packed_words(shape)
+    packed = torch.empty(words * (2 if dtype == torch.bfloat16 else 1), dtype=dtype)
+    weight = weight.float().contiguous()
+    native.run("pack", shape, weight.data_ptr(), packed.data_ptr())
+    return packed
+
+
+def conv2d(
+    h: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    packed: Tensor | None,
+    tile: int,
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+    resample: str | None,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    silu: bool,
+    residual: Tensor | None,
+    moments: bool,
+) -> tuple[Tensor, Tensor]:
+    """Serve `cmfast.kernels.conv2d`; arguments and results are those of the reference.
+
+    Tensors whose channels are not adjacent in memory are copied first, and such an output afterwards.
+    """
+    if packed is None:
+        raise RuntimeError("conv2d: the weights were prepared without the CPU kernels: prepare them here")
+    n, _, height, width = h.shape
+    kernel, scale = weight.shape[2], {None: (1, 1), "nearest": (2, 1), "average": (1, 2)}[resample]
+    sizes = [(s * scale[0] // scale[1] + 2 * padding - kernel) // stride + 1 for s in (height, width)]
+    out = torch.empty((n, weight.shape[0], *sizes), dtype=h.dtype, memory_format=torch.channels_last)
+    sums = torch.empty((n, 2, weight.shape[0]) if moments else 0, dtype=torch.float32)
+    # Names that hold the copies until the call.
+    first, second, added = _channels_last(h), _channels_last(skip), _channels_last(residual)
+    gain, offset, bias = (None if t is None else t.float().contiguous() for t in (gain, offset, bias))
+    if n:
+        native.run(
+            "conv2d",
+            _shape(weight, tile, dtype),
+            (n, height, width),
+            sizes,
+            stride,
+            padding,
+            _RESAMPLE[resample],
+            native.DTYPES[h.dtype],
+            _image(first),
+            _image(second),
+            _image(added),
+            _image(out),
+            native.address(gain),
+            native.address(offset),
+            silu,
+            packed.data_ptr(),
+            native.address(bias),
+            sums.data_ptr() if moments else 0,
+        )
+    return out.contiguous(memory_format=image_format(h)), sums
+
+
+def _shape(weight: Tensor, tile: int, dtype: torch.dtype) -> _Shape:
+    return weight.shape[1], weight.shape[0], weight.shape[2], tile, dtype == torch.bfloat16
+
+
+def _channels_last(t: Tensor | None) -> Tensor | None:
+    if t is None or t.shape[1] == 1 or t.stride(1) == 1:
+        return t
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def _image(t: Tensor | None) -> tuple[int, int, int, int, int] | None:
+    return None if t is None else (t.data_ptr(), t.shape[1], t.stride(0), t.stride(2), t.stride(3))

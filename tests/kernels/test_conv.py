@@ -1,0 +1,316 @@
+import pickle
+
+import pytest
+import torch
+from cmfast.kernels import BackendError, conv2d, fold_group_norm, group_norm, native, prepare_conv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from .backends import served
+from .memory import guarded, memory_strides
+from .tolerance import assert_as_accurate, error
+from .winograd import convolve, error_scale
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# N, C, Cout, H, W, k, stride, padding: whole tiles and panels, and one more or less of each
+SHAPES = {
+    "3x3-whole": (1, 32, 48, 16, 16, 3, 1, 1),
+    "3x3-odd": (2, 17, 50, 9, 11, 3, 1, 1),
+    "3x3-images": (3, 3, 16, 8, 8, 3, 1, 1),
+    "3x3-one-row": (1, 20, 33, 1, 70, 3, 1, 1),
+    "3x3-one-position": (2, 65, 3, 1, 1, 3, 1, 1),
+    "3x3-valid": (1, 8, 15, 12, 7, 3, 1, 0),
+    "3x3-wide-padding": (1, 5, 4, 6, 6, 3, 1, 3),
+    "3x3-wide-row": (1, 2, 4, 3, 300, 3, 1, 1),
+    "3x3-stride-2": (2, 40, 24, 13, 14, 3, 2, 1),
+    "1x1": (2, 49, 97, 5, 13, 1, 1, 0),
+    "1x1-stride-2": (1, 16, 16, 7, 7, 1, 2, 0),
+    "5x5": (1, 6, 7, 9, 8, 5, 1, 2),
+    "2x2-stride-2": (1, 7, 5, 8, 6, 2, 2, 0),
+}
+
+
+def make(shape, dtype=torch.float32, layout="l", seed=0, pair=0, parts=()):
+    """x or a pair, weight, bias and the named arguments, with NaN around the tensors of the input's size."""
+    n, c, out, h, w, k, stride, padding = shape
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*size):
+        return torch.randn(size, generator=g)
+
+    x = draw(n, c, h, w).to(dtype)
+    weight, bias = draw(out, c, k, k) / (c * k * k) ** 0.5, draw(out)
+    arguments = {}
+    if "affine" in parts:
+        arguments |= {"gain": guarded(draw(n, c)), "offset": guarded(draw(n, c)), "silu": True}
+    for name in ("nearest", "average"):
+        if name in parts:
+            arguments["resample"] = name
+    if "residual" in parts:
+        sizes = [2 * s if "nearest" in parts else s // 2 if "average" in parts else s for s in (h, w)]
+        sizes = [(s + 2 * padding - k) // stride + 1 for s in sizes]
+        arguments["residual"] = guarded(draw(n, out, *sizes).to(dtype), layout)
+    tensors = [guarded(t, layout) for t in ((x[:, :pair], x[:, pair:]) if pair else (x,))]
+    return tuple(tensors) if pair else tensors[0], weight, bias, arguments
+
+
+def wide(value):
+    if isinstance(value, dict):
+        return {k: wide(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(wide, value))
+    return value.double() if isinstance(value, torch.Tensor) else value
+
+
+def activated(x, arguments):
+    """The input of the products in float64, and what its own error is relative to."""
+    u = torch.cat(x, 1).double() if isinstance(x, tuple) else x.double()
+    size = u.abs()
+    if "gain" in arguments:
+        gain, offset = (arguments[name].double()[..., None, None] for name in ("gain", "offset"))
+        size = (u * gain).abs() + offset.abs()
+    resample = {"nearest": lambda t: F.interpolate(t, scale_factor=2), "average": lambda t: F.avg_pool2d(t, 2)}
+    return resample.get(arguments.get("resample"), lambda t: t)(size)
+
+
+def check(x, weight, bias, arguments, stride, padding, tile, products, backend):
+    """Within the stated bound; the direct form in float32, whose sums are those of plain PyTorch, as accurate as it."""
+    height, width = (x[0] if isinstance(x, tuple) else x).shape[2:]
+    prepared = prepare_conv(
+        weight, bias, stride=stride, padding=padding, dtype=products, height=height, width=width, tile=tile
+    )
+    exact_weights = prepared._replace(weight=weight.double(), bias=bias.double())
+    exact = conv2d(wide(x), exact_weights, **wide(arguments), backend="reference").out
+    actual = conv2d(x, prepared, **arguments, backend=backend).out
+    plain = conv2d(x, prepared, **arguments, backend="reference").out
+    assert memory_strides(actual) == memory_strides(plain)
+    assert actual.dtype == plain.dtype
+    if backend == "reference":
+        return
+    scale = error_scale(activated(x, arguments), weight, prepared.tile, stride, padding)
+    roundings = 4.0 if products == torch.float32 else 1.0
+    allowed = roundings * torch.finfo(products).eps * scale + 4 * torch.finfo(torch.float32).eps * scale
+    for added in (bias[:, None, None], arguments.get("residual", torch.zeros(()))):
+        allowed = allowed + torch.finfo(torch.float32).eps * added.double().abs()
+    allowed = allowed + torch.finfo(actual.dtype).eps * exact.abs()
+    assert torch.isfinite(actual).all(), "not finite"
+    excess = (actual.double() - exact).abs() - allowed
+    assert excess.max() <= 0, f"off by {(actual.double() - exact).abs().max():.3g}, {excess.max():.3g} too much"
+    if prepared.tile == 1 and products == torch.float32:
+        assert_as_accurate("out", actual, exact, plain, others_error(x, prepared, exact_weights, arguments))
+
+
+def others_error(x, prepared, exact_weights, arguments):
+    """The largest error of plain PyTorch on inputs a little different, on which its rounding falls differently."""
+    errors = []
+    for i in range(1, 5):
+        moved = tuple(t * (1 + i / 64) for t in x) if isinstance(x, tuple) else x * (1 + i / 64)
+        exact = conv2d(wide(moved), exact_weights, **wide(arguments), backend="reference").out
+        errors.append(error(conv2d(moved, prepared, **arguments, backend="reference").out, exact))
+    return max(errors)
+
+
+def test_definition_is_torchs():
+    x, weight, bias, arguments = make((2, 6, 5, 8, 9, 3, 1, 1), torch.float64, parts=("affine", "residual"))
+    weight, bias = weight.double(), bias.double()
+    prepared = prepare_conv(weight, bias, padding=1, height=8, width=9)
+    u = F.silu(x * arguments["gain"].double()[..., None, None] + arguments["offset"].double()[..., None, None])
+    expected = F.conv2d(u, weight, bias, padding=1) + arguments["residual"]
+    out, moments = conv2d(x, prepared, **wide(arguments), moments=True, backend="reference")
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(moments[:, 0], expected.mean((2, 3)).float())
+    torch.testing.assert_close(moments[:, 1], (expected.var((2, 3), correction=0) * 72).float())
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_the_bounds_matrices_are_winograds(tile):
+    u, weight = torch.randn(2, 3, 7, 9, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(convolve(u, weight, tile, 1), F.conv2d(u, weight, padding=1))
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS)
+@pytest.mark.parametrize("tile", [None, 1, 2, 4])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_shapes(shape, tile, products, backend):
+    if tile in (2, 4) and shape[5:7] != (3, 1):
+        pytest.skip("Winograd's forms have 3 x 3 kernels of stride 1")
+    x, weight, bias, arguments = make(shape, parts=("affine", "residual"))
+    check(x, weight, bias, arguments, *shape[6:], tile, products, backend)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("layout", ["c", "l"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("parts", [(), ("affine",), ("nearest",), ("affine", "average", "residual")], ids="-".join)
+@pytest.mark.parametrize("tile", [1, 4])
+def test_parts(tile, parts, dtype, layout, backend):
+    shape = (2, 19, 20, 10, 6, 3, 1, 1)
+    x, weight, bias, arguments = make(shape, dtype, layout, parts=parts)
+    check(x, weight, bias, arguments, 1, 1, tile, torch.float32, backend)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("tile", [1, 2])
+@pytest.mark.parametrize("split", [1, 8, 16, 21])
+def test_pair_is_the_concatenation(split, tile, backend):
+    x, weight, bias, arguments = make((2, 40, 24, 7, 5, 3, 1, 1), pair=split, parts=("affine",))
+    check(x, weight, bias, arguments, 1, 1, tile, torch.float32, backend)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 4),
+    c=st.integers(1, 200),
+    out=st.integers(1, 200),
+    h=st.integers(1, 70),
+    w=st.integers(1, 70),
+    kernel=st.sampled_from([1, 2, 3, 3, 3, 5]),
+    stride=st.sampled_from([1, 1, 1, 2, 3]),
+    padding=st.integers(0, 2),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    products=st.sampled_from(list(PRODUCTS.values())),
+    layout=st.sampled_from(["c", "l"]),
+    parts=st.sets(st.sampled_from(["affine", "residual", "nearest", "average"])),
+    tile=st.sampled_from([None, 1, 2, 4]),
+    seed=st.integers(0, 100),
+    data=st.data(),
+)
+def test_drawn(backend, n, c, out, h, w, kernel, stride, padding, dtype, products, layout, parts, tile, seed, data):
+    out = min(out, max(1, 4_000_000 // (n * h * w * c)))  # the answer in float64 takes its time
+    if (kernel, stride) != (3, 1):
+        tile = None
+    if "nearest" in parts:
+        parts -= {"average"}
+    smallest = kernel * (2 if "average" in parts else 1)
+    h, w = max(h, smallest), max(w, smallest)
+    pair = data.draw(st.integers(0, c - 1))
+    x, weight, bias, arguments = make((n, c, out, h, w, kernel, stride, padding), dtype, layout, seed, pair, parts)
+    check(x, weight, bias, arguments, stride, padding, tile, products, backend)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+@pytest.mark.parametrize("tile", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(2, 9, 50, 7, 9), (1, 8, 16, 40, 41), (5, 4, 3, 3, 2)])
+def test_moments(shape, tile, mean, backend):
+    h, w = shape[3:]
+    x, weight, bias, arguments = make((*shape, 3, 1, 1), parts=("residual",))
+    prepared = prepare_conv(weight, bias + mean, padding=1, height=h, width=w, tile=tile)
+    y, moments = conv2d(x, prepared, **arguments, moments=True, backend=backend)
+    assert conv2d(x, prepared, **arguments, backend=backend).moments is None
+    y = y.double()
+    average = y.mean((2, 3))
+    deviation = (y - average[..., None, None]).square().sum((2, 3))
+    torch.testing.assert_close(moments[:, 0].double(), average, rtol=1e-6, atol=1e-6)
+    # float32 outputs of a large mean are themselves rounded: by 3e-5 at 1000
+    torch.testing.assert_close(moments[:, 1].double(), deviation, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+def test_a_group_norm_folds_into_the_next_convolution(backend):
+    x, weight, bias, _ = make((2, 12, 24, 9, 10, 3, 1, 1))
+    first = prepare_conv(weight, bias, padding=1, height=9, width=10)
+    _, weight, bias, _ = make((2, 24, 8, 9, 10, 3, 1, 1), seed=1)
+    second = prepare_conv(weight, bias, padding=1, height=9, width=10)
+    rows = [torch.randn(24), torch.randn(24)]
+    film = {"scale": torch.randn(2, 24), "shift": torch.randn(2, 24)}
+    y, moments = conv2d(x, first, moments=True, backend=backend)
+    gain, offset = fold_group_norm(moments, 90, 4, *rows, **film)
+    folded = conv2d(y, second, gain=gain, offset=offset, silu=True, backend=backend).out
+    apart = conv2d(group_norm(y, 4, *rows, **film, activation="silu", backend="reference"), second, backend=backend).out
+    torch.testing.assert_close(folded, apart, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+def test_prepared_weights_can_be_kept(backend):
+    x, weight, bias, _ = make((1, 20, 30, 9, 9, 3, 1, 1))
+    prepared = prepare_conv(weight, bias, padding=1, height=9, width=9)
+    kept = pickle.loads(pickle.dumps(prepared))
+    assert torch.equal(conv2d(x, kept, backend=backend).out, conv2d(x, prepared, backend=backend).out)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("shape", [(0, 3, 4, 8, 8, 3, 1, 1)])
+def test_no_samples(shape, backend):
+    x, weight, bias, _ = make(shape)
+    prepared = prepare_conv(weight, bias, padding=1, height=8, width=8)
+    out, moments = conv2d(x, prepared, moments=True, backend=backend)
+    assert out.shape == (0, 4, 8, 8)
+    assert moments.shape == (0, 2, 4)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+def test_opcheck(backend):
+    for layout in ("c", "l"):
+        x, weight, bias, a = make((2, 5, 6, 7, 8, 3, 1, 1), layout=layout, parts=("affine", "residual"))
+        prepared = prepare_conv(weight, bias, padding=1, height=7, width=8)
+        arguments = (x, None, *prepared, None, a["gain"], a["offset"], True, a["residual"], True, backend)
+        torch.library.opcheck(torch.ops.cmfast.conv2d.default, arguments)
+
+
+def test_compiles_into_one_graph():
+    x, weight, bias, arguments = make((2, 5, 6, 7, 8, 3, 1, 1), parts=("affine", "residual"))
+    prepared = prepare_conv(weight, bias, padding=1, height=7, width=8)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: conv2d(x, prepared, **arguments).out, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), conv2d(x, prepared, **arguments).out)
+
+
+def test_without_packed_weights_the_reference_serves(monkeypatch):
+    def missing():
+        raise ImportError("not built")
+
+    x, weight, bias, _ = make((1, 4, 4, 5, 5, 3, 1, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "cpu", missing)
+        prepared = prepare_conv(weight, bias, padding=1, height=5, width=5)
+        assert prepared.packed is None
+        with pytest.raises(BackendError, match="not built"):
+            conv2d(x, prepared, backend="cpu")
+    expected = F.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(conv2d(x, prepared).out, expected)
+
+
+def prepared_for(weight, **arguments):
+    return prepare_conv(weight, **{"height": 8, "width": 8, "padding": 1, **arguments})
+
+
+W = torch.ones(4, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: prepared_for(W[0]), r"weight must be .* \[2, 3, 3\]"),
+        (lambda x: prepared_for(W[..., :2]), "weight must be"),
+        (lambda x: prepared_for(W.long()), "weight must be"),
+        (lambda x: prepared_for(W, bias=torch.ones(3)), r"bias must be .* \[4\], got \[3\]"),
+        (lambda x: prepared_for(W, stride=0), "must be positive"),
+        (lambda x: prepared_for(W, padding=-1), "must be positive"),
+        (lambda x: prepared_for(W, dtype=torch.float16), "float32 or bfloat16, got torch.float16"),
+        (lambda x: prepared_for(W, tile=3), "tile must be 1, or 2 or 4"),
+        (lambda x: prepared_for(W, tile=2, stride=2), "got 2 for 3 x 3 of stride 2"),
+        (lambda x: conv2d(x[0], prepared_for(W)), "x must be"),
+        (lambda x: conv2d(x.long(), prepared_for(W)), "x must be"),
+        (lambda x: conv2d((x, x[:1]), prepared_for(W)), "must agree"),
+        (lambda x: conv2d((x, x), prepared_for(W)), "prepared for 2 channels, got 4"),
+        (lambda x: conv2d(x, prepared_for(W), gain=torch.ones(2, 2)), "give both or neither"),
+        (lambda x: conv2d(x, prepared_for(W), gain=torch.ones(2), offset=torch.ones(2)), "gain must be"),
+        (lambda x: conv2d(x, prepared_for(W), resample="bilinear"), 'must be None, "nearest" or "average"'),
+        (lambda x: conv2d(x[..., :1], prepared_for(W, padding=0)), "does not fit"),
+        (lambda x: conv2d(x, prepared_for(W), residual=x), "residual must be"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(2, 2, 8, 8))
+
+
+def test_there_are_no_gradients():
+    with pytest.raises(RuntimeError, match="serve inference"):
+        conv2d(torch.ones(1, 2, 8, 8, requires_grad=True), prepared_for(W))

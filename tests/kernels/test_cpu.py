@@ -1,0 +1,109 @@
+"""What the CPU kernels share: the threads of torch, one result whatever their number, and code for older processors."""
+
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from cmfast.kernels import attention, consistency_step, group_norm, native
+
+from . import emulation
+from .backends import served
+
+CALLS = {
+    "consistency_step": lambda x: consistency_step(x, x, 0.5, 0.3, beta=0.7, seed=3, backend="cpu").sample,
+    "group_norm": lambda x: group_norm((x, x), 8, activation="silu", backend="cpu"),
+    "attention": lambda x: attention(x, x, x, backend="cpu"),
+}
+
+
+ISAS = [parameter for parameter in served("consistency_step") if parameter.values[0] == "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", ISAS)
+@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_number_of_threads_changes_no_bit(op, layout, backend):
+    x = torch.randn(2, 20, 33, 67).contiguous(memory_format=layout)
+    torch.set_num_threads(1)
+    expected = CALLS[op](x)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(CALLS[op](x), expected), threads
+
+
+def test_the_threads_are_those_of_torch():
+    """In a process of its own: the kernels make no thread that torch would not, and torch makes none after them."""
+    code = """
+import os, torch
+from cmfast.kernels import group_norm, native
+native.cpu()
+x = torch.randn(4, 64, 64, 64)
+def threads(): return len(os.listdir("/proc/self/task"))
+torch.set_num_threads(1)
+group_norm(x, 8, backend="cpu")
+alone = threads()
+torch.set_num_threads(3)
+group_norm(x, 8, backend="cpu")
+assert threads() == alone + 2, (alone, threads())
+torch.softmax(x, 3)
+assert threads() == alone + 2, (alone, threads())
+libraries = {line.split()[-1] for line in open("/proc/self/maps") if "gomp" in line or "iomp" in line}
+assert len(libraries) == 1, libraries
+"""
+    if not served_here():
+        pytest.skip("the CPU kernels are not built")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def served_here():
+    try:
+        return bool(native.cpu())
+    except ImportError:
+        return False
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_several_threads_may_call(op):
+    if not served_here():
+        pytest.skip("the CPU kernels are not built")
+    inputs = [torch.randn(1, 8, 40 + i, 24) for i in range(4)]
+    expected = [CALLS[op](x) for x in inputs]
+    wrong = []
+
+    def call(i):
+        torch.set_num_threads(2)
+        wrong.extend(i for _ in range(5) if not torch.equal(CALLS[op](inputs[i]), expected[i]))
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(bool(emulation.missing()) or not shutil.which("nm"), reason=emulation.missing() or "nm is not here")
+def test_nothing_that_the_linker_merges_is_compiled_for_a_newer_processor(tmp_path):
+    """A weak symbol of an object may replace that of another, and run where the processor has no such instructions."""
+    toolchain = emulation.toolchain()
+    source = toolchain.SOURCES / "cpu" / "kernels"
+    flags = toolchain.cpu_isas()
+    isa = list(flags)[-1]
+    for path in source.glob("*.cpp"):
+        target = tmp_path / f"{path.stem}.o"
+        command = [toolchain.find_host_compiler(), "-std=c++17", "-O0", "-Wno-psabi", *flags[isa]]
+        subprocess.run([*command, f"-DCMFAST_ISA={isa}", "-c", str(path), "-o", str(target)], check=True, timeout=120)
+        symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
+        weak = [line for line in symbols.splitlines() if line.split()[-2:-1] and line[17:18] in "WVu"]
+        assert [line for line in weak if f"cmfast::{isa}::" not in line] == [], path.name

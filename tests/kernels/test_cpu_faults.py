@@ -1,0 +1,86 @@
+"""Do the tests notice a fault in a CPU kernel? Each of csrc/cpu/faults.h is set in turn, and must fail an assertion."""
+
+import pytest
+import torch
+from cmfast.kernels import native
+
+from . import emulation, test_attention, test_consistency, test_conv, test_group_norm
+
+pytestmark = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
+
+
+def step_cases():
+    for layouts in ("cc", "ll", "lc"):
+        form = test_consistency.FORMS["seed-vectors"]
+        x, model_output, arguments = test_consistency.make(
+            (2, 3, 20, 33), test_consistency.DTYPES["fp32"], form, 0, layouts
+        )
+        test_consistency.check(x, model_output, arguments, "cpu")
+
+
+def norm_cases():
+    for layout in ("contiguous", "channels_last"):
+        x, arguments = test_group_norm.make((2, 12, 67, 9), torch.float32, test_group_norm.PARTS, 0, layout, 7)
+        test_group_norm.check(x, 2, arguments, "silu", "cpu")
+
+
+def attention_cases():
+    for shape in ((1, 2, 30, 77, 40), (1, 1, 9, 700, 16)):
+        q, k, v, _ = test_attention.make(shape, torch.float32)
+        test_attention.check(q, k * torch.linspace(0.1, 5, shape[3])[:, None], v, "cpu")
+
+
+def conv_cases():
+    for tile in (1, 2, 4):
+        for shape, pair in (((2, 37, 50, 9, 11, 3, 1, 1), 18), ((1, 16, 16, 5, 5, 3, 1, 1), 0)):
+            x, weight, bias, arguments = test_conv.make(shape, pair=pair, parts=("affine", "residual"))
+            test_conv.check(x, weight, bias, arguments, 1, 1, tile, torch.float32, "cpu")
+    test_conv.test_moments((1, 8, 16, 40, 41), 4, 0.0, "cpu")
+
+
+CASES = {"consistency_step": step_cases, "group_norm": norm_cases, "attention": attention_cases, "conv2d": conv_cases}
+FAULTS = {
+    "counter_words_swapped": "consistency_step",
+    "block_of_normals_repeated": "consistency_step",
+    "last_tile_short": "consistency_step",
+    "strides_of_x": "consistency_step",
+    "tail_of_channels_missed": "group_norm",
+    "variance_not_merged": "group_norm",
+    "second_input_from_zero": "group_norm",
+    "tail_of_keys_attended": "attention",
+    "sum_not_rescaled": "attention",
+    "last_queries_missed": "attention",
+    "padding_one_row_off": "conv2d",
+    "padding_not_zero": "conv2d",
+    "activation_of_padding": "conv2d",
+    "tile_edge_missed": "conv2d",
+    "tail_of_outputs_missed": "conv2d",
+    "tail_of_products_missed": "conv2d",
+    "residual_of_first_sample": "conv2d",
+    "moments_not_merged": "conv2d",
+}
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    module = emulation.cpu_kernels("faults")
+    with native.stand_in(module, "_cpu"):
+        yield module
+        module.set_fault(-1)
+
+
+def test_every_fault_has_its_cases(faulty):
+    assert set(faulty.FAULTS) == set(FAULTS)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_healthy(op, faulty):
+    faulty.set_fault(-1)
+    CASES[op]()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_caught(fault, faulty):
+    faulty.set_fault(faulty.FAULTS.index(fault))
+    with pytest.raises(AssertionError):
+        CASES[FAULTS[fault]]()
