@@ -19,12 +19,14 @@ lint: .venv/development
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The CUDA kernels and their emulation under the address and the undefined-behaviour sanitizer. Python itself knows
-# nothing of them: so they are loaded first, and what Python leaves allocated is not looked at.
+# The CPU kernels, and the CUDA kernels in their emulation, under the address and the undefined-behaviour sanitizer. Python
+# itself knows nothing of them: so they are loaded first, and what Python leaves allocated is not looked at. Then the CPU
+# kernels under the thread sanitizer.
 sanitize: .venv/development
 	CMFAST_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(BIN)/pytest tests/kernels -k "cuda or emulation" -p no:cacheprovider
+		$(BIN)/pytest tests/kernels -k "cuda or cpu or emulation" -p no:cacheprovider
+	CMFAST_SANITIZE=thread $(BIN)/pytest tests/kernels/test_cpu_races.py -p no:cacheprovider
 
 bench: .venv/development
 	mkdir -p out

@@ -63,7 +63,8 @@ def build_cpu(target: Path, objects: Path, compiler: str, *, check: str | None =
     `check` builds them for tests: with the sanitizers "address,undefined" or "thread", or with seeded "faults".
     """
     options = [compiler, "-std=c++17", *_WARNINGS, "-fPIC", "-fvisibility=hidden"]
-    options += {None: ["-O3"], "faults": ["-O1", "-DCMFAST_FAULTS"]}.get(check) or [*_sanitizers(check), *_CPU_CHECKS]
+    sanitizers = _sanitizers(check) if check in ("address,undefined", "thread") else []
+    options += [*sanitizers, *_CPU_OPTIONS[check]]
     kernels = [*options, *_VECTORS, "-c"]
     host = [([*options, "-c"], source) for source in sorted(SOURCES.glob("cpu/*.cpp"))]
     module = [*options, *_module(target.name.split(".")[0]), f'-DCMFAST_COMPILER="{_host_version()}"', "-c"]
@@ -73,8 +74,7 @@ def build_cpu(target: Path, objects: Path, compiler: str, *, check: str | None =
         command = [*kernels, *flags, f"-DCMFAST_ISA={isa}"]
         jobs += [(command, source) for source in sorted(SOURCES.glob("cpu/kernels/*.cpp"))]
     # The threads are those of the libgomp that torch has loaded: nothing is linked for them.
-    linker = [compiler, "-shared", *(_sanitizers(check) if check not in (None, "faults") else [])]
-    _link(linker, _compile(jobs, objects, _host_version()), target)
+    _link([compiler, "-shared", *sanitizers], _compile(jobs, objects, _host_version()), target)
 
 
 def cpu_isas() -> dict[str, list[str]]:
@@ -89,8 +89,13 @@ def cpu_isas() -> dict[str, list[str]]:
 
 
 _VECTORS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
-# Scratch memory of just the size, without a past; threads that a sanitizer can follow.
-_CPU_CHECKS = ["-DCMFAST_CHECKED", "-DCMFAST_OWN_THREADS"]
+# CHECKED: scratch memory of just the size, without a past. OWN_THREADS: such as the thread sanitizer can follow.
+_CPU_OPTIONS: dict[str | None, list[str]] = {
+    None: ["-O3"],
+    "faults": ["-O1", "-DCMFAST_CHECKED", "-DCMFAST_FAULTS"],
+    "address,undefined": ["-DCMFAST_CHECKED"],
+    "thread": ["-DCMFAST_CHECKED", "-DCMFAST_FAULTS", "-DCMFAST_OWN_THREADS"],
+}
 
 
 def build_emulation(

@@ -1,5 +1,7 @@
 #include "team.h"
 
+#include "faults.h"
+
 #ifdef CMFAST_OWN_THREADS
 #include <pthread.h>
 
@@ -22,7 +24,7 @@ namespace cmfast {
 static thread_local pthread_barrier_t* meeting = nullptr;
 
 void Team::barrier() const {
-  if (size > 1) pthread_barrier_wait(meeting);
+  if (size > 1 && !FAULT(barrier_missed)) pthread_barrier_wait(meeting);
 }
 
 void run_team(int threads, void (*body)(Team, void*), void* data) {

@@ -67,11 +67,15 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 @functools.cache
 def cpu_kernels(check: str) -> ModuleType:
     """A build of the CPU kernels with a check of csrc/toolchain.py: seeded faults, or sanitizers."""
+    return load("_cpu", cpu_module(check))
+
+
+def cpu_module(check: str) -> Path:
     folder = ROOT / "build" / f"cpu-{check.replace(',', '-')}"
     target = folder / f"_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     with one_at_a_time(folder):
         toolchain().build_cpu(target, folder / "objects", toolchain().find_host_compiler(), check=check)
-    return load("_cpu", target)
+    return target
 
 
 @functools.cache

@@ -223,8 +223,9 @@ def test_writes_nothing_else(form, layouts, backend):
     x, model_output, arguments = make((2, 3, 5, 7), DTYPES["fp32-bf16"], FORMS[form], layouts=layouts)
     with guarded_outputs(backend, layouts[0]) as outputs, torch.enable_grad():
         step = consistency_step(x.requires_grad_(), model_output, **arguments, backend=backend)
-        step.model_input.sum().backward()
-    assert len(outputs) == 5 + ("noise" in form)
+        if backend not in FORWARD_ONLY:
+            step.model_input.sum().backward()
+    assert len(outputs) == 3 + (0 if backend in FORWARD_ONLY else 2 + ("noise" in form))
 
 
 @pytest.mark.parametrize("backend", served("consistency_step"))

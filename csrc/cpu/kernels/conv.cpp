@@ -172,8 +172,12 @@ struct Convolution {
 
   // ---- the outputs
 
-  // Channels o on, `lanes` of them, of all outputs of the part of a block whose first tile is `tile`.
+  // Channels o on, `lanes` of them, of all outputs of the part of a block whose first tile is `tile`. PLAIN: all lanes, of
+  // float32, which leaves the inner loop without a choice.
+  template <bool PLAIN>
   void write(const Part& b, int64_t tile, const float* from, int64_t o, int lanes, Moments& moments) const {
+    const int dtype = PLAIN ? (int)FLOAT32 : p.dtype;
+    lanes = PLAIN ? LANES : lanes;
     Floats bias = p.bias ? load(p.bias + o, lanes) : zeros();
     bool started = false;
     for (int64_t ty = b.y; ty < b.y + b.rows; ++ty)
@@ -205,8 +209,8 @@ struct Convolution {
           for (int j = 0; j < M; ++j) {
             if (i >= high || j >= wide) continue;
             Floats value = y[i * M + j] + bias;
-            if (p.residual.data) value += load(p.residual.data, p.dtype, at + i * p.residual.y + j * p.residual.x, lanes);
-            store((void*)p.out.data, p.dtype, to + i * p.out.y + j * p.out.x, value, lanes);
+            if (p.residual.data) value += load(p.residual.data, dtype, at + i * p.residual.y + j * p.residual.x, lanes);
+            store((void*)p.out.data, dtype, to + i * p.out.y + j * p.out.x, value, lanes);
             if (!started) moments.begin(value), started = true;
             moments.add(value);
           }
@@ -232,7 +236,8 @@ struct Convolution {
         Moments moments{zeros(), zeros(), zeros()};
         int lanes = (int)at_most(width - j, LANES);
         int64_t o = panel * PANEL + j;
-        write(b, tile, from + j, o, lanes, moments);
+        if (lanes == LANES && p.dtype == FLOAT32) write<true>(b, tile, from + j, o, lanes, moments);
+        else write<false>(b, tile, from + j, o, lanes, moments);
         if (!partial) continue;
         float inverse = 1.0f / (float)outputs(b);
         float* to = slot(block, i) + o;
@@ -243,7 +248,7 @@ struct Convolution {
     }
   }
 
-  // A sample's moments from those of its blocks (Chan, Golub and LeVeque 1983), in one order whatever the threads.
+  // A sample's moments from those of its blocks (Chan, Golub and LeVeque 1983), in the order of the blocks.
   void merge_moments(int64_t n) const {
     int64_t count = p.shape.out_channels, each = blocks_y * blocks_x;
     const float* from = partial + n * each * 2 * count;
