@@ -1,6 +1,11 @@
 import os
 
 import torch
+from hypothesis import settings
+
+# The same examples at every run.
+settings.register_profile("reproducible", derandomize=True)
+settings.load_profile("reproducible")
 
 # The networks here are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
