@@ -79,7 +79,7 @@ def activated(x, arguments):
 def check(x, weight, bias, arguments, stride, padding, tile, products, backend, as_plain=True):
     """Within the stated bound; the direct form in float32 as accurate as plain PyTorch where `as_plain` asks for it.
 
-    Of a single output channel, say, plain PyTorch takes sums of many short parts, and the kernels one of up to 256 terms.
+    Of a single output channel, say, plain PyTorch takes sums of many short parts, the kernels one of up to 256 terms.
     """
     height, width = (x[0] if isinstance(x, tuple) else x).shape[2:]
     prepared = prepare_conv(
