@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from cmfast.kernels import attention, consistency_step, group_norm, native
+from cmfast.kernels import attention, consistency_step, conv2d, group_norm, native, prepare_conv
 
 from . import emulation
 from .backends import served
@@ -16,7 +16,15 @@ CALLS = {
     "consistency_step": lambda x: consistency_step(x, x, 0.5, 0.3, beta=0.7, seed=3, backend="cpu").sample,
     "group_norm": lambda x: group_norm((x, x), 8, activation="silu", backend="cpu"),
     "attention": lambda x: attention(x, x, x, backend="cpu"),
+    "conv2d": lambda x: convolve(x, 20),
+    "conv2d-shared": lambda x: convolve(x[..., :8, :8], 160),  # too few tiles for blocks of a thread's own
 }
+
+
+def convolve(x, outputs):
+    weight = torch.linspace(-1, 1, outputs * x.shape[1] * 9).view(outputs, x.shape[1], 3, 3).sin()
+    prepared = prepare_conv(weight, padding=1, height=x.shape[2], width=x.shape[3])
+    return conv2d(x, prepared, silu=True, backend="cpu").out
 
 
 ISAS = [parameter for parameter in served("consistency_step") if parameter.values[0] == "cpu"]
