@@ -138,8 +138,9 @@ def conv2d(
     Returns:
         ConvOutput(out, moments): out in the dtype of x, channels last in memory where the channels of x (of h) are
         adjacent. Products are taken of operands in the dtype of the preparation, all else is float32. Winograd's forms
-        err by at most 4 ε Σ |Aᵀ|·((|G||w||Gᵀ|) ⊙ (|Bᵀ||u||B|))·|A|, the sum over the input channels and ε the spacing
-        of float32 at 1; in bfloat16, by once such a sum with the spacing of bfloat16. The tests hold them to it.
+        err by at most 8 ε Σ |Aᵀ|·((|G||w||Gᵀ|) ⊙ (|Bᵀ||u||B|))·|A|, the sum over the input channels and ε the spacing
+        of float32 at 1; in bfloat16, by half of that and once such a sum with the spacing of bfloat16. The roundings
+        of what is added and of out come on top. The tests hold them to it.
 
     Raises:
         ValueError: shapes or dtypes that do not fit.

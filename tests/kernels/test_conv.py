@@ -94,8 +94,9 @@ def check(x, weight, bias, arguments, stride, padding, tile, products, backend, 
     if backend == "reference":
         return
     scale = error_scale(activated(x, arguments), weight, prepared.tile, stride, padding)
-    roundings = 4.0 if products == torch.float32 else 1.0
-    allowed = roundings * torch.finfo(products).eps * scale + 4 * torch.finfo(torch.float32).eps * scale
+    # The transforms and sums, and the rounding of the operands: as conv2d says.
+    operands = 4.0 if products == torch.float32 else 1.0
+    allowed = operands * torch.finfo(products).eps * scale + 4 * torch.finfo(torch.float32).eps * scale
     for added in (bias[:, None, None], arguments.get("residual", torch.zeros(()))):
         allowed = allowed + torch.finfo(torch.float32).eps * added.double().abs()
     allowed = allowed + torch.finfo(actual.dtype).eps * exact.abs()
