@@ -53,4 +53,4 @@ static-check: .venv/development
 	touch $@
 
 clean:
-	rm -rf .venv build dist out *.egg-info
+	rm -rf .venv build dist out *.egg-info cmfast/*.so
