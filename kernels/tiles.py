@@ -1,4 +1,4 @@
-"""Tensors [N, C, *spatial] as the GPU kernels of group norm read them: [N, C, P], with one stride for the positions."""
+"""Tensors [N, C, *spatial] as the kernels of group norm read them: [N, C, P], with one stride for the positions."""
 
 import dataclasses
 import itertools

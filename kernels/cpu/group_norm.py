@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..group_norm import concatenated_shape
 from ..layout import empty_in_order, to_order
-
-_Planes = tuple[int, int, int, int, int]
+from ..tiles import Operand, in_order, make_operand, make_output
 
 
 def group_norm(
@@ -25,60 +25,49 @@ def group_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Serve `cmfast.kernels.group_norm`; arguments and results are those of the reference.
 
-    Tensors are read where they lie if their channels are adjacent in memory (NHWC), or their positions (NCHW). Others,
-    and pairs that do not lie alike, are copied first.
+    Tensors are read where they lie if the channels of all are adjacent in memory (NHWC), or the positions (NCHW).
+    Others are copied first, into the order of the output.
     """
-    y = empty_in_order(h, (h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]))
+    y = make_output(h, concatenated_shape(h, skip))
+    if not _alike([y]):  # the samples are innermost: of an expanded h, say
+        result = group_norm(h.contiguous(), skip, num_groups, weight, bias, eps, add, scale, shift, silu)
+        return to_order(result[0], h), *result[1:]
     mean = h.new_empty((h.shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    planes = _alike([h, y] if skip is None else [h, y, skip])
-    if planes is None:
-        if skip is not None:
-            h, skip = h.contiguous(), skip.contiguous()
-        result = group_norm(h.contiguous(), skip, num_groups, weight, bias, eps, add, scale, shift, silu)
-        return to_order(result[0], y), *result[1:]
-    rows = [_row(row) for row in (weight, bias, add, scale, shift)]
-    if y.numel():
+    if y.tensor.numel():
+        inputs = [make_operand(x, y.tensor) for x in (h, skip) if x is not None]
+        if not _alike([*inputs, y]):
+            inputs = [make_operand(empty_in_order(y.tensor, x.tensor.shape).copy_(x.tensor), y.tensor) for x in inputs]
+        rows = [_row(row) for row in (weight, bias, add, scale, shift)]
         native.run(
             "group_norm",
             h.shape[0],
             h.shape[2:].numel(),
             num_groups,
             native.DTYPES[h.dtype],
-            planes[0],
-            planes[2] if skip is not None else None,
-            planes[1],
+            _planes(inputs[0]),
+            _planes(inputs[1]) if skip is not None else None,
+            _planes(y),
             [None if row is None else (row.data_ptr(), row.stride(0) if row.ndim > 1 else 0) for row in rows],
             eps,
             silu,
             mean.data_ptr(),
             rstd.data_ptr(),
         )
-    return y, mean, rstd
+    return in_order(y.tensor, h), mean, rstd
 
 
-def _alike(tensors: Sequence[Tensor]) -> list[_Planes] | None:
-    """The tensors as [N, C, P]: address, channels and strides. None where they do not lie alike, as NHWC or as NCHW."""
-    planes = [_planes(t) for t in tensors]
-    for adjacent in (3, 4):
-        if all(p is not None and p[adjacent] == 1 for p in planes):
-            return [p for p in planes if p is not None]
-    return None
+def _alike(operands: Sequence[Operand]) -> bool:
+    """Whether the channels of all are adjacent, or the positions of all."""
+    planes = [_planes(x) for x in operands]
+    return any(all(p[adjacent] == 1 for p in planes) for adjacent in (3, 4))
 
 
-def _planes(t: Tensor) -> _Planes | None:
-    """Address, channels and the strides of [N, C, P], P the spatial dimensions merged; None where they do not merge."""
-    stride, size = 1, 1
-    for d in range(t.ndim - 1, 1, -1):
-        if t.shape[d] == 1:
-            continue
-        if size == 1:
-            stride = t.stride(d)
-        elif t.stride(d) != stride * size:
-            return None
-        size *= t.shape[d]
-    channel_stride = t.stride(1) if t.shape[1] > 1 else 1
-    return t.data_ptr(), t.shape[1], t.stride(0), channel_stride, stride
+def _planes(x: Operand) -> tuple[int, int, int, int, int]:
+    """Address, channels and the strides of [N, C, P]; a single channel or position is adjacent."""
+    n, c, p = x.strides
+    channels, positions = x.tensor.shape[1], x.tensor.shape[2:].numel()
+    return x.tensor.data_ptr(), channels, n, c if channels > 1 else 1, p if positions > 1 else 1
 
 
 def _row(row: Tensor | None) -> Tensor | None:
