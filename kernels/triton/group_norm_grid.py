@@ -6,6 +6,7 @@ import math
 import triton
 from torch import Tensor
 
+from ..group_norm import concatenated_shape
 from ..tiles import Operand, make_operand, make_output
 
 # Programs that a launch should have at least: two for each of an H100's 132 multiprocessors. A constant, so that
@@ -104,7 +105,7 @@ class Grid:
 
 def make_problem(h: Tensor, skip: Tensor | None, num_groups: int) -> Problem:
     """View the inputs as [N, C, P], and make the output."""
-    out = make_output(h, (h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]))
+    out = make_output(h, concatenated_shape(h, skip))
     x = [make_operand(x, out.tensor) for x in (h, skip) if x is not None]
     return Problem(tuple(x), out, num_groups)
 
