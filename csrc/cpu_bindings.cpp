@@ -178,8 +178,9 @@ std::string bound_pack(Shape shape, Address weight, Address packed, int threads)
 
 std::string bound_conv2d(Shape shape, std::tuple<int64_t, int64_t, int64_t> in_sizes,
                          std::tuple<int64_t, int64_t> out_sizes, int stride, int padding, int resample, int dtype,
-                         Image h, std::optional<Image> skip, std::optional<Image> residual, Image out, Address gain,
-                         Address offset, bool silu, Address weights, Address bias, Address moments, int threads) {
+                         Image h, std::optional<Image> skip, std::optional<Image> residual, int residual_resample,
+                         Image out, Address gain, Address offset, bool silu, Address weights, Address bias,
+                         Address moments, int threads) {
   ConvArguments p;
   p.shape = conv_shape(shape);
   std::tie(p.samples, p.height, p.width) = in_sizes;
@@ -191,6 +192,7 @@ std::string bound_conv2d(Shape shape, std::tuple<int64_t, int64_t, int64_t> in_s
   p.h = conv_tensor(h);
   p.skip = conv_tensor(skip);
   p.residual = conv_tensor(residual);
+  p.residual_resample = residual_resample;
   p.out = conv_tensor(out);
   p.gain = at<const float>(gain);
   p.offset = at<const float>(offset);

@@ -3,7 +3,7 @@
     u = x · gain + offset                      a group norm folded to one multiply-add a channel: gain, offset [N, C]
     u = u · sigmoid(u)                         silu
     u = nearest upsampling or average pooling  resample
-    y = conv(u, weight) + bias + residual
+    y = conv(u, weight) + bias + residual          the residual resampled as well
 
 x is [N, C, H, W], or a pair (h, skip) that stands for their concatenation along C. The weights are prepared once: of
 3 × 3 kernels of stride 1, transformed for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for
@@ -116,6 +116,7 @@ def conv2d(
     silu: bool = False,
     resample: str | None = None,
     residual: Tensor | None = None,
+    residual_resample: str | None = None,
     moments: bool = False,
     backend: str | None = None,
 ) -> ConvOutput:
@@ -131,6 +132,7 @@ def conv2d(
         resample: None, "nearest" for nearest upsampling by 2 of the activated input, or "average" for its 2 x 2 average
             pooling.
         residual: of the shape and dtype of the output, added to it.
+        residual_resample: None, "nearest" or "average", as `resample`, of a residual of half or double that resolution.
         moments: also return the output channels' means and sums of squared deviations from them, for the next group
             norm's `fold_group_norm`.
         backend: name of the backend that must serve the call; None chooses.
@@ -148,11 +150,21 @@ def conv2d(
         BackendError: the backend asked for cannot serve the call.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
-    _check(h, skip, prepared, gain, offset, resample, residual)
+    _check(h, skip, prepared, gain, offset, resample, residual, residual_resample)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (h, skip, gain, offset, residual) if t is not None):
         raise RuntimeError("conv2d: prepared weights serve inference: call it under torch.no_grad()")
     out, sums = torch.ops.cmfast.conv2d(
-        h, skip, *prepared, resample, gain, offset, silu, residual, moments, _backend(prepared, backend)
+        h,
+        skip,
+        *prepared,
+        resample,
+        gain,
+        offset,
+        silu,
+        residual,
+        residual_resample,
+        moments,
+        _backend(prepared, backend),
     )
     return ConvOutput(out, sums if moments else None)
 
@@ -207,6 +219,7 @@ def _check(
     offset: Tensor | None,
     resample: str | None,
     residual: Tensor | None,
+    residual_resample: str | None,
 ) -> None:
     if h.ndim != 4 or not h.is_floating_point():
         raise ValueError(f"conv2d: x must be a floating-point tensor [N, C, H, W], got {_describe(h)}")
@@ -225,21 +238,34 @@ def _check(
     for name, t in (("gain", gain), ("offset", offset)):
         if t is not None and (t.shape != (n, c) or not t.is_floating_point()):
             raise ValueError(f"conv2d: {name} must be a floating-point tensor [{n}, {c}], got {_describe(t)}")
-    if resample not in _RESAMPLE:
-        raise ValueError(f'conv2d: resample must be None, "nearest" or "average", got {resample!r}')
+    for name, value in (("resample", resample), ("residual_resample", residual_resample)):
+        if value not in _RESAMPLE:
+            raise ValueError(f'conv2d: {name} must be None, "nearest" or "average", got {value!r}')
     shape = _output_shape(h, prepared.weight, prepared.stride, prepared.padding, resample)
     if min(shape[2:]) < 1:
         raise ValueError(
             f"conv2d: a {prepared.weight.shape[2]} x {prepared.weight.shape[2]} kernel with padding {prepared.padding} "
             f"does not fit in {_describe(h)}"
         )
-    if residual is not None and (list(residual.shape) != shape or residual.dtype != h.dtype):
-        raise ValueError(f"conv2d: residual must be {h.dtype} of shape {shape}, got {_describe(residual)}")
+    if residual is None:
+        if residual_resample is not None:
+            raise ValueError("conv2d: residual_resample is of a residual, and there is none")
+    elif (
+        residual.ndim != 4
+        or [*residual.shape[:2], *_resampled_sizes(residual, residual_resample)] != shape
+        or residual.dtype != h.dtype
+    ):
+        resampled = "" if residual_resample is None else f" once resampled ({residual_resample})"
+        raise ValueError(f"conv2d: residual must be {h.dtype} of shape {shape}{resampled}, got {_describe(residual)}")
 
 
 def _output_shape(h: Tensor, weight: Tensor, stride: int, padding: int, resample: str | None) -> list[int]:
-    sizes = [2 * s if resample == "nearest" else s // 2 if resample == "average" else s for s in h.shape[2:]]
-    return [h.shape[0], weight.shape[0], *((s + 2 * padding - weight.shape[2]) // stride + 1 for s in sizes)]
+    sizes = ((s + 2 * padding - weight.shape[2]) // stride + 1 for s in _resampled_sizes(h, resample))
+    return [h.shape[0], weight.shape[0], *sizes]
+
+
+def _resampled_sizes(t: Tensor, resample: str | None) -> list[int]:
+    return [2 * s if resample == "nearest" else s // 2 if resample == "average" else s for s in t.shape[2:]]
 
 
 def _describe(t: Tensor) -> str:
@@ -249,8 +275,8 @@ def _describe(t: Tensor) -> str:
 torch.library.define(
     "cmfast::conv2d",
     "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, int stride, int padding, "
-    "ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, bool moments, "
-    "str? backend) -> (Tensor out, Tensor moments)",
+    "ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, "
+    "str? residual_resample, bool moments, str? backend) -> (Tensor out, Tensor moments)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -266,5 +292,5 @@ def _conv2d(h, skip, weight, bias, packed, *rest):
 def _conv2d_fake(h, skip, weight, bias, packed, tile, stride, padding, dtype, resample, *rest):
     shape = _output_shape(h, weight, stride, padding, resample)
     out = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=image_format(h))
-    wants_moments = rest[4]
+    wants_moments = rest[5]
     return out, h.new_empty((shape[0], 2, shape[1]) if wants_moments else 0, dtype=torch.float32)

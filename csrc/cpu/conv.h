@@ -38,7 +38,7 @@ struct ConvArguments {
   ConvShape shape;
   int64_t samples = 0, height = 0, width = 0;  // of the input, before it is resampled
   int64_t out_height = 0, out_width = 0;
-  int stride = 1, padding = 0, resample = RESAMPLE_NONE;
+  int stride = 1, padding = 0, resample = RESAMPLE_NONE, residual_resample = RESAMPLE_NONE;
   int dtype = 0;
   ConvTensor h, skip, residual, out;
   const float *gain = nullptr, *offset = nullptr;  // [N, C], of the input

@@ -35,6 +35,7 @@ def conv2d(
     offset: Tensor | None,
     silu: bool,
     residual: Tensor | None,
+    residual_resample: str | None,
     moments: bool,
 ) -> tuple[Tensor, Tensor]:
     """Serve `cmfast.kernels.conv2d`; arguments and results are those of the reference.
@@ -64,6 +65,7 @@ def conv2d(
             _image(first),
             _image(second),
             _image(added),
+            _RESAMPLE[residual_resample],
             _image(out),
             native.address(gain),
             native.address(offset),

@@ -22,6 +22,7 @@ def conv2d(
     offset: Tensor | None,
     silu: bool,
     residual: Tensor | None,
+    residual_resample: str | None,
     moments: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return the output [N, Cout, H, W], and the means and sums of squared deviations of its channels [N, 2, Cout].
@@ -34,18 +35,21 @@ def conv2d(
         u = torch.addcmul(offset.to(wide)[:, :, None, None], u, gain.to(wide)[:, :, None, None])
     if silu:
         u = F.silu(u)
-    if resample == "nearest":
-        u = F.interpolate(u, scale_factor=2, mode="nearest")
-    elif resample == "average":
-        u = F.avg_pool2d(u, 2)
+    u = _resampled(u, resample)
     products = wide if wide == torch.float64 else dtype
     y = F.conv2d(u.to(products), weight.to(products), None, stride, padding).to(wide)
     if bias is not None:
         y = y + bias.to(wide)[:, None, None]
     if residual is not None:
-        y = y + residual
+        y = y + _resampled(residual.to(wide), residual_resample)
     sums = y.new_empty(0, dtype=torch.float32)
     if moments:
         mean = y.mean((2, 3), keepdim=True)
         sums = torch.stack((mean[:, :, 0, 0], (y - mean).square().sum((2, 3))), dim=1).to(torch.float32)
     return y.to(h.dtype).contiguous(memory_format=image_format(h)), sums
+
+
+def _resampled(u: Tensor, resample: str | None) -> Tensor:
+    if resample == "nearest":
+        return F.interpolate(u, scale_factor=2, mode="nearest")
+    return F.avg_pool2d(u, 2) if resample == "average" else u

@@ -33,6 +33,13 @@ SHAPES = {
 }
 
 
+RESIDUALS = {"residual": None, "residual_nearest": "nearest", "residual_average": "average"}
+
+
+def resampled(sizes, resample):
+    return [2 * s if resample == "nearest" else s // 2 if resample == "average" else s for s in sizes]
+
+
 def make(shape, dtype=torch.float32, layout="l", seed=0, pair=0, parts=()):
     """x or a pair, weight, bias and the named arguments, with NaN around the tensors of the input's size."""
     n, c, out, h, w, k, stride, padding = shape
@@ -49,10 +56,11 @@ def make(shape, dtype=torch.float32, layout="l", seed=0, pair=0, parts=()):
     for name in ("nearest", "average"):
         if name in parts:
             arguments["resample"] = name
-    if "residual" in parts:
-        sizes = [2 * s if "nearest" in parts else s // 2 if "average" in parts else s for s in (h, w)]
-        sizes = [(s + 2 * padding - k) // stride + 1 for s in sizes]
-        arguments["residual"] = guarded(draw(n, out, *sizes).to(dtype), layout)
+    sizes = [(s + 2 * padding - k) // stride + 1 for s in resampled((h, w), arguments.get("resample"))]
+    for part, resample in RESIDUALS.items():
+        if part in parts:
+            size = {None: sizes, "nearest": [s // 2 for s in sizes], "average": [2 * s + 1 for s in sizes]}[resample]
+            arguments |= {"residual": guarded(draw(n, out, *size).to(dtype), layout), "residual_resample": resample}
     tensors = [guarded(t, layout) for t in ((x[:, :pair], x[:, pair:]) if pair else (x,))]
     return tuple(tensors) if pair else tensors[0], weight, bias, arguments
 
@@ -72,8 +80,14 @@ def activated(x, arguments):
     if "gain" in arguments:
         gain, offset = (arguments[name].double()[..., None, None] for name in ("gain", "offset"))
         size = (u * gain).abs() + offset.abs()
-    resample = {"nearest": lambda t: F.interpolate(t, scale_factor=2), "average": lambda t: F.avg_pool2d(t, 2)}
-    return resample.get(arguments.get("resample"), lambda t: t)(size)
+    return RESAMPLE[arguments.get("resample")](size)
+
+
+RESAMPLE = {
+    None: lambda t: t,
+    "nearest": lambda t: F.interpolate(t, scale_factor=2),
+    "average": lambda t: F.avg_pool2d(t, 2),
+}
 
 
 def check(x, weight, bias, arguments, stride, padding, tile, products, backend, as_plain=True):
@@ -97,8 +111,10 @@ def check(x, weight, bias, arguments, stride, padding, tile, products, backend, 
     # The transforms and sums, and the rounding of the operands: as conv2d says.
     operands = 4.0 if products == torch.float32 else 1.0
     allowed = operands * torch.finfo(products).eps * scale + 4 * torch.finfo(torch.float32).eps * scale
-    for added in (bias[:, None, None], arguments.get("residual", torch.zeros(()))):
-        allowed = allowed + torch.finfo(torch.float32).eps * added.double().abs()
+    allowed = allowed + torch.finfo(torch.float32).eps * bias[:, None, None].double().abs()
+    if "residual" in arguments:
+        residual = RESAMPLE[arguments["residual_resample"]](arguments["residual"].double().abs())
+        allowed = allowed + torch.finfo(torch.float32).eps * residual
     allowed = allowed + torch.finfo(actual.dtype).eps * exact.abs()
     assert torch.isfinite(actual).all(), "not finite"
     excess = (actual.double() - exact).abs() - allowed
@@ -127,6 +143,14 @@ def test_definition_is_torchs():
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(moments[:, 0], expected.mean((2, 3)).float())
     torch.testing.assert_close(moments[:, 1], (expected.var((2, 3), correction=0) * 72).float())
+
+
+def test_a_residual_is_resampled_before_it_is_added():
+    x, weight, bias, _ = make((2, 3, 4, 8, 10, 3, 1, 1))
+    prepared = prepare_conv(weight, bias, padding=1, height=8, width=10)
+    for name, residual in {"nearest": torch.randn(2, 4, 4, 5), "average": torch.randn(2, 4, 17, 20)}.items():
+        out = conv2d(x, prepared, residual=residual, residual_resample=name, backend="reference").out
+        torch.testing.assert_close(out, F.conv2d(x, weight, bias, padding=1) + RESAMPLE[name](residual))
 
 
 @pytest.mark.parametrize("tile", [2, 4])
@@ -158,6 +182,16 @@ def test_parts(tile, parts, dtype, layout, backend):
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("part", ["residual_nearest", "residual_average"])
+@pytest.mark.parametrize("tile", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["c", "l"])
+def test_resampled_residual(layout, tile, part, dtype, backend):
+    x, weight, bias, arguments = make((2, 7, 50, 10, 6, 3, 1, 1), dtype, layout, parts=(part,))
+    check(x, weight, bias, arguments, 1, 1, tile, torch.float32, backend)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("tile", [1, 2])
 @pytest.mark.parametrize("split", [1, 8, 16, 21])
 def test_pair_is_the_concatenation(split, tile, backend):
@@ -179,12 +213,15 @@ def test_pair_is_the_concatenation(split, tile, backend):
     dtype=st.sampled_from(list(DTYPES.values())),
     products=st.sampled_from(list(PRODUCTS.values())),
     layout=st.sampled_from(["c", "l"]),
-    parts=st.sets(st.sampled_from(["affine", "residual", "nearest", "average"])),
+    parts=st.sets(st.sampled_from(["affine", "nearest", "average"])),
+    residual=st.sampled_from([None, *RESIDUALS]),
     tile=st.sampled_from([None, 1, 2, 4]),
     seed=st.integers(0, 100),
     data=st.data(),
 )
-def test_drawn(backend, n, c, out, h, w, kernel, stride, padding, dtype, products, layout, parts, tile, seed, data):
+def test_drawn(
+    backend, n, c, out, h, w, kernel, stride, padding, dtype, products, layout, parts, residual, tile, seed, data
+):
     out = min(out, max(1, 4_000_000 // (n * h * w * c)))  # the answer in float64 takes its time
     if (kernel, stride) != (3, 1):
         tile = None
@@ -193,6 +230,10 @@ def test_drawn(backend, n, c, out, h, w, kernel, stride, padding, dtype, product
     smallest = kernel * (2 if "average" in parts else 1)
     h, w = max(h, smallest), max(w, smallest)
     pair = data.draw(st.integers(0, c - 1))
+    sizes = resampled((h, w), next(iter(parts - {"affine"}), None))
+    if residual == "residual_nearest" and any((s + 2 * padding - kernel) // stride % 2 == 0 for s in sizes):
+        residual = "residual_average"  # only even sizes are those of an upsampled residual
+    parts |= {residual} - {None}
     x, weight, bias, arguments = make((n, c, out, h, w, kernel, stride, padding), dtype, layout, seed, pair, parts)
     check(x, weight, bias, arguments, stride, padding, tile, products, backend, as_plain=False)
 
@@ -253,7 +294,7 @@ def test_opcheck(backend):
     for layout in ("c", "l"):
         x, weight, bias, a = make((2, 5, 6, 7, 8, 3, 1, 1), layout=layout, parts=("affine", "residual"))
         prepared = prepare_conv(weight, bias, padding=1, height=7, width=8)
-        arguments = (x, None, *prepared, None, a["gain"], a["offset"], True, a["residual"], True, backend)
+        arguments = (x, None, *prepared, None, a["gain"], a["offset"], True, a["residual"], None, True, backend)
         torch.library.opcheck(torch.ops.cmfast.conv2d.default, arguments)
 
 
@@ -308,6 +349,12 @@ W = torch.ones(4, 2, 3, 3)
         (lambda x: conv2d(x, prepared_for(W), resample="bilinear"), 'must be None, "nearest" or "average"'),
         (lambda x: conv2d(x[..., :1], prepared_for(W, padding=0)), "does not fit"),
         (lambda x: conv2d(x, prepared_for(W), residual=x), "residual must be"),
+        (lambda x: conv2d(x, prepared_for(W), residual=x, residual_resample="up"), "residual_resample must be None"),
+        (lambda x: conv2d(x, prepared_for(W), residual_resample="nearest"), "there is none"),
+        (
+            lambda x: conv2d(x, prepared_for(W), residual=torch.ones(2, 4, 8, 8), residual_resample="average"),
+            r"shape \[2, 4, 8, 8\] once resampled \(average\), got \[2, 4, 8, 8\]",
+        ),
     ],
 )
 def test_errors(call, message):

@@ -172,6 +172,18 @@ struct Convolution {
 
   // ---- the outputs
 
+  // What is added to channels o on of output (y, x).
+  CMFAST_INLINE Floats residual(int dtype, int64_t n, int64_t y, int64_t x, int64_t o, int lanes) const {
+    const ConvTensor& r = p.residual;
+    auto at = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
+      return load(r.data, dtype, n * r.n + y * r.y + x * r.x + o, lanes);
+    };
+    if (p.residual_resample == RESAMPLE_NONE) return at(y, x);
+    if (FAULT(residual_not_resampled)) return at(y / 2, x);
+    if (p.residual_resample == RESAMPLE_UP) return at(y / 2, x / 2);
+    return 0.25f * ((at(2 * y, 2 * x) + at(2 * y, 2 * x + 1)) + (at(2 * y + 1, 2 * x) + at(2 * y + 1, 2 * x + 1)));
+  }
+
   // Channels o on, `lanes` of them, of all outputs of the part of a block whose first tile is `tile`. PLAIN: all lanes, of
   // float32, which leaves the inner loop without a choice.
   template <bool PLAIN>
@@ -201,15 +213,14 @@ struct Convolution {
         int64_t high = at_most(p.out_height - ty * M, M), wide = at_most(p.out_width - tx * M, M);
         if (FAULT(tile_edge_missed) && wide < M) --wide;
         int64_t to = b.n * p.out.n + ty * M * p.out.y + tx * M * p.out.x + o;
-        int64_t at = (FAULT(residual_of_first_sample) ? 0 : b.n) * p.residual.n + ty * M * p.residual.y +
-                     tx * M * p.residual.x + o;
+        int64_t added = FAULT(residual_of_first_sample) ? 0 : b.n;
         CMFAST_UNROLL
         for (int i = 0; i < M; ++i)
           CMFAST_UNROLL
           for (int j = 0; j < M; ++j) {
             if (i >= high || j >= wide) continue;
             Floats value = y[i * M + j] + bias;
-            if (p.residual.data) value += load(p.residual.data, dtype, at + i * p.residual.y + j * p.residual.x, lanes);
+            if (p.residual.data) value += residual(dtype, added, ty * M + i, tx * M + j, o, lanes);
             store((void*)p.out.data, dtype, to + i * p.out.y + j * p.out.x, value, lanes);
             if (!started) moments.begin(value), started = true;
             moments.add(value);
