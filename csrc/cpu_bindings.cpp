@@ -204,6 +204,37 @@ std::string bound_conv2d(Shape shape, std::tuple<int64_t, int64_t, int64_t> in_s
   return run(&Kernels::conv2d, p);
 }
 
+// ---- moments of channels: [N, 2, C] of a tensor is (address, channels)
+
+using Channels = std::tuple<Address, int64_t>;
+
+ChannelMoments channel_moments(const std::optional<Channels>& m) {
+  if (!m) return {};
+  return {at<const float>(std::get<0>(*m)), std::get<1>(*m)};
+}
+
+std::string bound_moments(int64_t samples, int64_t positions, int dtype, Planes x, Address moments, int threads) {
+  return run(&Kernels::moments, {samples, positions, dtype, norm_tensor(x), at<float>(moments), threads});
+}
+
+std::string bound_fold_group_norm(int64_t samples, int64_t positions, int64_t groups, Channels h,
+                                  std::optional<Channels> skip, std::vector<std::optional<Vector>> rows, float eps,
+                                  Address gain, Address offset, int) {
+  if (rows.size() != 5) throw py::value_error("there are five rows: weight, bias, add, scale, shift");
+  FoldArguments p;
+  p.samples = samples;
+  p.positions = positions;
+  p.groups = groups;
+  p.h = channel_moments(h);
+  p.skip = channel_moments(skip);
+  NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
+  for (int i = 0; i < 5; ++i) *each[i] = norm_row(rows[i]);
+  p.eps = eps;
+  p.gain = at<float>(gain);
+  p.offset = at<float>(offset);
+  return run(&Kernels::fold_group_norm, p);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(CMFAST_MODULE, m) {
@@ -220,6 +251,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("packed_words", [](Shape shape) { return conv_shape(shape).packed_words(); });
   m.def("pack", bound_pack);
   m.def("conv2d", bound_conv2d);
+  m.def("moments", bound_moments);
+  m.def("fold_group_norm", bound_fold_group_norm);
 #ifdef CMFAST_FAULTS
 #define CMFAST_FAULT_STRING(name) #name,
   static const char* const names[] = {CMFAST_FAULT_NAMES(CMFAST_FAULT_STRING)};

@@ -12,8 +12,9 @@ if __name__ != "cmfast.kernels":
 from .attention import attention, split_qkv
 from .backends import BackendError, backend_report, use_backend
 from .consistency import ConsistencyStep, consistency_step
-from .conv import ConvOutput, PreparedConv, conv2d, fold_group_norm, prepare_conv
+from .conv import ConvOutput, PreparedConv, conv2d, prepare_conv
 from .group_norm import group_norm
+from .moments import channel_moments, fold_group_norm
 
 __all__ = [
     "BackendError",
@@ -22,6 +23,7 @@ __all__ = [
     "PreparedConv",
     "attention",
     "backend_report",
+    "channel_moments",
     "consistency_step",
     "conv2d",
     "fold_group_norm",

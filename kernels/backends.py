@@ -27,6 +27,8 @@ OPERATORS = (
     "consistency_step",
     "consistency_step_backward",
     "conv2d",
+    "channel_moments",
+    "fold_group_norm",
 )
 
 _log = logging.getLogger("cmfast.kernels")

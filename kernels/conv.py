@@ -169,43 +169,6 @@ def conv2d(
     return ConvOutput(out, sums if moments else None)
 
 
-def fold_group_norm(
-    moments: Tensor,
-    size: int,
-    num_groups: int,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-5,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Fold a group norm, and FiLM after it, to the gain and offset [N, C] that `conv2d` applies to its input.
-
-    Args:
-        moments: [N, 2, C], the means and sums of squared deviations of each channel, as `conv2d` returns them; those of
-            a pair concatenated along C.
-        size: number of positions of a channel, H · W.
-        num_groups: number of groups; divides C.
-        weight: [C].
-        bias: [C].
-        eps: added to the variance.
-        scale: [N, C], FiLM's.
-        shift: [N, C], FiLM's.
-    """
-    n, _, c = moments.shape
-    mean, deviation = moments.double().reshape(n, 2, num_groups, c // num_groups).unbind(1)
-    middle = mean.mean(2, keepdim=True)
-    variance = (deviation / size + (mean - middle).square()).mean(2, keepdim=True)
-    gain = weight.double() * (variance + eps).rsqrt().expand_as(mean).reshape(n, c)
-    offset = bias.double() - middle.expand_as(mean).reshape(n, c) * gain
-    if scale is not None:
-        gain, offset = gain * (1 + scale.double()), offset * (1 + scale.double())
-    if shift is not None:
-        offset = offset + shift.double()
-    return gain.float(), offset.float()
-
-
 def _backend(prepared: PreparedConv, backend: str | None) -> str | None:
     """Without packed weights the CPU kernels serve nothing: then the reference is the automatic choice."""
     return "reference" if prepared.packed is None and backend is None else backend

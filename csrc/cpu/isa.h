@@ -9,6 +9,7 @@
 #include "consistency.h"
 #include "conv.h"
 #include "group_norm.h"
+#include "moments.h"
 
 #define CMFAST_KERNELS(isa)                                  \
   namespace isa {                                            \
@@ -17,6 +18,8 @@
   const char* attention(const AttentionArguments&);          \
   const char* conv2d(const ConvArguments&);                  \
   const char* pack(const PackArguments&);                    \
+  const char* moments(const MomentsArguments&);              \
+  const char* fold_group_norm(const FoldArguments&);         \
   }
 
 namespace cmfast {
@@ -36,6 +39,8 @@ struct Kernels {
   const char* (*attention)(const AttentionArguments&);
   const char* (*conv2d)(const ConvArguments&);
   const char* (*pack)(const PackArguments&);
+  const char* (*moments)(const MomentsArguments&);
+  const char* (*fold_group_norm)(const FoldArguments&);
 };
 
 // Fastest first, without an entry that this build lacks; ends with portable.

@@ -14,11 +14,20 @@ from .attention import attention
 from .consistency import consistency_step
 from .conv import conv2d
 from .group_norm import group_norm
+from .moments import channel_moments, fold_group_norm
 
 #: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("group_norm", "attention", "consistency_step", "conv2d")
+_OPERATORS = ("group_norm", "attention", "consistency_step", "conv2d", "channel_moments", "fold_group_norm")
 
-__all__ = ["attention", "available", "consistency_step", "conv2d", "group_norm"]
+__all__ = [
+    "attention",
+    "available",
+    "channel_moments",
+    "consistency_step",
+    "conv2d",
+    "fold_group_norm",
+    "group_norm",
+]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:

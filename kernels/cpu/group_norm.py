@@ -9,6 +9,7 @@ from .. import native
 from ..group_norm import concatenated_shape
 from ..layout import empty_in_order, to_order
 from ..tiles import Operand, in_order, make_operand, make_output
+from .operands import planes, row, row_address
 
 
 def group_norm(
@@ -38,17 +39,17 @@ def group_norm(
         inputs = [make_operand(x, y.tensor) for x in (h, skip) if x is not None]
         if not _alike([*inputs, y]):
             inputs = [make_operand(empty_in_order(y.tensor, x.tensor.shape).copy_(x.tensor), y.tensor) for x in inputs]
-        rows = [_row(row) for row in (weight, bias, add, scale, shift)]
+        rows = [row(x) for x in (weight, bias, add, scale, shift)]
         native.run(
             "group_norm",
             h.shape[0],
             h.shape[2:].numel(),
             num_groups,
             native.DTYPES[h.dtype],
-            _planes(inputs[0]),
-            _planes(inputs[1]) if skip is not None else None,
-            _planes(y),
-            [None if row is None else (row.data_ptr(), row.stride(0) if row.ndim > 1 else 0) for row in rows],
+            planes(inputs[0]),
+            planes(inputs[1]) if skip is not None else None,
+            planes(y),
+            [row_address(x) for x in rows],
             eps,
             silu,
             mean.data_ptr(),
@@ -59,20 +60,4 @@ def group_norm(
 
 def _alike(operands: Sequence[Operand]) -> bool:
     """Whether the channels of all are adjacent, or the positions of all."""
-    planes = [_planes(x) for x in operands]
-    return any(all(p[adjacent] == 1 for p in planes) for adjacent in (3, 4))
-
-
-def _planes(x: Operand) -> tuple[int, int, int, int, int]:
-    """Address, channels and the strides of [N, C, P]; a single channel or position is adjacent."""
-    n, c, p = x.strides
-    channels, positions = x.tensor.shape[1], x.tensor.shape[2:].numel()
-    return x.tensor.data_ptr(), channels, n, c if channels > 1 else 1, p if positions > 1 else 1
-
-
-def _row(row: Tensor | None) -> Tensor | None:
-    """A float32 row [C] or rows [N, C] whose channels are adjacent in memory."""
-    if row is None:
-        return None
-    row = row.float()
-    return row if row.stride(-1) == 1 else row.contiguous()
+    return any(all(planes(x)[adjacent] == 1 for x in operands) for adjacent in (3, 4))

@@ -8,14 +8,17 @@ from .attention import attention, attention_backward
 from .consistency import consistency_step, consistency_step_backward
 from .conv import conv2d
 from .group_norm import group_norm, group_norm_backward
+from .moments import channel_moments, fold_group_norm
 
 __all__ = [
     "attention",
     "attention_backward",
     "available",
+    "channel_moments",
     "consistency_step",
     "consistency_step_backward",
     "conv2d",
+    "fold_group_norm",
     "group_norm",
     "group_norm_backward",
 ]

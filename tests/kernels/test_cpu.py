@@ -7,7 +7,16 @@ import threading
 
 import pytest
 import torch
-from cmfast.kernels import attention, consistency_step, conv2d, group_norm, native, prepare_conv
+from cmfast.kernels import (
+    attention,
+    channel_moments,
+    consistency_step,
+    conv2d,
+    fold_group_norm,
+    group_norm,
+    native,
+    prepare_conv,
+)
 
 from . import emulation
 from .backends import served
@@ -17,6 +26,8 @@ CALLS = {
     "group_norm": lambda x: group_norm((x, x), 8, activation="silu", backend="cpu"),
     "attention": lambda x: attention(x, x, x, backend="cpu"),
     "conv2d": lambda x: convolve(x, 20),
+    "moments": lambda x: channel_moments(x, backend="cpu"),
+    "fold_group_norm": lambda x: torch.cat(fold(x)),
     "conv2d-shared": lambda x: convolve(x[..., :8, :8], 160),  # too few tiles for blocks of a thread's own
 }
 
@@ -25,6 +36,11 @@ def convolve(x, outputs):
     weight = torch.linspace(-1, 1, outputs * x.shape[1] * 9).view(outputs, x.shape[1], 3, 3).sin()
     prepared = prepare_conv(weight, padding=1, height=x.shape[2], width=x.shape[3])
     return conv2d(x, prepared, silu=True, backend="cpu").out
+
+
+def fold(x):
+    moments = x.flatten(1)[:, : x.shape[1] * 20].view(-1, 2, 10 * x.shape[1]).contiguous()
+    return fold_group_norm(moments.abs(), 7, 4, moments[0, 0], moments[0, 1], backend="cpu")
 
 
 ISAS = [parameter for parameter in served("consistency_step") if parameter.values[0] == "cpu"]

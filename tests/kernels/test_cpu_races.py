@@ -31,6 +31,7 @@ with native.stand_in(module, "_cpu"):
             kernels.consistency_step(x, x, 0.5, 0.3, beta=0.5, seed=3, backend="cpu")
             kernels.group_norm((x, x), 4, activation="silu", backend="cpu")
             kernels.attention(x, x, x, backend="cpu")
+            kernels.channel_moments(x.repeat(1, 8, 1, 1), backend="cpu")
             for tile in (1, 2, 4):
                 for outputs in (3, 160):  # threads with blocks of their own, and threads that share one
                     weight = torch.randn(outputs, 20, 3, 3)

@@ -12,6 +12,7 @@
 #include "../faults.h"
 #include "../isa.h"
 #include "../matrix.h"
+#include "../running_moments.h"
 #include "../scratch.h"
 #include "../team.h"
 #include "../winograd.h"
@@ -27,17 +28,6 @@ constexpr int64_t LARGE_WEIGHTS = 8 << 20;
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
-// The mean and the sum of squared deviations of each lane's values so far, taken less the first one.
-struct Moments {
-  Floats first, s1, s2;
-  CMFAST_INLINE void begin(Floats x) { first = x, s1 = s2 = zeros(); }
-  CMFAST_INLINE void add(Floats x) {
-    x -= first;
-    s1 += x;
-    s2 += x * x;
-  }
-};
 
 // M: outputs a side of a tile, 1 for the direct form.
 template <int M, bool PAIRS>
@@ -250,31 +240,10 @@ struct Convolution {
         if (lanes == LANES && p.dtype == FLOAT32) write<true>(b, tile, from + j, o, lanes, moments);
         else write<false>(b, tile, from + j, o, lanes, moments);
         if (!partial) continue;
-        float inverse = 1.0f / (float)outputs(b);
         float* to = slot(block, i) + o;
-        store(to, FLOAT32, 0, moments.first + moments.s1 * inverse, lanes);
-        store(to + p.shape.out_channels, FLOAT32, 0, max(moments.s2 - moments.s1 * moments.s1 * inverse, zeros()), lanes);
+        moments.finish(to, to + p.shape.out_channels, outputs(b), lanes);
       }
       tile += b.rows * b.columns;
-    }
-  }
-
-  // A sample's moments from those of its blocks (Chan, Golub and LeVeque 1983), in the order of the blocks.
-  void merge_moments(int64_t n) const {
-    int64_t count = p.shape.out_channels, each = blocks_y * blocks_x;
-    const float* from = partial + n * each * 2 * count;
-    float* to = p.moments + n * 2 * count;
-    for (int64_t o = 0; o < count; ++o) {
-      double total = 0, deviation = 0, elements = (double)(p.out_height * p.out_width);
-      for (int64_t k = 0; k < each; ++k) total += (double)from[k * 2 * count + o] * (double)elements_of(k);
-      double mean = total / elements;
-      for (int64_t k = 0; k < each; ++k) {
-        double apart = (double)from[k * 2 * count + o] - mean;
-        deviation += (double)from[(k * 2 + 1) * count + o];
-        if (!FAULT(moments_not_merged)) deviation += apart * apart * (double)elements_of(k);
-      }
-      to[o] = (float)mean;
-      to[count + o] = (float)deviation;
     }
   }
 
@@ -323,7 +292,10 @@ struct Convolution {
       }
       if (!partial) return;
       Share samples_of_mine = share(p.samples, team);
-      for (int64_t n = samples_of_mine.begin; n < samples_of_mine.end; ++n) merge_moments(n);
+      int64_t each = blocks_y * blocks_x, of_sample = 2 * p.shape.out_channels;
+      for (int64_t n = samples_of_mine.begin; n < samples_of_mine.end; ++n)
+        merge_moments(partial + n * each * of_sample, each, p.shape.out_channels, 0, p.shape.out_channels,
+                      [&](int64_t k) { return elements_of(k); }, p.moments + n * of_sample);
     };
     parallel(p.threads, body);
     return nullptr;

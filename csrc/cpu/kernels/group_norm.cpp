@@ -11,6 +11,7 @@
 #include "../faults.h"
 #include "../functions.h"
 #include "../isa.h"
+#include "../running_moments.h"
 #include "../scratch.h"
 #include "../team.h"
 
@@ -32,61 +33,25 @@ struct Norm {
 
   // ---- statistics
 
-  void put(int64_t n, int64_t k, int64_t c, Floats first, Floats s1, Floats s2, int64_t count, int lanes) const {
-    float inverse = 1.0f / (float)count;
-    int64_t to = (n * chunks + k) * channels + c;
-    store(means + to, FLOAT32, 0, first + s1 * inverse, lanes);
-    store(deviations + to, FLOAT32, 0, max(s2 - s1 * s1 * inverse, zeros()), lanes);
-  }
-
-  // Registers of channels, B of them at once, from channel c of an input; its channels begin at `base` of both.
-  template <int B>
-  CMFAST_INLINE void statistics_of_channels(const NormTensor& t, int64_t base, int64_t n, int64_t k, int64_t c,
-                                            int lanes) const {
-    int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions);
-    int64_t at = n * t.n + c + begin * t.p;
-    Floats first[B], s1[B], s2[B];
-    for (int b = 0; b < B; ++b) {
-      first[b] = load(t.data, p.dtype, at + b * LANES, lanes);
-      s1[b] = s2[b] = zeros();
-    }
-    for (int64_t i = begin; i < end; ++i, at += t.p)
-      CMFAST_UNROLL
-      for (int b = 0; b < B; ++b) {
-        Floats x = load(t.data, p.dtype, at + b * LANES, lanes) - first[b];
-        s1[b] += x;
-        s2[b] += x * x;
-      }
-    for (int b = 0; b < B; ++b) put(n, k, base + c + b * LANES, first[b], s1[b], s2[b], end - begin, lanes);
-  }
-
   void statistics_of_rows(const NormTensor& t, int64_t base, int64_t n, int64_t k) const {
-    int64_t c = 0;
-    for (; c + 4 * LANES <= t.channels; c += 4 * LANES) statistics_of_channels<4>(t, base, n, k, c, LANES);
-    for (; c + LANES <= t.channels; c += LANES) statistics_of_channels<1>(t, base, n, k, c, LANES);
-    if (c < t.channels && !FAULT(tail_of_channels_missed))
-      statistics_of_channels<1>(t, base, n, k, c, (int)(t.channels - c));
+    int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions), to = (n * chunks + k) * channels + base;
+    moments_of_rows(t.data, p.dtype, n * t.n + begin * t.p, t.p, end - begin, t.channels, means + to, deviations + to);
   }
 
   void statistics_of_plane(const NormTensor& t, int64_t base, int64_t n, int64_t c) const {
     for (int64_t k = 0; k < chunks; ++k) {
       int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions);
       int64_t at = n * t.n + c * t.c;
-      float first = load(t.data, p.dtype, at + begin, 1)[0];
-      Floats s1 = zeros(), s2 = zeros();
+      Floats first = all(load(t.data, p.dtype, at + begin, 1)[0]);
+      Moments moments;
+      moments.begin(first);
       int64_t i = begin;
-      for (; i + LANES <= end; i += LANES) {
-        Floats x = load(t.data, p.dtype, at + i) - first;
-        s1 += x;
-        s2 += x * x;
-      }
-      if (i < end) {
-        Floats x = load(t.data, p.dtype, at + i, (int)(end - i)) - first;
-        x = (Ints)iota() < (int)(end - i) ? x : zeros();
-        s1 += x;
-        s2 += x * x;
-      }
-      put(n, k, base + c, all(first), all(sum(s1)), all(sum(s2)), end - begin, 1);
+      for (; i + LANES <= end; i += LANES) moments.add(load(t.data, p.dtype, at + i));
+      if (i < end)
+        moments.add((Ints)iota() < (int)(end - i) ? load(t.data, p.dtype, at + i, (int)(end - i)) : first);
+      moments.s1 = all(sum(moments.s1)), moments.s2 = all(sum(moments.s2));
+      int64_t to = (n * chunks + k) * channels + base + c;
+      moments.finish(means + to, deviations + to, end - begin, 1);
     }
   }
 
