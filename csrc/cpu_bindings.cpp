@@ -5,8 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/checksum.h"
 #include "cpu/faults.h"
 #include "cpu/isa.h"
+#include "cpu/program.h"
 
 namespace py = pybind11;
 using namespace cmfast;
@@ -36,8 +38,15 @@ std::string unknown_isa(const std::string& name) {
   return "the CPU kernels have no instruction set '" + name + "' that runs here: choose one of " + isas();
 }
 
+// The program that takes this thread's calls of launchers instead of their running at once.
+thread_local Program* recorded = nullptr;
+
 template <class Arguments>
 std::string run(const char* (*Kernels::*kernel)(const Arguments&), const Arguments& arguments) {
+  if (recorded) {
+    recorded->add(kernel, arguments);
+    return "";
+  }
   py::gil_scoped_release unlocked;
   const Kernels* found = kernels();
   if (!found) return unknown_isa(std::getenv("CMFAST_CPU_ISA"));
@@ -235,9 +244,33 @@ std::string bound_fold_group_norm(int64_t samples, int64_t positions, int64_t gr
   return run(&Kernels::fold_group_norm, p);
 }
 
+// ---- programs
+
+std::string run_program(const Program& program, int threads, std::vector<double>* seconds = nullptr) {
+  const Kernels* found = kernels();
+  if (!found) return unknown_isa(std::getenv("CMFAST_CPU_ISA"));
+  py::gil_scoped_release unlocked;
+  const char* error = program.run(*found, threads, seconds);
+  return error ? error : "";
+}
+
 }  // namespace
 
 PYBIND11_MODULE(CMFAST_MODULE, m) {
+  py::class_<Program>(m, "Program")
+      .def(py::init<>())
+      .def("__len__", &Program::size)
+      .def("record", [](Program& program, bool on) { recorded = on ? &program : nullptr; })
+      .def("run", [](const Program& program, int threads) { return run_program(program, threads); })
+      .def("time", [](const Program& program, int threads) {
+        std::vector<double> seconds;
+        std::string error = run_program(program, threads, &seconds);
+        return std::make_tuple(error, seconds);
+      });
+  m.def("checksum", [](Address data, int64_t bytes, int threads) {
+    py::gil_scoped_release unlocked;
+    return checksum(at(data), bytes, threads);
+  });
   m.def("build_info", [] {
     const Kernels* found = kernels();
     return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),

@@ -84,7 +84,7 @@ def prepare_conv(
     kernel = weight.shape[2]
     winograd = kernel == 3 and stride == 1
     if tile is None:
-        tile = _choose_tile(height + 2 * padding - 2, width + 2 * padding - 2, dtype) if winograd else 1
+        tile = choose_tile(height + 2 * padding - 2, width + 2 * padding - 2, dtype) if winograd else 1
     elif tile not in (1, 2, 4) or (tile > 1 and not winograd):
         raise ValueError(
             "prepare_conv: tile must be 1, or 2 or 4 for a 3 x 3 kernel of stride 1, "
@@ -99,7 +99,7 @@ def prepare_conv(
     return PreparedConv(weight, bias, packed, tile, stride, padding, dtype)
 
 
-def _choose_tile(height: int, width: int, dtype: torch.dtype) -> int:
+def choose_tile(height: int, width: int, dtype: torch.dtype) -> int:
     """The tile for outputs of this size.
 
     Small outputs do not use the larger tile's weights, four times the kernel's, often enough to pay for reading them.

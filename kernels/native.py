@@ -108,6 +108,19 @@ def run(name: str, *arguments: Any) -> None:
         raise RuntimeError(f"cmfast._cpu.{name}: {error}")
 
 
+@contextlib.contextmanager
+def recording(program: Any) -> Iterator[None]:
+    """Append this thread's calls of launchers of the CPU kernels to a cmfast._cpu.Program, within the `with` block.
+
+    They run when the program does; their tensors must live as long as it.
+    """
+    program.record(True)
+    try:
+        yield
+    finally:
+        program.record(False)
+
+
 def address(tensor: Tensor | None) -> int:
     """Where the tensor's elements are; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()

@@ -49,32 +49,73 @@ def conv2d(
     sizes = [(s * scale[0] // scale[1] + 2 * padding - kernel) // stride + 1 for s in (height, width)]
     out = torch.empty((n, weight.shape[0], *sizes), dtype=h.dtype, memory_format=torch.channels_last)
     sums = torch.empty((n, 2, weight.shape[0]) if moments else 0, dtype=torch.float32)
-    # Names that hold the copies until the call.
-    first, second, added = _channels_last(h), _channels_last(skip), _channels_last(residual)
-    gain, offset, bias = (None if t is None else t.float().contiguous() for t in (gain, offset, bias))
     if n:
-        native.run(
-            "conv2d",
-            _shape(weight, tile, dtype),
-            (n, height, width),
-            sizes,
+        first, second, added = _channels_last(h), _channels_last(skip), _channels_last(residual)
+        assert first is not None
+        gain, offset, bias = (None if t is None else t.float().contiguous() for t in (gain, offset, bias))
+        launch_conv2d(
+            out,
+            sums if moments else None,
+            first,
+            second,
+            weight,
+            bias,
+            packed,
+            tile,
             stride,
             padding,
-            _RESAMPLE[resample],
-            native.DTYPES[h.dtype],
-            _image(first),
-            _image(second),
-            _image(added),
-            _RESAMPLE[residual_resample],
-            _image(out),
-            native.address(gain),
-            native.address(offset),
+            dtype,
+            resample,
+            gain,
+            offset,
             silu,
-            packed.data_ptr(),
-            native.address(bias),
-            sums.data_ptr() if moments else 0,
+            added,
+            residual_resample,
         )
     return out.contiguous(memory_format=image_format(h)), sums
+
+
+def launch_conv2d(
+    out: Tensor,
+    moments: Tensor | None,
+    h: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    packed: Tensor,
+    tile: int,
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+    resample: str | None,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    silu: bool,
+    residual: Tensor | None,
+    residual_resample: str | None,
+) -> None:
+    """Write out, and the moments where they are given. Images have their channels adjacent, rows are float32."""
+    native.run(
+        "conv2d",
+        _shape(weight, tile, dtype),
+        (h.shape[0], *h.shape[2:]),
+        tuple(out.shape[2:]),
+        stride,
+        padding,
+        _RESAMPLE[resample],
+        native.DTYPES[h.dtype],
+        _image(h),
+        _image(skip),
+        _image(residual),
+        _RESAMPLE[residual_resample],
+        _image(out),
+        native.address(gain),
+        native.address(offset),
+        silu,
+        packed.data_ptr(),
+        native.address(bias),
+        native.address(moments),
+    )
 
 
 def _shape(weight: Tensor, tile: int, dtype: torch.dtype) -> _Shape:

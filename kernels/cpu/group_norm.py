@@ -40,22 +40,55 @@ def group_norm(
         if not _alike([*inputs, y]):
             inputs = [make_operand(empty_in_order(y.tensor, x.tensor.shape).copy_(x.tensor), y.tensor) for x in inputs]
         rows = [row(x) for x in (weight, bias, add, scale, shift)]
-        native.run(
-            "group_norm",
-            h.shape[0],
-            h.shape[2:].numel(),
-            num_groups,
-            native.DTYPES[h.dtype],
-            planes(inputs[0]),
-            planes(inputs[1]) if skip is not None else None,
-            planes(y),
-            [row_address(x) for x in rows],
-            eps,
-            silu,
-            mean.data_ptr(),
-            rstd.data_ptr(),
-        )
+        _launch(y, mean, rstd, inputs, num_groups, rows, eps, silu)
     return in_order(y.tensor, h), mean, rstd
+
+
+def launch_group_norm(
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    h: Tensor,
+    skip: Tensor | None,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> None:
+    """Write y, mean and rstd. The channels of all images are adjacent, rows are float32."""
+    inputs = [make_operand(x, y) for x in (h, skip) if x is not None]
+    _launch(make_operand(y, y), mean, rstd, inputs, num_groups, (weight, bias, add, scale, shift), eps, silu)
+
+
+def _launch(
+    y: Operand,
+    mean: Tensor,
+    rstd: Tensor,
+    inputs: Sequence[Operand],
+    num_groups: int,
+    rows: Sequence[Tensor | None],
+    eps: float,
+    silu: bool,
+) -> None:
+    native.run(
+        "group_norm",
+        y.tensor.shape[0],
+        y.tensor.shape[2:].numel(),
+        num_groups,
+        native.DTYPES[y.tensor.dtype],
+        planes(inputs[0]),
+        planes(inputs[1]) if len(inputs) > 1 else None,
+        planes(y),
+        [row_address(x) for x in rows],
+        eps,
+        silu,
+        mean.data_ptr(),
+        rstd.data_ptr(),
+    )
 
 
 def _alike(operands: Sequence[Operand]) -> bool:

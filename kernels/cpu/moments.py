@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..tiles import make_operand
+from ..tiles import Operand, make_operand
 from .operands import planes, row, row_address
 
 
@@ -16,9 +16,18 @@ def channel_moments(x: Tensor) -> Tensor:
         if planes(operand)[3] != 1:
             rows = x.flatten(2).mT.contiguous().mT
             operand = make_operand(rows, rows)
-        positions = x.shape[2:].numel()
-        native.run("moments", len(x), positions, native.DTYPES[x.dtype], planes(operand), moments.data_ptr())
+        _launch_moments(moments, operand)
     return moments
+
+
+def launch_moments(moments: Tensor, x: Tensor) -> None:
+    """Write the moments [N, 2, C] of a tensor whose channels are adjacent."""
+    _launch_moments(moments, make_operand(x, x))
+
+
+def _launch_moments(moments: Tensor, x: Operand) -> None:
+    n, positions = len(x.tensor), x.tensor.shape[2:].numel()
+    native.run("moments", n, positions, native.DTYPES[x.tensor.dtype], planes(x), moments.data_ptr())
 
 
 def fold_group_norm(
@@ -38,17 +47,35 @@ def fold_group_norm(
     gain = first.new_empty((len(first), len(weight)))
     offset = torch.empty_like(gain)
     if len(first):
-        rows = [row(x) for x in (weight, bias, add, scale, shift)]
-        native.run(
-            "fold_group_norm",
-            len(first),
-            size,
-            num_groups,
-            (first.data_ptr(), first.shape[2]),
-            None if second is None else (second.data_ptr(), second.shape[2]),
-            [row_address(x) for x in rows],
-            eps,
-            gain.data_ptr(),
-            offset.data_ptr(),
-        )
+        affine, film = (row(weight), row(bias)), (row(add), row(scale), row(shift))
+        launch_fold_group_norm(gain, offset, first, second, size, num_groups, *affine, eps, *film)
     return gain, offset
+
+
+def launch_fold_group_norm(
+    gain: Tensor,
+    offset: Tensor,
+    first: Tensor,
+    second: Tensor | None,
+    size: int,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    """Write gain and offset; all tensors are float32, their channels adjacent."""
+    native.run(
+        "fold_group_norm",
+        len(first),
+        size,
+        num_groups,
+        (first.data_ptr(), first.shape[2]),
+        None if second is None else (second.data_ptr(), second.shape[2]),
+        [row_address(x) for x in (weight, bias, add, scale, shift)],
+        eps,
+        gain.data_ptr(),
+        offset.data_ptr(),
+    )
