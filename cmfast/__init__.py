@@ -6,6 +6,7 @@
 from importlib import metadata
 
 from . import kernels, noise, preconditioning, sampling
+from .accelerate import accelerate
 from .checkpoints import CheckpointError, load, save
 from .model import ConsistencyModel
 from .unet import UNet, UNetConfig
@@ -18,6 +19,7 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "__version__",
+    "accelerate",
     "kernels",
     "load",
     "noise",

@@ -80,7 +80,7 @@ def save(model: ConsistencyModel, path: str | Path, *, dtype: torch.dtype | None
     """Write a folder with model.safetensors and config.json, each of them whole or not at all.
 
     Args:
-        model: a model whose network is a `UNet`.
+        model: a model whose network is a `UNet`, accelerated or not.
         path: of the folder; made where it is missing.
         dtype: to store the weights in; None keeps theirs.
 
@@ -88,18 +88,19 @@ def save(model: ConsistencyModel, path: str | Path, *, dtype: torch.dtype | None
         ValueError: the network is not a UNet.
         OSError: the folder cannot be written to.
     """
-    if not isinstance(model.unet, UNet):
-        raise ValueError(f"save: only models of a cmfast.UNet can be saved, got {type(model.unet).__name__}")
+    unet = getattr(model.unet, "accelerated", model.unet)
+    if not isinstance(unet, UNet):
+        raise ValueError(f"save: only models of a cmfast.UNet can be saved, got {type(unet).__name__}")
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, expected a folder")
     config = {
         "format": "cmfast",
-        "unet": dataclasses.asdict(model.unet.config),
+        "unet": dataclasses.asdict(unet.config),
         "preconditioning": {"type": type(model.preconditioning).__name__, **dataclasses.asdict(model.preconditioning)},
         "recommended_levels": {str(steps): list(levels) for steps, levels in model.recommended_levels.items()},
     }
-    weights = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in model.unet.state_dict().items()}
+    weights = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in unet.state_dict().items()}
     with whole_file(path / _WEIGHTS) as weights_file, whole_file(path / _CONFIG) as config_file:
         save_file(weights, weights_file)
         config_file.write_text(json.dumps(config, indent=2) + "\n")

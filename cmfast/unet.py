@@ -225,7 +225,8 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     half = dim // 2
     frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=dtype, device=timesteps.device))
     angles = timesteps.to(dtype)[:, None] * frequencies
-    return F.pad(torch.cat((torch.cos(angles), torch.sin(angles)), dim=1), (0, dim % 2))
+    sinusoids = torch.cat((torch.cos(angles), torch.sin(angles)), dim=1)
+    return F.pad(sinusoids, (0, 1)) if dim % 2 else sinusoids
 
 
 class Block(nn.Sequential):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..kernels import BackendError
-from . import bench, environment, evaluate, kernels, sample, train
+from . import bench, environment, evaluate, kernels, profile, sample, train
 
 app = typer.Typer(
     name="cmfast",
@@ -38,6 +38,7 @@ app.command("sample")(sample.sample)
 app.add_typer(bench.app, name="bench")
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("profile")(profile.profile)
 app.command("kernels")(kernels.kernels)
 
 

@@ -1,0 +1,11 @@
+"""The engine: a network's graph in, a faster one out, and a program that runs it on the CPU.
+
+`capture` gives the graph of a network, from one run without data; `passes` make it faster, one small file each;
+`weights` packs the convolutions' in the form that `forms` chooses; `lower` turns the graph into steps, calls of the
+kernels and of torch for what they lack; an `executable` is these with their memory, planned by `arena`, and runs.
+"""
+
+from .accelerated import AcceleratedUNet
+from .capture import CaptureError, capture
+
+__all__ = ["AcceleratedUNet", "CaptureError", "capture"]

@@ -1,0 +1,143 @@
+"""A network that is run by the engine."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import cache
+from .capture import capture
+from .executable import Executable
+from .lower import lower
+from .passes import PASSES
+from .weights import Weights
+
+#: Shapes of the inputs that are kept ready; each has memory of its own for its values.
+_MOST_SHAPES = 8
+
+
+class AcceleratedUNet(nn.Module):
+    """A network with UNet's forward, evaluated by fused kernels on the CPU; for inference only.
+
+    It is captured, made faster and compiled to a program when it meets a shape of inputs for the first time. Its own
+    module keeps the parameters; where they change, it starts anew.
+
+    Attributes:
+        accelerated: the network itself.
+        products: dtype of the operands of products; everything else is float32.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        products: torch.dtype,
+        *,
+        tune: bool = False,
+        cache: str | Path | None = None,
+        passes: Sequence[str] | None = None,
+    ) -> None:
+        """Take a network; see `cmfast.accelerate` for the other arguments.
+
+        `passes` are those of `passes.PASSES` to run, by default all.
+        """
+        super().__init__()
+        self.accelerated = module
+        self.products = products
+        self.tune = tune
+        self.cache = None if cache is None else Path(cache)
+        self.passes = tuple(PASSES) if passes is None else tuple(passes)
+        self.eval()
+        self._forget()
+
+    @property
+    def config(self) -> Any:
+        """The network's configuration, where it has one."""
+        return getattr(self.accelerated, "config", None)
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Evaluate the network, as its own forward does.
+
+        Args:
+            x: [N, in_channels, *spatial] on the CPU, any floating dtype.
+            timesteps: [N].
+            class_labels: [N]; None for an unconditional network.
+
+        Returns:
+            [N, out_channels, *spatial] in the dtype of x, without a gradient.
+
+        Raises:
+            RuntimeError: in training mode, or for inputs that require a gradient.
+            ValueError: what the network itself says of inputs that do not fit.
+        """
+        if self.training:
+            raise RuntimeError("an accelerated network serves inference: call eval(), or train the network itself")
+        if torch.is_grad_enabled() and (x.requires_grad or timesteps.requires_grad):
+            raise RuntimeError(
+                "an accelerated network has no gradients: an input requires one; call it under torch.no_grad(), or use "
+                "the network itself"
+            )
+        inputs = [x, timesteps] if class_labels is None else [x, timesteps, class_labels]
+        with torch.no_grad():
+            return self.executable(inputs)(inputs, x.dtype)
+
+    def warm_up(self, sample_shape: Sequence[int], num_classes: int | None = None, batch_size: int = 1) -> None:
+        """Make what evaluates batches of this size, so that the first call does not wait for it."""
+        inputs = [torch.zeros(batch_size, *sample_shape), torch.zeros(batch_size)]
+        if num_classes is not None:
+            inputs.append(torch.zeros(batch_size, dtype=torch.int64))
+        self.executable(inputs)
+
+    def executable(self, inputs: Sequence[Tensor]) -> Executable:
+        """What evaluates the network for inputs of these shapes, made where there is none yet."""
+        if self._version != self._current_version():
+            self._forget()
+        key = tuple((t.shape, t.is_floating_point()) for t in inputs)
+        found = self._executables.get(key)
+        if found is None:
+            with self._making:
+                found = self._executables.get(key) or self._make(inputs)
+                self._executables[key] = found
+                while len(self._executables) > _MOST_SHAPES:
+                    self._executables.popitem(last=False)
+        return found
+
+    def _make(self, inputs: Sequence[Tensor]) -> Executable:
+        graph = capture(self.accelerated, inputs)
+        rewrites = {name: PASSES[name](graph) for name in self.passes}
+        file = None if self.cache is None else self.cache / f"{self._fingerprint()}.safetensors"
+        if file is not None and not self.weights.packed:
+            self.weights.packed.update(cache.read(file))
+        if self.weights.prepare(graph) and file is not None:
+            cache.write(file, self.weights.packed)
+        return Executable(lower(graph, self.products), rewrites)
+
+    def _fingerprint(self) -> str:
+        named = {**dict(self.accelerated.named_parameters()), **dict(self.accelerated.named_buffers())}
+        return cache.fingerprint(named, self.products)
+
+    def _current_version(self) -> int:
+        return sum(p._version for p in self._watched)
+
+    def _forget(self) -> None:
+        """Start anew: with the parameters as they are now."""
+        self._watched = [*self.accelerated.parameters(), *self.accelerated.buffers()]
+        self._version = self._current_version()
+        self._executables: OrderedDict[Any, Executable] = OrderedDict()
+        self.weights = Weights(self.products)
+        self._making = threading.Lock()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "AcceleratedUNet":
+        super()._apply(fn, recurse)
+        self._forget()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_executables", "_making", "weights")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()

@@ -1,0 +1,108 @@
+"""Steps with their memory: what runs."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..kernels import native
+from ..kernels.cpu import memory
+from . import arena
+from .steps import Step, Steps
+
+
+class StepTime(NamedTuple):
+    """A step and the seconds that it took."""
+
+    step: Step
+    seconds: float
+
+
+class Executable:
+    """A network evaluation at one shape of its inputs. Several threads may call it: one at a time has its memory.
+
+    Attributes:
+        steps: what it does.
+        rewrites: how many times each pass rewrote the graph.
+        bytes: size of the memory of all its values.
+    """
+
+    def __init__(self, steps: Steps, rewrites: Mapping[str, int] | None = None) -> None:
+        self.steps = steps
+        self.rewrites = dict(rewrites or {})
+        self.bytes = arena.plan(steps.buffers)
+        self._arena = memory.empty(self.bytes)
+        self._lock = threading.Lock()
+        self._inputs = self._real(steps.inputs)
+        self._outputs = self._real(steps.outputs)
+        self._segments: list[tuple[Any, list[Step]]] = []
+        self._alive: list[Any] = []  # what the programs have the addresses of
+        for step in steps.steps:
+            self._append(step)
+
+    def _append(self, step: Step) -> None:
+        arguments = self._real(step.arguments)
+        self._alive.append(arguments)
+        if step.reason:
+            self._segments.append((_Torch(step.call, arguments), [step]))
+            return
+        if not self._segments or isinstance(self._segments[-1][0], _Torch):
+            self._segments.append((native.cpu().Program(), []))
+        program, done = self._segments[-1]
+        with native.recording(program):
+            step.call(*arguments)
+        done.append(step)
+        assert len(program) == len(done), f"{step.operator} is not one call of a kernel"
+
+    def _real(self, values: Any) -> Any:
+        """Values with their place in memory."""
+        return pytree.tree_map_only(
+            Tensor, lambda t: arena.view(self._arena, self.steps.buffer(t), t) if t.is_meta else t, values
+        )
+
+    def __call__(self, inputs: Sequence[Tensor], dtype: torch.dtype) -> Any:
+        """Evaluate; outputs are contiguous tensors of `dtype`."""
+        with self._lock:
+            self._fill(inputs)
+            threads = torch.get_num_threads()
+            for segment, _ in self._segments:
+                error = segment.run(threads)
+                if error:
+                    raise RuntimeError(f"cmfast._cpu: {error}")
+            return pytree.tree_map_only(Tensor, lambda t: torch.empty(t.shape, dtype=dtype).copy_(t), self._outputs)
+
+    def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
+        """Evaluate once, and take the time of each step."""
+        with self._lock:
+            self._fill(inputs)
+            found: list[StepTime] = []
+            for segment, steps in self._segments:
+                error, seconds = segment.time(torch.get_num_threads())
+                if error:
+                    raise RuntimeError(f"cmfast._cpu: {error}")
+                found += map(StepTime, steps, seconds)
+            return found
+
+    def _fill(self, inputs: Sequence[Tensor]) -> None:
+        for slot, given in zip(self._inputs, inputs, strict=True):
+            slot.copy_(given)
+
+
+class _Torch:
+    """A step that torch serves, with the interface of a program."""
+
+    def __init__(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self._call, self._arguments = call, arguments
+
+    def run(self, threads: int) -> str:
+        self._call(*self._arguments)
+        return ""
+
+    def time(self, threads: int) -> tuple[str, list[float]]:
+        begin = time.perf_counter()
+        self._call(*self._arguments)
+        return "", [time.perf_counter() - begin]

@@ -1,0 +1,128 @@
+"""A network as the passes see it: a torch.fx graph of operators, and the tensors that it reads by name."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .. import kernels
+
+CONV = torch.ops.cmfast.conv2d.default
+VIEW = torch.ops.aten.view.default
+
+
+@dataclasses.dataclass
+class Graph:
+    """A graph whose nodes are placeholders, get_attr, calls of operators, and one output.
+
+    Attributes:
+        nodes: the torch.fx graph. meta["val"] of a node is its value as a tensor without data (or several of them).
+        tensors: what get_attr nodes read: parameters, buffers and constants, and what passes made of them.
+    """
+
+    nodes: fx.Graph
+    tensors: dict[str, Tensor]
+
+    def calls(self, *targets: Callable) -> Iterator[fx.Node]:
+        """The calls of these operators, in order; nodes may be replaced meanwhile."""
+        yield from [n for n in self.nodes.nodes if n.op == "call_function" and n.target in targets]
+
+    def tensor(self, node: Any) -> Tensor | None:
+        """The tensor that a get_attr node reads; None for any other value."""
+        return self.tensors[str(node.target)] if isinstance(node, fx.Node) and node.op == "get_attr" else None
+
+    def attribute(self, name: str, tensor: Tensor, before: fx.Node) -> fx.Node:
+        """A node that reads `tensor`, kept under `name`."""
+        self.tensors[name] = tensor
+        with self.nodes.inserting_before(before):
+            node = self.nodes.create_node("get_attr", name)
+        node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        return node
+
+    def call(self, before: fx.Node, target: Callable, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call of an operator, placed before another node; its meta value is computed."""
+        with self.nodes.inserting_before(before):
+            node = self.nodes.call_function(target, args, kwargs)
+        node.meta["val"] = target(*fx.node.map_arg(args, value), **fx.node.map_arg(kwargs, value))
+        return node
+
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """Output `index` of a call that has several, placed right after it; the same node however often asked for."""
+        for user in node.users:
+            if user.target is operator.getitem and user.args[1] == index:
+                return user
+        with self.nodes.inserting_after(node):
+            item = self.nodes.call_function(operator.getitem, (node, index))
+        item.meta["val"] = node.meta["val"][index]
+        return item
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all users of `old` take `new`, and remove what is then not used."""
+        old.replace_all_uses_with(new)
+        self.erase(old)
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node without users, and what only it used."""
+        if node.users or node.op in ("placeholder", "output"):
+            return
+        inputs = node.all_input_nodes
+        self.nodes.erase_node(node)
+        for given in inputs:
+            self.erase(given)
+
+    def run(self, *inputs: Tensor | None) -> Any:
+        """Execute the graph node by node in plain PyTorch: what every pass must leave as it was."""
+        values: dict[fx.Node, Any] = {}
+        given = iter(inputs)
+        for node in self.nodes.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given)
+            elif node.op == "get_attr":
+                values[node] = self.tensors[str(node.target)]
+            elif node.op == "output":
+                return fx.node.map_arg(node.args[0], values.__getitem__)
+            else:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                with kernels.use_backend("reference"):
+                    values[node] = node.target(*args, **kwargs)
+        raise ValueError("a graph ends in its output")
+
+
+def value(node: fx.Node) -> Any:
+    """A node's value as a tensor without data."""
+    return node.meta["val"]
+
+
+def shape(node: Any) -> list[int]:
+    """The shape of a node's value."""
+    return list(value(node).shape)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """All arguments of a call by their names in the operator's schema, defaults among them."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    found |= dict(zip((a.name for a in schema.arguments), node.args, strict=False))
+    return found | dict(node.kwargs)
+
+
+def change(node: fx.Node, **changes: Any) -> None:
+    """Set arguments of a call, by their names."""
+    node.args, node.kwargs = (), arguments(node) | changes
+
+
+def convolution_of(node: Any) -> fx.Node | None:
+    """The conv2d whose output the node is."""
+    if isinstance(node, fx.Node) and node.target is operator.getitem and node.args[1] == 0:
+        producer = node.args[0]
+        if isinstance(producer, fx.Node) and producer.target is CONV:
+            return producer
+    return None
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one node that reads this one; None where there are several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None

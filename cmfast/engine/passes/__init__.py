@@ -1,0 +1,22 @@
+"""What makes the graph of a network faster, one file a pass, in the order in which they run.
+
+A pass is a function of a graph that rewrites it and returns how many times it did. The graph computes the same before
+and after each, so that any of them can be left out.
+"""
+
+from collections.abc import Callable
+
+from ..graph import Graph
+from . import activations, concatenation, constants, convolutions, group_norms, linears, resampling, residuals
+
+#: name: pass, in order.
+PASSES: dict[str, Callable[[Graph], int]] = {
+    "constants": constants.fold,
+    "convolutions": convolutions.prepare,
+    "linears": linears.merge,
+    "resampling": resampling.fuse,
+    "concatenation": concatenation.read_pairs,
+    "residuals": residuals.fuse,
+    "activations": activations.fuse,
+    "group_norms": group_norms.fuse,
+}

@@ -1,0 +1,71 @@
+"""Let `cmfast.kernels.conv2d` take what it can: square convolutions, and all that are products of a matrix with rows.
+
+A linear layer is a convolution of 1 × 1 on images of one position; a convolution of kernel 1 of any number of spatial
+dimensions is one on images of one column.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..graph import CONV, VIEW, Graph, arguments, shape
+
+_aten = torch.ops.aten
+
+
+def prepare(graph: Graph) -> int:
+    """Replace aten's convolutions and linear layers by conv2d of weights that are yet to be packed."""
+    count = 0
+    for node in graph.calls(_aten.convolution.default):
+        count += _convolution(graph, node)
+    for node in graph.calls(_aten.addmm.default, _aten.mm.default):
+        count += _linear(graph, node)
+    return count
+
+
+def _convolution(graph: Graph, node: fx.Node) -> bool:
+    a = arguments(node)
+    weight = graph.tensor(a["weight"])
+    if weight is None or a["transposed"] or a["groups"] != 1 or any(d != 1 for d in a["dilation"]):
+        return False
+    kernel, stride, padding = (set(sizes) for sizes in (weight.shape[2:], a["stride"], a["padding"]))
+    if kernel == {1} and stride == {1} and padding == {0} and weight.ndim != 4:
+        given = shape(a["input"])
+        x = graph.call(node, VIEW, a["input"], [*given[:2], -1, 1])
+        name = f"{a['weight'].target} as 1x1"
+        out = _conv(graph, node, x, graph.attribute(name, weight.reshape(*weight.shape[:2], 1, 1), node), a["bias"])
+        graph.replace(node, graph.call(node, VIEW, out, shape(node)))
+        return True
+    if weight.ndim != 4 or any(len(sizes) != 1 for sizes in (kernel, stride, padding)):
+        return False
+    graph.replace(node, _conv(graph, node, a["input"], a["weight"], a["bias"], *stride, *padding))
+    return True
+
+
+def _linear(graph: Graph, node: fx.Node) -> bool:
+    a = arguments(node)
+    matrix, bias = graph.tensor(a["mat2"]), a.get("self") if node.target is _aten.addmm.default else None
+    x = a["mat1"] if node.target is _aten.addmm.default else a["self"]
+    if (
+        matrix is None
+        or (bias is not None and _not_a_row(graph, bias, matrix))
+        or (a.get("alpha", 1), a.get("beta", 1)) != (1, 1)
+    ):
+        return False
+    weight = graph.attribute(f"{a['mat2'].target} as 1x1", matrix.t()[:, :, None, None], node)
+    out = _conv(graph, node, graph.call(node, VIEW, x, [*shape(x), 1, 1]), weight, bias)
+    graph.replace(node, graph.call(node, VIEW, out, shape(node)))
+    return True
+
+
+def _not_a_row(graph: Graph, bias: fx.Node, matrix: Tensor) -> bool:
+    row = graph.tensor(bias)
+    return row is None or row.shape != matrix.shape[1:]
+
+
+def _conv(graph: Graph, before: fx.Node, x: Any, weight: Any, bias: Any, stride: int = 1, padding: int = 0) -> fx.Node:
+    plain = {"skip": None, "packed": None, "tile": 1, "stride": stride, "padding": padding, "dtype": torch.float32}
+    plain |= dict.fromkeys(("resample", "gain", "offset", "residual", "residual_resample", "backend"))
+    call = graph.call(before, CONV, h=x, weight=weight, bias=bias, **plain, silu=False, moments=False)
+    return graph.item(call, 0)

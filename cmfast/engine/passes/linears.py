@@ -1,0 +1,50 @@
+"""Take all linear layers of one input as one: the projections of the embedding, one a residual block."""
+
+from collections import defaultdict
+
+import torch
+from torch import fx
+
+from ..graph import CONV, Graph, arguments, shape
+
+
+def merge(graph: Graph) -> int:
+    """Concatenate the weights of conv2d calls on the same image of one position; their outputs become slices."""
+    siblings: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node in graph.calls(CONV):
+        a = arguments(node)
+        if shape(a["weight"])[2:] == [1, 1] and shape(a["h"])[2:] == [1, 1] and a["residual"] is None:
+            siblings[_source(a["h"])].append(node)
+    count = 0
+    for calls in siblings.values():
+        if len(calls) > 1 and all(arguments(call)["skip"] is None for call in calls):
+            _merge(graph, calls)
+            count += len(calls)
+    return count
+
+
+def _source(x: fx.Node) -> fx.Node:
+    """What the image of one position is a view of."""
+    return x.args[0] if x.target is torch.ops.aten.view.default else x  # type: ignore[return-value]
+
+
+def _merge(graph: Graph, calls: list[fx.Node]) -> None:
+    first = calls[0]
+    weights, biases = [], []
+    for call in calls:
+        a = arguments(call)
+        weight, bias = graph.tensor(a["weight"]), graph.tensor(a["bias"])
+        assert weight is not None
+        weights.append(weight)
+        biases.append(weight.new_zeros(len(weight)) if bias is None else bias)
+    a = arguments(first)
+    names = [f"{a['weight'].target} and {len(calls) - 1} more", f"{a['weight'].target}, biases"]
+    weight_node = graph.attribute(names[0], torch.cat(weights), first)
+    bias_node = graph.attribute(names[1], torch.cat(biases), first)
+    call = graph.call(first, CONV, **(a | {"weight": weight_node, "bias": bias_node}))
+    merged, begin = graph.item(call, 0), 0
+    for old, weight in zip(calls, weights, strict=True):
+        out = graph.item(old, 0)
+        part = graph.call(out, torch.ops.aten.slice.Tensor, merged, 1, begin, begin + len(weight))
+        graph.replace(out, part)
+        begin += len(weight)

@@ -1,0 +1,84 @@
+"""The operators that the CPU kernels serve within the engine: how each becomes a step.
+
+Each function takes the steps so far, the node, its arguments by name with tensors without data, and the dtype of
+products. It returns the values of the node, or why the kernels cannot serve it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..kernels.cpu.attention import launch_attention
+from ..kernels.cpu.conv import launch_conv2d
+from ..kernels.cpu.group_norm import launch_group_norm
+from ..kernels.cpu.moments import launch_fold_group_norm, launch_moments
+from ..kernels.layout import empty_in_order
+from .steps import Step, Steps
+
+_Values = dict[str, Any]
+
+
+def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+    if given["packed"] is None:
+        return "its weights were not packed"
+    if not _channels_adjacent(given["h"], given["skip"], given["residual"]):
+        return "the channels of an input are not adjacent"
+    out = steps.image(node.meta["val"][0].shape)
+    moments = steps.row(out.shape[0], 2, out.shape[1]) if given["moments"] else None
+    arguments = {k: v for k, v in given.items() if k not in ("moments", "backend")}
+    steps.add(Step(node.name, "conv2d", _named(launch_conv2d), (out, moments, arguments)))
+    return out, moments
+
+
+def _channel_moments(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+    x = given["x"]
+    if not _channels_adjacent(x):
+        return "its channels are not adjacent"
+    moments = steps.row(x.shape[0], 2, x.shape[1])
+    steps.add(Step(node.name, "channel_moments", launch_moments, (moments, x)))
+    return moments
+
+
+def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+    gain, offset = (steps.row(*part.shape) for part in node.meta["val"])
+    arguments = {k: v for k, v in given.items() if k != "backend"}
+    steps.add(Step(node.name, "fold_group_norm", _named(launch_fold_group_norm), (gain, offset, arguments)))
+    return gain, offset
+
+
+def _group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+    if not _channels_adjacent(given["h"], given["skip"]):
+        return "the channels of an input are not adjacent"
+    y, mean, rstd = node.meta["val"]
+    outs = steps.image(y.shape), steps.row(*mean.shape), steps.row(*rstd.shape)
+    arguments = {k: v for k, v in given.items() if k != "backend"}
+    steps.add(Step(node.name, "group_norm", _named(launch_group_norm), (*outs, arguments)))
+    return outs
+
+
+def _attention(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+    q = given["q"]
+    out, lse = steps.keep(empty_in_order(q, q.shape)), steps.row(*q.shape[:3])
+    arguments = (out, lse, q, given["k"], given["v"], given["scale"], products)
+    steps.add(Step(node.name, "attention", launch_attention, arguments))
+    return out, lse
+
+
+def _channels_adjacent(*images: Tensor | None) -> bool:
+    return all(x is None or x.shape[1] == 1 or x.stride(1) == 1 for x in images)
+
+
+def _named(launch: Callable[..., None]) -> Callable[..., None]:
+    """The call of a launcher with its outputs in order and the rest in a dict."""
+    return lambda *arguments: launch(*arguments[:-1], **arguments[-1])
+
+
+SERVED: dict[Any, Callable[[Steps, fx.Node, _Values, torch.dtype], Any]] = {
+    torch.ops.cmfast.conv2d.default: _conv2d,
+    torch.ops.cmfast.channel_moments.default: _channel_moments,
+    torch.ops.cmfast.fold_group_norm.default: _fold_group_norm,
+    torch.ops.cmfast.group_norm.default: _group_norm,
+    torch.ops.cmfast.attention.default: _attention,
+}

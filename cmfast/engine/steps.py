@@ -1,0 +1,98 @@
+"""The steps of a network evaluation, and the memory that they read and write."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .arena import Buffer
+
+
+@dataclasses.dataclass
+class Step:
+    """A call that reads and writes memory which is there beforehand.
+
+    Attributes:
+        name: of the graph's node.
+        operator: what is called, for reports.
+        call: takes `arguments`, in which tensors without data stand for views of buffers.
+        arguments: of the call.
+        reason: why torch serves it; "" for a step of the kernels.
+    """
+
+    name: str
+    operator: str
+    call: Callable[..., None]
+    arguments: tuple[Any, ...]
+    reason: str = ""
+
+
+class Steps:
+    """Steps in order, and their values: tensors without data, each a view of a buffer that lives while it is needed.
+
+    Attributes:
+        steps: what there is to do.
+        buffers: the memory for it.
+        inputs: the values that are given before the first step.
+        outputs: the values that are wanted after the last: a tensor, or a structure of them.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.buffers: list[Buffer] = []
+        self.inputs: list[Tensor] = []
+        self.outputs: Any = None
+        self._owners: dict[int, Buffer] = {}
+
+    def keep(self, value: Tensor) -> Tensor:
+        """Make a buffer for a dense value that the next step writes."""
+        buffer = Buffer(value, len(self.steps), len(self.steps))
+        self.buffers.append(buffer)
+        self._owners[_storage(value)] = buffer
+        return value
+
+    def row(self, *shape: int) -> Tensor:
+        """Make a buffer for a float32 value whose last dimension is innermost."""
+        return self.keep(torch.empty(shape, device="meta"))
+
+    def image(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Make a buffer for [N, C, *spatial] with the channels innermost."""
+        dense = torch.empty((shape[0], *shape[2:], shape[1]), dtype=dtype, device="meta")
+        return self.keep(dense.movedim(-1, 1))
+
+    def give(self, like: Tensor) -> None:
+        """Append an input of this shape and dtype."""
+        image = like.ndim > 2 and like.is_floating_point()
+        value = self.image(like.shape, like.dtype) if image else self.keep(torch.empty_like(like, device="meta"))
+        self.buffer(value).first = -1
+        self.inputs.append(value)
+
+    def want(self, outputs: Any) -> None:
+        """Say what is read after the last step."""
+        self.outputs = outputs
+        self._read(outputs)
+
+    def add(self, step: Step) -> None:
+        """Append a step; what it reads lives until then."""
+        self._read(step.arguments)
+        self.steps.append(step)
+
+    def _read(self, values: Any) -> None:
+        for leaf in pytree.tree_leaves(values):
+            if isinstance(leaf, Tensor) and leaf.is_meta:
+                self.buffer(leaf).last = len(self.steps)
+
+    def buffer(self, value: Tensor) -> Buffer:
+        """The buffer that a value is a view of."""
+        return self._owners[_storage(value)]
+
+    def owns(self, value: Tensor) -> bool:
+        """Whether a tensor is a view of a buffer."""
+        return _storage(value) in self._owners
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,43 @@
+"""The weights of a network's convolutions as the kernels read them, packed once for all shapes of its inputs."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ..kernels.cpu.conv import pack
+from .forms import Form, choose
+from .graph import CONV, Graph, arguments, change
+
+
+@dataclasses.dataclass
+class Weights:
+    """Packed weights by the names of what was packed; the form that a convolution has been given, it keeps.
+
+    Attributes:
+        products: dtype of the operands of products, float32 or bfloat16.
+        forms: chosen so far, by the names of the weights.
+        packed: by the names of the weights and their forms.
+    """
+
+    products: torch.dtype
+    forms: dict[str, Form] = dataclasses.field(default_factory=dict)
+    packed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def prepare(self, graph: Graph) -> int:
+        """Give every conv2d call of the graph its packed weights; how many were packed for it."""
+        count = 0
+        for node in graph.calls(CONV):
+            a = arguments(node)
+            name, weight = str(a["weight"].target), graph.tensor(a["weight"])
+            assert weight is not None
+            if name not in self.forms:
+                self.forms[name] = choose(node, self.products)
+            form = self.forms[name]
+            key = f"{name}.{form}"
+            if key not in self.packed:
+                self.packed[key] = pack(weight, form.tile, form.dtype)
+                count += 1
+            packed = graph.attribute(key, self.packed[key], node)
+            change(node, packed=packed, tile=form.tile, dtype=form.dtype)
+        return count

@@ -1,0 +1,40 @@
+"""Small networks of every kind, and inputs for them."""
+
+import torch
+
+from ..fixture_files import tiny_unet
+
+#: name: changes of the tiny class-conditional network
+KINDS = {
+    "film": {},
+    "added": {"use_scale_shift_norm": False, "num_classes": None},
+    "strided": {"resblock_updown": False},
+    "pooled": {"resblock_updown": False, "conv_resample": False},
+    "three-levels": {"channel_mult": (1, 2, 3), "num_res_blocks": 2, "attention_resolutions": (1, 4), "image_size": 16},
+    "audio": {"dims": 1, "image_size": 16},
+    "video": {"dims": 3, "image_size": (3, 8, 8)},
+}
+IMAGES = [name for name in KINDS if name not in ("audio", "video")]
+
+
+def network(kind, batch=2, seed=0, **changes):
+    """(network, its inputs)."""
+    unet = tiny_unet(seed, **(KINDS[kind] | changes))
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [torch.randn(batch, *unet.config.sample_shape, generator=generator), torch.linspace(-300, 900, batch)]
+    if unet.config.num_classes is not None:
+        inputs.append(torch.arange(batch) % unet.config.num_classes)
+    return unet, inputs
+
+
+def error(actual, exact):
+    """The relative error of a whole network's output."""
+    return ((actual.double() - exact).norm() / exact.norm()).item()
+
+
+@torch.no_grad()
+def exact(unet, inputs):
+    """The output in float64; the network stays as it is."""
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in unet.state_dict().items()}
+    x, *rest = (t.double() if t.is_floating_point() else t for t in inputs)
+    return torch.func.functional_call(unet, wide, (x, *rest))

@@ -1,0 +1,290 @@
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from cmfast.kernels import native
+
+import cmfast
+from cmfast import ConsistencyModel, UNet
+from cmfast.engine import AcceleratedUNet, weights
+from cmfast.preconditioning import Consistency
+
+from ..fixture_files import NETWORKS
+from ..fixture_files import network as fixture
+from .networks import IMAGES, KINDS, error, exact, network
+
+ISAS = native.cpu().build_info()["isas"].split(", ")
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Each instruction set of this machine."""
+    previous = native.cpu().build_info()["isa"]
+    native.cpu().set_isa(request.param)
+    yield request.param
+    native.cpu().set_isa(previous)
+
+
+def torchs_error(unet, inputs, expected):
+    """The error of plain bfloat16 in torch."""
+    half = copy.deepcopy(unet).bfloat16()
+    with torch.no_grad():
+        return error(half(inputs[0].bfloat16(), *inputs[1:]), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float32_is_accurate(name, isa):
+    unet, data = fixture(name)
+    inputs = [data["x"], data["timesteps"], *([data["y"]] if "y" in data else [])]
+    fast = cmfast.accelerate(unet)
+    assert error(fast(*inputs), exact(unet, inputs)) < 1e-5
+    assert error(fast(*inputs), data["output"].double()) < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_network(kind, batch, isa):
+    unet, inputs = network(kind, batch)
+    assert error(cmfast.accelerate(unet)(*inputs), exact(unet, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "video"])  # torch has no such pooling in bfloat16
+def test_bfloat16_is_as_accurate_as_torchs(kind, isa):
+    unet, inputs = network(kind)
+    expected = exact(unet, inputs)
+    found = error(cmfast.accelerate(unet, torch.bfloat16)(*inputs), expected)
+    assert 1e-5 < found < 2 * torchs_error(unet, inputs, expected)
+
+
+def test_the_bundled_model(isa):
+    model = cmfast.load("digits")
+    generator = torch.Generator().manual_seed(0)
+    for sigma in (0.5, 80.0):
+        x = sigma * torch.randn(20, 1, 8, 8, generator=generator)
+        labels = torch.arange(20) % 10
+        inputs = [x / (sigma**2 + 0.25) ** 0.5, torch.full((20,), 250 * torch.tensor(sigma).log().item()), labels]
+        expected = exact(model.unet, inputs)
+        assert error(cmfast.accelerate(model.unet)(*inputs), expected) < 1e-5
+        half = error(cmfast.accelerate(model.unet, torch.bfloat16)(*inputs), expected)
+        assert half < 2 * torchs_error(model.unet, inputs, expected)
+
+
+def test_samples_are_those_of_the_model():
+    model = cmfast.load("digits")
+    fast = cmfast.accelerate(model)
+    assert isinstance(fast, ConsistencyModel)
+    assert fast.recommended_levels == model.recommended_levels
+    for options in ({"steps": 2, "class_labels": 3}, {"sampler": "heun", "steps": 3}):
+        expected = model.sample(4, seed=3, **options)
+        torch.testing.assert_close(fast.sample(4, seed=3, **options), expected, rtol=0, atol=1e-4)
+
+
+def test_the_network_is_left_as_it_was():
+    unet, inputs = network("film")
+    before = {name: p.clone() for name, p in unet.state_dict().items()}
+    fast = cmfast.accelerate(unet, torch.bfloat16)
+    fast(*inputs)
+    assert all(torch.equal(p, before[name]) for name, p in unet.state_dict().items())
+    assert fast.accelerated is unet
+    assert fast.config is unet.config
+    assert cmfast.accelerate(fast).accelerated is unet
+
+
+def test_layouts_and_dtypes_of_inputs():
+    unet, inputs = network("film")
+    fast = cmfast.accelerate(unet)
+    expected = fast(*inputs)
+    x, t, labels = inputs
+    assert torch.equal(fast(x.to(memory_format=torch.channels_last), t, labels), expected)
+    assert torch.equal(fast(x.double(), t.double(), labels.int()), expected.double())
+    assert fast(x.bfloat16(), t, labels).dtype == torch.bfloat16
+    wider = torch.cat((x, x), 3)
+    assert error(fast(wider, t, labels), exact(unet, [wider, t, labels])) < 1e-5
+
+
+def test_outputs_are_the_callers_own():
+    unet, inputs = network("film")
+    fast = cmfast.accelerate(unet)
+    first = fast(*inputs)
+    kept = first.clone()
+    fast(-inputs[0], *inputs[1:])
+    assert torch.equal(first, kept)
+    assert not first.requires_grad
+    first.requires_grad_()  # not an inference tensor
+
+
+def test_changed_weights_are_packed_anew():
+    unet, inputs = network("film")
+    fast = cmfast.accelerate(unet)
+    old = fast(*inputs)
+    other, _ = network("film", seed=5)
+    unet.load_state_dict(other.state_dict())
+    assert error(fast(*inputs), exact(other, inputs)) < 1e-5
+    with torch.no_grad():
+        unet.out[2].weight.zero_()
+    assert not torch.equal(fast(*inputs), old)
+    fast.bfloat16()
+    assert error(fast(*inputs), exact(unet.float(), inputs)) < 1e-5
+
+
+def test_bfloat16_parameters_ask_for_bfloat16_products():
+    unet, inputs = network("film")
+    fast = cmfast.accelerate(unet.bfloat16())
+    assert fast.products == torch.bfloat16
+    assert cmfast.accelerate(unet, torch.float32).products == torch.float32
+    assert fast(inputs[0].bfloat16(), *inputs[1:]).dtype == torch.bfloat16
+
+
+def test_several_threads_may_call():
+    unet, _ = network("film")
+    fast = cmfast.accelerate(unet)
+    batches = [network("film", batch, seed=batch)[1] for batch in (1, 1, 2, 3)]
+    expected = [fast(*inputs) for inputs in batches]
+    wrong = []
+
+    def call(i):
+        wrong.extend(i for _ in range(20) if not torch.equal(fast(*batches[i]), expected[i]))
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_many_shapes_do_not_fill_the_memory():
+    unet, _ = network("film")
+    fast = cmfast.accelerate(unet)
+    for batch in range(1, 14):
+        inputs = network("film", batch)[1]
+        assert error(fast(*inputs), exact(unet, inputs)) < 1e-5
+    assert len(fast._executables) == 8
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])
+def test_copies_work_on_their_own(through):
+    unet, inputs = network("film")
+    fast = cmfast.accelerate(unet)
+    expected = fast(*inputs)
+    twin = through(fast)
+    assert torch.equal(twin(*inputs), expected)
+    assert twin.accelerated is not unet
+
+
+def test_an_accelerated_model_is_saved_as_the_model(tmp_path):
+    model = ConsistencyModel(network("film")[0], Consistency())
+    cmfast.save(cmfast.accelerate(model), tmp_path / "saved")
+    loaded = cmfast.load(tmp_path / "saved")
+    assert isinstance(loaded.unet, UNet)
+    assert torch.equal(loaded.sample(2), model.sample(2))
+
+
+def test_training_is_refused():
+    unet, inputs = network("film")
+    fast = cmfast.accelerate(unet)
+    with pytest.raises(RuntimeError, match="serves inference: call eval"):
+        fast.train()(*inputs)
+    fast.eval()
+    with pytest.raises(RuntimeError, match="has no gradients"):
+        fast(inputs[0].requires_grad_(), *inputs[1:])
+    with torch.no_grad():
+        fast(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda unet: cmfast.accelerate(unet, torch.float16), "float32 or bfloat16, got torch.float16"),
+        (lambda unet: cmfast.accelerate(unet.double()), "float64 networks"),
+        (lambda unet: cmfast.accelerate(unet.to("meta")), "on the CPU, got some on meta"),
+    ],
+)
+def test_what_is_not_served_is_said(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(network("film")[0])
+
+
+def test_inputs_that_do_not_fit():
+    unet, (x, t, labels) = network("film")
+    fast = cmfast.accelerate(unet)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        fast(x[..., :7], t, labels)
+    with pytest.raises(ValueError, match="expected class_labels"):
+        fast(x, t)
+    with pytest.raises(IndexError):
+        fast(x, t, labels + 100)
+    assert error(fast(x, t, labels), exact(unet, [x, t, labels])) < 1e-5
+
+
+def test_without_the_kernels_the_error_says_how_to_build_them(monkeypatch):
+    def missing():
+        raise ImportError("the extension cmfast._cpu was not built")
+
+    monkeypatch.setattr(native, "cpu", missing)
+    with pytest.raises(ImportError, match="was not built"):
+        cmfast.accelerate(network("film")[0])
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """The calls of `pack`."""
+    calls = []
+    original = weights.pack
+    monkeypatch.setattr(weights, "pack", lambda *arguments: calls.append(arguments) or original(*arguments))
+    return calls
+
+
+def test_packed_weights_are_kept_in_a_folder(tmp_path, packs):
+    unet, inputs = network("film")
+    expected = cmfast.accelerate(unet, cache=tmp_path / "cache")(*inputs)
+    assert packs
+    packs.clear()
+    again = cmfast.accelerate(unet, cache=tmp_path / "cache")
+    assert torch.equal(again(*inputs), expected)
+    assert not packs
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    cmfast.accelerate(unet, torch.bfloat16, cache=tmp_path / "cache")
+    with torch.no_grad():
+        unet.out[2].weight[0, 0, 0, 0] += 1
+    assert error(cmfast.accelerate(unet, cache=tmp_path / "cache")(*inputs), exact(unet, inputs)) < 1e-5
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_weights_are_packed_once_for_all_batches(packs):
+    unet, _ = network("film")
+    fast = AcceleratedUNet(unet, torch.float32)
+    fast(*network("film", 1)[1])
+    count = len(packs)
+    fast(*network("film", 5)[1])
+    assert len(packs) == count
+
+
+def test_a_broken_file_of_packed_weights_is_said(tmp_path):
+    unet, _ = network("film")
+    cmfast.accelerate(unet, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"not a whole file of packed weights .*: delete it"):
+        cmfast.accelerate(unet, cache=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_what_falls_back_is_said(kind):
+    unet, inputs = network(kind)
+    steps = AcceleratedUNet(unet, torch.float32).executable(inputs).steps.steps
+    left = {step.operator: step.reason for step in steps if step.reason}
+    assert left["aten.convolution"] == "the CPU kernels have no such operator"
+    served = {step.operator for step in steps if not step.reason}
+    assert served >= {"group_norm", "attention", "conv2d"}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_only_the_embedding_of_an_image_network_is_left_to_torch(kind):
+    unet, inputs = network(kind)
+    steps = AcceleratedUNet(unet, torch.float32).executable(inputs).steps.steps
+    left = {step.operator for step in steps if step.reason}
+    resampling = {"aten.avg_pool2d", "aten.upsample_nearest2d"} if kind == "pooled" else set()
+    assert left <= {"aten.mul.Tensor", "aten.cos", "aten.sin", "aten.cat", "aten.embedding"} | resampling
