@@ -9,7 +9,12 @@ from .model import ConsistencyModel
 
 
 def accelerate(
-    model: nn.Module, dtype: torch.dtype | None = None, *, tune: bool = False, cache: str | Path | None = None
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    *,
+    tune: bool = False,
+    cache: str | Path | None = None,
+    keep_weights: bool = True,
 ) -> nn.Module:
     """Return the model with its network evaluated by fused kernels on the CPU; the same interface, for inference.
 
@@ -25,6 +30,8 @@ def accelerate(
             float32 for others.
         tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's.
         cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made.
+        keep_weights: False frees the model's own weights one by one as they are packed, which takes less memory: the
+            model that was given is then of no use, and the result cannot be saved, copied or given other weights.
 
     Returns:
         A ConsistencyModel, or an `engine.AcceleratedUNet`. Its network raises RuntimeError in training mode and for
@@ -40,7 +47,7 @@ def accelerate(
     network = model.unet if isinstance(model, ConsistencyModel) else model
     if isinstance(network, AcceleratedUNet):
         network = network.accelerated
-    fast = AcceleratedUNet(network, _products(network, dtype), tune=tune, cache=cache)
+    fast = AcceleratedUNet(network, _products(network, dtype), tune=tune, cache=cache, keep_weights=keep_weights)
     if isinstance(model, ConsistencyModel):
         fast.warm_up(model.sample_shape, model.num_classes)
         return ConsistencyModel(

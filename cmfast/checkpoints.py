@@ -85,12 +85,14 @@ def save(model: ConsistencyModel, path: str | Path, *, dtype: torch.dtype | None
         dtype: to store the weights in; None keeps theirs.
 
     Raises:
-        ValueError: the network is not a UNet.
+        ValueError: the network is not a UNet, or has given up its weights.
         OSError: the folder cannot be written to.
     """
     unet = getattr(model.unet, "accelerated", model.unet)
     if not isinstance(unet, UNet):
         raise ValueError(f"save: only models of a cmfast.UNet can be saved, got {type(unet).__name__}")
+    if any(p.is_meta for p in unet.parameters()):
+        raise ValueError("save: this model gave up its weights when it was accelerated (keep_weights=False)")
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, expected a folder")

@@ -122,7 +122,7 @@ def _kind(step: Any) -> str:
     if step.operator != "conv2d":
         return f"{step.operator} (torch)" if step.reason else step.operator
     out, _, given = step.arguments
-    kernel = given["weight"].shape[2]
+    kernel = given["weight_shape"][2]
     form = {1: "direct" if kernel > 1 else ""}.get(given["tile"], f"F({given['tile']}x{given['tile']})")
     size = " x ".join(map(str, out.shape[2:]))
     return f"conv {kernel}x{kernel} at {size} {form} {str(given['dtype']).removeprefix('torch.')}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import cache
 from .capture import capture
 from .executable import Executable
+from .give_up import giver_up
 from .lower import lower
 from .passes import PASSES
 from .weights import Weights
@@ -38,6 +39,7 @@ class AcceleratedUNet(nn.Module):
         *,
         tune: bool = False,
         cache: str | Path | None = None,
+        keep_weights: bool = True,
         passes: Sequence[str] | None = None,
     ) -> None:
         """Take a network; see `cmfast.accelerate` for the other arguments.
@@ -49,6 +51,7 @@ class AcceleratedUNet(nn.Module):
         self.products = products
         self.tune = tune
         self.cache = None if cache is None else Path(cache)
+        self.keep_weights = keep_weights
         self.passes = tuple(PASSES) if passes is None else tuple(passes)
         self.eval()
         self._forget()
@@ -111,8 +114,11 @@ class AcceleratedUNet(nn.Module):
         file = None if self.cache is None else self.cache / f"{self._fingerprint()}.safetensors"
         if file is not None and not self.weights.packed:
             self.weights.packed.update(cache.read(file))
-        if self.weights.prepare(graph) and file is not None:
+        done = (lambda name: None) if self.keep_weights else giver_up(self.accelerated, graph)
+        if self.weights.prepare(graph, done) and file is not None:
             cache.write(file, self.weights.packed)
+        if not self.keep_weights:
+            self._watch()
         return Executable(lower(graph, self.products), rewrites)
 
     def _fingerprint(self) -> str:
@@ -124,11 +130,15 @@ class AcceleratedUNet(nn.Module):
 
     def _forget(self) -> None:
         """Start anew: with the parameters as they are now."""
-        self._watched = [*self.accelerated.parameters(), *self.accelerated.buffers()]
-        self._version = self._current_version()
+        self._watch()
         self._executables: OrderedDict[Any, Executable] = OrderedDict()
         self.weights = Weights(self.products)
         self._making = threading.Lock()
+
+    def _watch(self) -> None:
+        """Remember the parameters and how often they have been written to."""
+        self._watched = [*self.accelerated.parameters(), *self.accelerated.buffers()]
+        self._version = self._current_version()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "AcceleratedUNet":
         super()._apply(fn, recurse)

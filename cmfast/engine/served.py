@@ -27,7 +27,8 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) 
         return "the channels of an input are not adjacent"
     out = steps.image(node.meta["val"][0].shape)
     moments = steps.row(out.shape[0], 2, out.shape[1]) if given["moments"] else None
-    arguments = {k: v for k, v in given.items() if k not in ("moments", "backend")}
+    arguments = {k: v for k, v in given.items() if k not in ("weight", "moments", "backend")}
+    arguments["weight_shape"] = tuple(given["weight"].shape)
     steps.add(Step(node.name, "conv2d", _named(launch_conv2d), (out, moments, arguments)))
     return out, moments
 

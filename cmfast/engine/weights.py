@@ -1,6 +1,7 @@
 """The weights of a network's convolutions as the kernels read them, packed once for all shapes of its inputs."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,8 +25,14 @@ class Weights:
     forms: dict[str, Form] = dataclasses.field(default_factory=dict)
     packed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def prepare(self, graph: Graph) -> int:
-        """Give every conv2d call of the graph its packed weights; how many were packed for it."""
+    def prepare(self, graph: Graph, done: Callable[[str], None] = lambda name: None) -> int:
+        """Give every conv2d call of the graph its packed weights; how many were packed for it.
+
+        `done` is called with the name of each tensor of the graph that is not read any more.
+
+        Raises:
+            RuntimeError: weights are to be packed that were given up.
+        """
         count = 0
         for node in graph.calls(CONV):
             a = arguments(node)
@@ -36,8 +43,11 @@ class Weights:
             form = self.forms[name]
             key = f"{name}.{form}"
             if key not in self.packed:
+                if weight.is_meta:
+                    raise RuntimeError(f"{name} was given up (keep_weights=False): accelerate the whole model again")
                 self.packed[key] = pack(weight, form.tile, form.dtype)
                 count += 1
             packed = graph.attribute(key, self.packed[key], node)
             change(node, packed=packed, tile=form.tile, dtype=form.dtype)
+            done(name)
         return count

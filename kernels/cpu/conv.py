@@ -1,5 +1,7 @@
 """Convolution with prepared weights through csrc/cpu/kernels/conv.cpp."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ _Shape = tuple[int, int, int, int, bool]
 
 def pack(weight: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
     """The weights [Cout, Cin, k, k] as the kernels read them, transformed in float64 and rounded once to `dtype`."""
-    shape = _shape(weight, tile, dtype)
+    shape = _shape(weight.shape, tile, dtype)
     words = native.cpu().packed_words(shape)
     packed = torch.empty(words * (2 if dtype == torch.bfloat16 else 1), dtype=dtype)
     weight = weight.float().contiguous()
@@ -58,7 +60,7 @@ def conv2d(
             sums if moments else None,
             first,
             second,
-            weight,
+            weight.shape,
             bias,
             packed,
             tile,
@@ -80,7 +82,7 @@ def launch_conv2d(
     moments: Tensor | None,
     h: Tensor,
     skip: Tensor | None,
-    weight: Tensor,
+    weight_shape: Sequence[int],
     bias: Tensor | None,
     packed: Tensor,
     tile: int,
@@ -97,7 +99,7 @@ def launch_conv2d(
     """Write out, and the moments where they are given. Images have their channels adjacent, rows are float32."""
     native.run(
         "conv2d",
-        _shape(weight, tile, dtype),
+        _shape(weight_shape, tile, dtype),
         (h.shape[0], *h.shape[2:]),
         tuple(out.shape[2:]),
         stride,
@@ -118,8 +120,8 @@ def launch_conv2d(
     )
 
 
-def _shape(weight: Tensor, tile: int, dtype: torch.dtype) -> _Shape:
-    return weight.shape[1], weight.shape[0], weight.shape[2], tile, dtype == torch.bfloat16
+def _shape(weight: Sequence[int], tile: int, dtype: torch.dtype) -> _Shape:
+    return weight[1], weight[0], weight[2], tile, dtype == torch.bfloat16
 
 
 def _channels_last(t: Tensor | None) -> Tensor | None:

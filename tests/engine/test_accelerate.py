@@ -253,6 +253,22 @@ def test_packed_weights_are_kept_in_a_folder(tmp_path, packs):
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_weights_can_be_given_up(tmp_path):
+    kept, inputs = network("film")
+    unet, _ = network("film")
+    fast = cmfast.accelerate(unet, keep_weights=False)
+    given_up = {name for name, p in unet.named_parameters() if p.is_meta}
+    assert given_up == {name for name, p in kept.named_parameters() if p.ndim > 1} - {"label_emb.weight"}
+    assert error(fast(*inputs), exact(kept, inputs)) < 1e-5
+    inputs = network("film", 5)[1]
+    assert error(fast(*inputs), exact(kept, inputs)) < 1e-5
+    with pytest.raises(ValueError, match="gave up its weights"):
+        cmfast.save(ConsistencyModel(fast), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(RuntimeError, match=r"was given up \(keep_weights=False\): accelerate"):
+        copy.deepcopy(fast)(*inputs)
+
+
 def test_weights_are_packed_once_for_all_batches(packs):
     unet, _ = network("film")
     fast = AcceleratedUNet(unet, torch.float32)

@@ -1,0 +1,46 @@
+"""Give up a network's weights as they are packed, so that both are never there in full."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .graph import Graph
+
+
+def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
+    """What takes the name of a tensor of the graph, and frees its memory: all views of it, and the module's parameter.
+
+    In their place are tensors without data. Matrices that only other tensors were made of are freed at once; rows, such
+    as biases, stay.
+    """
+    views: dict[int, list[str]] = defaultdict(list)
+    for name, tensor in graph.tensors.items():
+        views[_storage(tensor)].append(name)
+    parameters: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for owner in module.modules():
+        for name, parameter in owner.named_parameters(recurse=False):
+            parameters[_storage(parameter)].append((owner, name))
+
+    def give_up(name: str) -> None:
+        storage = _storage(graph.tensors[name])
+        for view in views[storage]:
+            graph.tensors[view] = _without_data(graph.tensors[view])
+        for owner, parameter in parameters[storage]:
+            empty = _without_data(getattr(owner, parameter))
+            setattr(owner, parameter, nn.Parameter(empty, requires_grad=False))
+
+    read = {_storage(graph.tensors[str(n.target)]) for n in graph.nodes.nodes if n.op == "get_attr"}
+    for storage in views.keys() - read:
+        if graph.tensors[views[storage][0]].ndim > 1:
+            give_up(views[storage][0])
+    return give_up
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
