@@ -23,7 +23,7 @@ def describe() -> dict[str, Any]:
         "commit": _commit(),
         "system": platform.platform(),
         "processor": {
-            "name": _processor(),
+            "name": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
@@ -49,7 +49,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -126,6 +126,57 @@ def test_sample_options(cmfast, tmp_path, arguments):
     assert np.load(tmp_path / "a.npz")["samples"].shape == (3, 1, 8, 8)
 
 
+def test_sample_with_the_engine(cmfast, tmp_path):
+    for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 0.2)):
+        arguments = ("sample", "--count", 20, "--accelerate", "--dtype", dtype, "--save", tmp_path / "a.npz")
+        assert cmfast(*arguments)[0] == 0
+        samples = np.load(tmp_path / "a.npz")["samples"]
+        np.testing.assert_allclose(samples, load("digits").sample(20).numpy(), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dtype", "float16"), "float32 or bfloat16, got torch.float16"),
+        (("--backend", "reference"), "--accelerate has the CPU kernels: --backend reference cannot serve it"),
+    ],
+)
+def test_what_the_engine_does_not_serve(cmfast, tmp_path, arguments, message):
+    status, _, err = cmfast("sample", "--accelerate", *arguments, "--save", tmp_path / "a.npz")
+    assert status == 2
+    assert message in err
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_profile(cmfast, tmp_path):
+    path = tmp_path / "profile.json"
+    status, out, err = cmfast("profile", "--rounds", 2, "--explain", "--passes", "--batch-size", 2, "--json", path)
+    assert status == 0, err
+    assert "digits, batch 2, float32 products" in out
+    assert "conv 3x3 at 8 x 8 F(" in out
+    assert "group_norms: 25 times. A group norm before convolutions" in " ".join(out.split())
+    assert "torch: 1 x aten.embedding, the CPU kernels have no such operator" in " ".join(out.split())
+    assert "without residuals:" in out
+    found = json.loads(path.read_text())
+    assert {"conv2d", "attention", "fold_group_norm"} <= {row["operator"] for row in found["rows"]}
+    assert all(row["seconds"] > 0 for row in found["rows"])
+    assert found["settings"]["without"].keys() >= {"group_norms", "residuals"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dtype", "float16"), "--dtype must be float32 or bfloat16, got float16"),
+        (("--network", "imagenet65"), "--network must be one of imagenet64, lsun256, got imagenet65"),
+        (("--json", "/proc/none/a.json"), "no folder in which a.json can be written"),
+    ],
+)
+def test_profile_of_what_is_not_there(cmfast, arguments, message):
+    status, _, err = cmfast("profile", *arguments)
+    assert status == 2
+    assert message in err
+
+
 def malicious(path):
     class Malicious:
         def __reduce__(self):

@@ -51,6 +51,7 @@ def latency(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     backend: options.Backend = "auto",
+    accelerate: options.Accelerate = False,
     threads: options.Threads = None,
 ) -> None:
     """Time consistency sampling beside diffusion sampling, and measure the quality of both."""
@@ -59,10 +60,10 @@ def latency(
             check_writable(path)
     if threads is not None:
         torch.set_num_threads(threads)
-    student = load_model(model, device, dtype)
+    student = load_model(model, device, dtype, accelerate)
     if teacher is None and f"{model}-teacher" in BUNDLED:
         teacher = f"{model}-teacher"
-    baseline = student if teacher is None else load_model(teacher, device, dtype)
+    baseline = student if teacher is None else load_model(teacher, device, dtype, accelerate)
     judge = load_classifier(classifier) if classifier is not None or model in BUNDLED else None
     if judge is None and plot is not None:
         raise ValueError("--plot shows quality over latency: give --classifier for a model that is not bundled")
@@ -72,7 +73,7 @@ def latency(
     many = [Plan("diffusion", baseline, s, n) for s in samplers.split(",") for n in integers(steps, "--steps") or []]
     columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.completed}/{task.total} batches"))
     progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(file=sys.stderr))
-    with kernels_of(backend), progress:
+    with kernels_of(backend, accelerate), progress:
         task = progress.add_task("", total=rounds * len(few + many))
         rows = measure(
             few + many,
@@ -92,6 +93,7 @@ def latency(
         "seed": seed,
         "dtype": dtype,
         "backend": backend,
+        "accelerate": accelerate,
     }
     if csv is not None:
         write_csv(csv, flat)

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ..accelerate import accelerate
 from ..checkpoints import first_line, load
 from ..kernels import use_backend
 from ..model import ConsistencyModel
@@ -27,13 +28,16 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where
 Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16: what the network computes in.")]
 Backend = Annotated[str, typer.Option(help="Which kernels serve the operators; auto takes the fastest.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Accelerate = Annotated[
+    bool, typer.Option("--accelerate", help="Evaluate the network with the engine's CPU kernels; dtype: of products.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; torch's choice by default.")]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_model(source: str, device: str | None, dtype: str) -> ConsistencyModel:
-    """Load a model where and in which precision the options say."""
+def load_model(source: str, device: str | None, dtype: str, accelerated: bool = False) -> ConsistencyModel:
+    """Load a model where and in which precision the options say, accelerated or as it is."""
     if dtype not in _DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
     try:
@@ -41,11 +45,17 @@ def load_model(source: str, device: str | None, dtype: str) -> ConsistencyModel:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {first_line(error)}") from error
-    return load(source, device=place, dtype=_DTYPES[dtype])
+    if not accelerated:
+        return load(source, device=place, dtype=_DTYPES[dtype])
+    model = accelerate(load(source, device=place), _DTYPES[dtype])
+    assert isinstance(model, ConsistencyModel)
+    return model
 
 
-def kernels_of(backend: str) -> AbstractContextManager[None]:
+def kernels_of(backend: str, accelerated: bool = False) -> AbstractContextManager[None]:
     """The context in which the operators are served by the backend of the option."""
+    if accelerated and backend not in ("auto", "cpu"):
+        raise ValueError(f"--accelerate has the CPU kernels: --backend {backend} cannot serve it")
     return nullcontext() if backend == "auto" else use_backend(backend)
 
 

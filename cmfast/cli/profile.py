@@ -151,4 +151,11 @@ def _gains(unet: Any, products: torch.dtype, inputs: Sequence[Tensor], rounds: i
 
 
 def _row(timed: StepTime) -> dict[str, Any]:
-    return {"name": timed.step.name, "step": _kind(timed.step), "seconds": timed.seconds, "reason": timed.step.reason}
+    step, seconds = timed
+    return {
+        "name": step.name,
+        "operator": step.operator,
+        "step": _kind(step),
+        "seconds": seconds,
+        "reason": step.reason,
+    }

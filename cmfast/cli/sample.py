@@ -35,6 +35,7 @@ def sample(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     backend: options.Backend = "auto",
+    accelerate: options.Accelerate = False,
     threads: options.Threads = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
@@ -48,9 +49,9 @@ def sample(
             check_writable(path)
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_model(model, device, dtype)
+    loaded = load_model(model, device, dtype, accelerate)
     labels = integers(class_labels, "--class")
-    with kernels_of(backend):
+    with kernels_of(backend, accelerate):
         samples = loaded.sample(
             count,
             class_labels=labels[0] if labels is not None and len(labels) == 1 else labels,

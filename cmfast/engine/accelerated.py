@@ -1,5 +1,6 @@
 """A network that is run by the engine."""
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from . import cache
 from .capture import capture
 from .executable import Executable
+from .forms import choose
 from .give_up import giver_up
 from .lower import lower
 from .passes import PASSES
+from .tuning import Tuner
 from .weights import Weights
 
 #: Shapes of the inputs that are kept ready; each has memory of its own for its values.
@@ -115,11 +118,16 @@ class AcceleratedUNet(nn.Module):
         if file is not None and not self.weights.packed:
             self.weights.packed.update(cache.read(file))
         done = (lambda name: None) if self.keep_weights else giver_up(self.accelerated, graph)
-        if self.weights.prepare(graph, done) and file is not None:
+        if self.weights.prepare(graph, self._choose, done) and file is not None:
             cache.write(file, self.weights.packed)
+        if isinstance(self._choose, Tuner):
+            self._choose.save()
         if not self.keep_weights:
             self._watch()
         return Executable(lower(graph, self.products), rewrites)
+
+    def _tuner(self) -> Tuner:
+        return Tuner(self.products, None if self.cache is None else self.cache / "forms.json")
 
     def _fingerprint(self) -> str:
         named = {**dict(self.accelerated.named_parameters()), **dict(self.accelerated.named_buffers())}
@@ -132,7 +140,8 @@ class AcceleratedUNet(nn.Module):
         """Start anew: with the parameters as they are now."""
         self._watch()
         self._executables: OrderedDict[Any, Executable] = OrderedDict()
-        self.weights = Weights(self.products)
+        self.weights = Weights()
+        self._choose = self._tuner() if self.tune else functools.partial(choose, products=self.products)
         self._making = threading.Lock()
 
     def _watch(self) -> None:
@@ -146,7 +155,7 @@ class AcceleratedUNet(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_executables", "_making", "weights")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_executables", "_making", "_choose", "weights")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

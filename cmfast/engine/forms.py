@@ -27,6 +27,14 @@ class Form(NamedTuple):
         return f"{self.tile}.{str(self.dtype).removeprefix('torch.')}"
 
 
+def candidates(node: fx.Node, products: torch.dtype) -> list[Form]:
+    """The forms that can serve a conv2d call, all accurate enough."""
+    chosen = choose(node, products)
+    if chosen.tile == 1:
+        return [chosen]
+    return [Form(tile, chosen.dtype) for tile in (2, 4)]
+
+
 def choose(node: fx.Node, products: torch.dtype) -> Form:
     """The form of a conv2d call."""
     a = arguments(node)

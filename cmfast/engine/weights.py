@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..kernels.cpu.conv import pack
-from .forms import Form, choose
+from .forms import Form
 from .graph import CONV, Graph, arguments, change
 
 
@@ -16,19 +15,20 @@ class Weights:
     """Packed weights by the names of what was packed; the form that a convolution has been given, it keeps.
 
     Attributes:
-        products: dtype of the operands of products, float32 or bfloat16.
         forms: chosen so far, by the names of the weights.
         packed: by the names of the weights and their forms.
     """
 
-    products: torch.dtype
     forms: dict[str, Form] = dataclasses.field(default_factory=dict)
     packed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def prepare(self, graph: Graph, done: Callable[[str], None] = lambda name: None) -> int:
+    def prepare(
+        self, graph: Graph, choose: Callable[[fx.Node], Form], done: Callable[[str], None] = lambda name: None
+    ) -> int:
         """Give every conv2d call of the graph its packed weights; how many were packed for it.
 
-        `done` is called with the name of each tensor of the graph that is not read any more.
+        `choose` gives the form of a call whose weights have none yet. `done` is called with the name of each tensor of
+        the graph that is not read any more.
 
         Raises:
             RuntimeError: weights are to be packed that were given up.
@@ -39,7 +39,7 @@ class Weights:
             name, weight = str(a["weight"].target), graph.tensor(a["weight"])
             assert weight is not None
             if name not in self.forms:
-                self.forms[name] = choose(node, self.products)
+                self.forms[name] = choose(node)
             form = self.forms[name]
             key = f"{name}.{form}"
             if key not in self.packed:

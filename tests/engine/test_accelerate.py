@@ -8,7 +8,7 @@ from cmfast.kernels import native
 
 import cmfast
 from cmfast import ConsistencyModel, UNet
-from cmfast.engine import AcceleratedUNet, weights
+from cmfast.engine import AcceleratedUNet, tuning, weights
 from cmfast.preconditioning import Consistency
 
 from ..fixture_files import NETWORKS
@@ -304,3 +304,30 @@ def test_only_the_embedding_of_an_image_network_is_left_to_torch(kind):
     left = {step.operator for step in steps if step.reason}
     resampling = {"aten.avg_pool2d", "aten.upsample_nearest2d"} if kind == "pooled" else set()
     assert left <= {"aten.mul.Tensor", "aten.cos", "aten.sin", "aten.cat", "aten.embedding"} | resampling
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_forms_are_measured_once(products, tmp_path, monkeypatch):
+    measured = []
+    original = tuning._measure
+    monkeypatch.setattr(tuning, "_measure", lambda node, form: measured.append(form) or original(node, form))
+    unet, inputs = network("film")
+    tuned = cmfast.accelerate(unet, products, tune=True, cache=tmp_path)
+    assert measured
+    limit = 1e-5 if products == torch.float32 else 2 * torchs_error(unet, inputs, exact(unet, inputs))
+    assert error(tuned(*inputs), exact(unet, inputs)) < limit
+    measured.clear()
+    again = cmfast.accelerate(unet, products, tune=True, cache=tmp_path)
+    assert not measured
+    assert again.weights.forms == tuned.weights.forms
+    (tmp_path / "forms.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"not a file of measured forms .*: delete it"):
+        cmfast.accelerate(unet, products, tune=True, cache=tmp_path)
+
+
+def test_the_fastest_form_is_taken(monkeypatch):
+    unet, _ = network("film")
+    for slow in (2, 4):
+        monkeypatch.setattr(tuning, "_measure", lambda node, form, slow=slow: 2.0 if form.tile == slow else 1.0)
+        forms = cmfast.accelerate(unet, tune=True).weights.forms.values()
+        assert {form.tile for form in forms} == {1, 6 - slow}
