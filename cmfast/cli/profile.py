@@ -151,11 +151,6 @@ def _gains(unet: Any, products: torch.dtype, inputs: Sequence[Tensor], rounds: i
 
 
 def _row(timed: StepTime) -> dict[str, Any]:
-    step, seconds = timed
-    return {
-        "name": step.name,
-        "operator": step.operator,
-        "step": _kind(step),
-        "seconds": seconds,
-        "reason": step.reason,
-    }
+    step = timed.step
+    described = {"name": step.name, "operator": step.operator, "step": _kind(step), "reason": step.reason}
+    return described | {"seconds": timed.seconds}
