@@ -123,7 +123,7 @@ def _load_folder(path: Path, preconditioning: Preconditioning | None) -> Consist
             raise FileNotFoundError(f"no model in the folder {path}: {name} is missing")
     try:
         config = json.loads((path / _CONFIG).read_text())
-        unet = UNet(UNetConfig(**config["unet"]))
+        unet = _without_weights(UNetConfig(**config["unet"]))
         scheme = dict(config["preconditioning"])
         own = getattr(schemes, scheme.pop("type"))(**scheme)
         levels = config.get("recommended_levels", {})
@@ -140,13 +140,17 @@ def _load_folder(path: Path, preconditioning: Preconditioning | None) -> Consist
 def _load_openai(path: Path, preconditioning: Preconditioning | None, given: dict[str, Any]) -> ConsistencyModel:
     weights = _read_pt(path)
     config = openai_config(weights, given, path)
-    with torch.device("meta"):
-        unet = UNet(config)
-    unet = unet.to_empty(device="cpu")
+    unet = _without_weights(config)
     _load_weights(unet, weights, path)
     if preconditioning is None:
         preconditioning = schemes.EDM() if path.name.startswith("edm") else schemes.Consistency()
     return ConsistencyModel(unet, preconditioning)
+
+
+def _without_weights(config: UNetConfig) -> UNet:
+    """A network that is not filled with random numbers first, which would take longer than all else."""
+    with torch.device("meta"):
+        return UNet(config)
 
 
 def _read_pt(path: Path) -> dict[str, Tensor]:
@@ -271,4 +275,4 @@ def _load_weights(unet: UNet, weights: Mapping[str, Tensor], source: object) -> 
     ]
     if problems:
         raise CheckpointError(f"{source} holds the weights of another network: {'; '.join(problems)}")
-    unet.load_state_dict(dict(weights))
+    unet.load_state_dict(dict(weights), assign=True)
