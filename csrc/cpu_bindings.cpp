@@ -7,6 +7,7 @@
 
 #include "cpu/faults.h"
 #include "cpu/isa.h"
+#include "cpu/scratch.h"
 
 namespace py = pybind11;
 using namespace cmfast;
@@ -156,14 +157,15 @@ std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64
   return run(&Kernels::attention, p);
 }
 
-// ---- convolution: a shape is (Cin, Cout, kernel, tile, whether bfloat16), a tensor (address, channels, strides of N, Y, X)
+// ---- convolution: a shape is (Cin, Cout, kernel, tile, whether transformed, whether bfloat16), a tensor (address,
+// channels, strides of N, Y, X)
 
-using Shape = std::tuple<int64_t, int64_t, int, int, bool>;
+using Shape = std::tuple<int64_t, int64_t, int, int, bool, bool>;
 using Image = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
 
 ConvShape conv_shape(const Shape& shape) {
-  auto [in_channels, out_channels, kernel, tile, pairs] = shape;
-  return {in_channels, out_channels, kernel, tile, pairs};
+  auto [in_channels, out_channels, kernel, tile, transformed, pairs] = shape;
+  return {in_channels, out_channels, kernel, tile, transformed, pairs};
 }
 
 ConvTensor conv_tensor(const std::optional<Image>& t) {
@@ -173,6 +175,7 @@ ConvTensor conv_tensor(const std::optional<Image>& t) {
 }
 
 std::string bound_pack(Shape shape, Address weight, Address packed, int threads) {
+  huge_pages(at(packed), 4 * conv_shape(shape).packed_words());
   return run(&Kernels::pack, {conv_shape(shape), at<const float>(weight), at<uint32_t>(packed), threads});
 }
 

@@ -7,12 +7,12 @@ from .. import native
 from ..layout import image_format
 
 _RESAMPLE = {None: 0, "nearest": 1, "average": 2}
-_Shape = tuple[int, int, int, int, bool]
+_Shape = tuple[int, int, int, int, bool, bool]
 
 
-def pack(weight: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
+def pack(weight: Tensor, tile: int, transformed: bool, dtype: torch.dtype) -> Tensor:
     """The weights [Cout, Cin, k, k] as the kernels read them, transformed in float64 and rounded once to `dtype`."""
-    shape = _shape(weight, tile, dtype)
+    shape = _shape(weight, tile, transformed, dtype)
     words = native.cpu().packed_words(shape)
     packed = torch.empty(words * (2 if dtype == torch.bfloat16 else 1), dtype=dtype)
     weight = weight.float().contiguous()
@@ -27,6 +27,7 @@ def conv2d(
     bias: Tensor | None,
     packed: Tensor | None,
     tile: int,
+    transformed: bool,
     stride: int,
     padding: int,
     dtype: torch.dtype,
@@ -55,7 +56,7 @@ def conv2d(
     if n:
         native.run(
             "conv2d",
-            _shape(weight, tile, dtype),
+            _shape(weight, tile, transformed, dtype),
             (n, height, width),
             sizes,
             stride,
@@ -77,8 +78,8 @@ def conv2d(
     return out.contiguous(memory_format=image_format(h)), sums
 
 
-def _shape(weight: Tensor, tile: int, dtype: torch.dtype) -> _Shape:
-    return weight.shape[1], weight.shape[0], weight.shape[2], tile, dtype == torch.bfloat16
+def _shape(weight: Tensor, tile: int, transformed: bool, dtype: torch.dtype) -> _Shape:
+    return weight.shape[1], weight.shape[0], weight.shape[2], tile, transformed, dtype == torch.bfloat16
 
 
 def _channels_last(t: Tensor | None) -> Tensor | None:
