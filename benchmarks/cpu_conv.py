@@ -1,51 +1,74 @@
 """The CPU's 3 x 3 convolutions beside torch's own (oneDNN, weights reordered beforehand), in one interleaved run.
 
-    python benchmarks/cpu_conv.py [--threads 1] [--isa avx512]
+    python benchmarks/cpu_conv.py [--threads 1] [--isa avx512] [--batch 1] [--hot]
 
 Ours has a folded group norm and SiLU on the input, the residual and the output's moments in it; torch's has its bias
-alone. Each output is checked before it is timed. The least of so many rounds, in milliseconds.
+alone. Each output is checked before it is timed. The least of so many rounds, in milliseconds. Every call has other
+weights than the last, as in a network: they come from memory, unless --hot repeats the same.
 """
 
 import argparse
+import functools
+import itertools
 import time
 
 import torch
 from cmfast.kernels import conv2d, native, prepare_conv
 
-#: channels, height and width: the released imagenet64 network's
-SHAPES = ((192, 64), (384, 32), (576, 16), (768, 8))
-FORMS = {"F2": 2, "F4": 4}
-ERRORS = {("fp32", "F2"): 1e-5, ("fp32", "F4"): 2e-5, ("bf16", "F2"): 1e-2, ("bf16", "F4"): 3e-2}
+#: input and output channels, height and width: the released imagenet64 network's
+SHAPES = ((192, 192, 64), (384, 192, 64), (384, 384, 32), (768, 384, 32))
+SHAPES += ((576, 576, 16), (1152, 576, 16), (768, 768, 8), (1536, 768, 8))
+#: tile, and whether the weights are packed transformed
+FORMS = {"F2": (2, True), "F4": (4, True), "F2 at use": (2, False), "F4 at use": (4, False)}
+ERRORS = {("fp32", 2): 1e-5, ("fp32", 4): 2e-5, ("bf16", 2): 1e-2, ("bf16", 4): 3e-2}
+LAST_LEVEL_CACHE = 96 << 20  # bytes, more than there are
 
 
-def onednn(x, weight, bias):
+def onednn(x, bias, prepare, copies):
     """torch's convolution with weights that are reordered once."""
     geometry = [1, 1], [1, 1], [1, 1], 1
-    ordered = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape))
-    return lambda: torch.ops.mkldnn._convolution_pointwise(x, ordered, bias, *geometry, "none", [], "")
+    ordered = itertools.cycle(
+        [torch.ops.mkldnn._reorder_convolution_weight(prepare(), *geometry, list(x.shape)) for _ in range(copies)]
+    )
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, next(ordered), bias, *geometry, "none", [], "")
 
 
-def candidates(channels, size):
+def candidates(in_channels, channels, size, batch, hot):
     """The calls to time, by name; ours are checked against float64."""
-    x, residual = (torch.randn(1, channels, size, size).to(memory_format=torch.channels_last) for _ in range(2))
-    weight, bias = torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5, torch.randn(channels)
-    gain, offset = torch.randn(2, 1, channels).unbind()
+    x, residual = (
+        torch.randn(batch, c, size, size).to(memory_format=torch.channels_last) for c in (in_channels, channels)
+    )
+    weight, bias = torch.randn(channels, in_channels, 3, 3) / (9 * in_channels) ** 0.5, torch.randn(channels)
+    gain, offset = torch.randn(2, batch, in_channels).unbind()
+    copies = 1 if hot else 1 + LAST_LEVEL_CACHE // (4 * weight.numel())
     u = torch.nn.functional.silu(x.double() * gain[..., None, None] + offset[..., None, None])
     exact = torch.nn.functional.conv2d(u, weight.double(), bias.double(), padding=1) + residual
     calls = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        weights = weight.to(dtype, memory_format=torch.channels_last)
-        calls[f"oneDNN {name}"] = onednn(x.to(dtype), weights, bias.to(dtype))
-        for form, tile in FORMS.items():
-            prepared = prepare_conv(weight, bias, padding=1, dtype=dtype, height=size, width=size, tile=tile)
+        reordered = functools.partial(weight.to, dtype, memory_format=torch.channels_last, copy=True)
+        calls[f"oneDNN {name}"] = onednn(x.to(dtype), bias.to(dtype), reordered, copies)
+        for form, (tile, transformed) in FORMS.items():
+            if name == "bf16" and not transformed:
+                continue
+            form_of = {"dtype": dtype, "tile": tile, "transformed": transformed}
+            prepared = itertools.cycle(
+                [prepare_conv(weight, bias, padding=1, height=size, width=size, **form_of) for _ in range(copies)]
+            )
 
             def ours(prepared=prepared):
                 return conv2d(
-                    x, prepared, gain=gain, offset=offset, silu=True, residual=residual, moments=True, backend="cpu"
+                    x,
+                    next(prepared),
+                    gain=gain,
+                    offset=offset,
+                    silu=True,
+                    residual=residual,
+                    moments=True,
+                    backend="cpu",
                 ).out
 
             error = ((ours().double() - exact).norm() / exact.norm()).item()
-            assert error < ERRORS[name, form], f"{form} {name}: relative error {error:.2g}"
+            assert error < ERRORS[name, tile], f"{form} {name}: relative error {error:.2g}"
             calls[f"{form} {name}"] = ours
     return calls
 
@@ -55,14 +78,16 @@ def main():
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--isa", default=native.cpu().build_info()["isa"])
     arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--batch", type=int, default=1)
+    arguments.add_argument("--hot", action="store_true")
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     error = native.cpu().set_isa(given.isa)
     if error:
         arguments.error(error)
-    for row, (channels, size) in enumerate(SHAPES):
-        calls = candidates(channels, size)
+    for row, (in_channels, channels, size) in enumerate(SHAPES):
+        calls = candidates(in_channels, channels, size, given.batch, given.hot)
         least = dict.fromkeys(calls, float("inf"))
         for _ in range(given.rounds):
             for name, call in calls.items():
@@ -71,9 +96,8 @@ def main():
                 least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
         if not row:
             print(f"| {given.isa}, threads: {given.threads} | {' | '.join(calls)} |\n|---{'|---' * len(calls)}|")
-        print(
-            f"| {channels} → {channels} at {size}² | {' | '.join(f'{ms:.2f}' for ms in least.values())} |", flush=True
-        )
+        times = " | ".join(f"{ms:.2f}" for ms in least.values())
+        print(f"| {in_channels} → {channels} at {size}² | {times} |", flush=True)
 
 
 if __name__ == "__main__":

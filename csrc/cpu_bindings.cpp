@@ -165,14 +165,15 @@ std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64
   return run(&Kernels::attention, p);
 }
 
-// ---- convolution: a shape is (Cin, Cout, kernel, tile, whether bfloat16), a tensor (address, channels, strides of N, Y, X)
+// ---- convolution: a shape is (Cin, Cout, kernel, tile, whether transformed, whether bfloat16), a tensor (address,
+// channels, strides of N, Y, X)
 
-using Shape = std::tuple<int64_t, int64_t, int, int, bool>;
+using Shape = std::tuple<int64_t, int64_t, int, int, bool, bool>;
 using Image = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
 
 ConvShape conv_shape(const Shape& shape) {
-  auto [in_channels, out_channels, kernel, tile, pairs] = shape;
-  return {in_channels, out_channels, kernel, tile, pairs};
+  auto [in_channels, out_channels, kernel, tile, transformed, pairs] = shape;
+  return {in_channels, out_channels, kernel, tile, transformed, pairs};
 }
 
 ConvTensor conv_tensor(const std::optional<Image>& t) {
@@ -257,7 +258,7 @@ std::string run_program(const Program& program, int threads, std::vector<double>
 }  // namespace
 
 PYBIND11_MODULE(CMFAST_MODULE, m) {
-  py::class_<Program>(m, "Program")
+  py::class_<Program>(m, "Program", py::module_local())  // of several builds in one process, each its own
       .def(py::init<>())
       .def("__len__", &Program::size)
       .def("record", [](Program& program, bool on) { recorded = on ? &program : nullptr; })

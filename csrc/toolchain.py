@@ -88,7 +88,7 @@ def cpu_isas() -> dict[str, list[str]]:
     return {"portable": [], "avx2": avx2, "avx512": [*avx2, *avx512]}
 
 
-_VECTORS = ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+_VECTORS = ["-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 # CHECKED: scratch memory of just the size, without a past. OWN_THREADS: such as the thread sanitizer can follow.
 _CPU_OPTIONS: dict[str | None, list[str]] = {
     None: ["-O3"],

@@ -29,6 +29,7 @@ class PreparedConv(NamedTuple):
     bias: Tensor | None  # [Cout]
     packed: Tensor | None  # as the CPU kernels read it, on any of their instruction sets; None without them
     tile: int  # outputs a side of a Winograd tile; 1 for the direct form
+    transformed: bool  # whether Winograd's weights are packed so; else the 3 x 3 kernels, transformed at every use
     stride: int
     padding: int
     dtype: torch.dtype  # of the products; sums are float32
@@ -51,6 +52,7 @@ def prepare_conv(
     height: int,
     width: int,
     tile: int | None = None,
+    transformed: bool | None = None,
 ) -> PreparedConv:
     """Prepare the weights of a convolution for `conv2d`.
 
@@ -64,6 +66,8 @@ def prepare_conv(
         width: columns. The form is chosen for this size, and serves any.
         tile: 4 or 2 for Winograd's form with so many outputs a side, 1 for the direct form; None chooses. With
             bfloat16 a tile of 4 costs three times the error of the others: it is taken only where it is asked for.
+        transformed: whether Winograd's weights are packed transformed, 4 or 16 / 9 times larger, or as they are, to be
+            transformed at every use, in float32 alone; None chooses.
 
     Raises:
         ValueError: shapes, dtypes or a tile that do not fit.
@@ -84,27 +88,37 @@ def prepare_conv(
     kernel = weight.shape[2]
     winograd = kernel == 3 and stride == 1
     if tile is None:
-        tile = choose_tile(height + 2 * padding - 2, width + 2 * padding - 2, dtype) if winograd else 1
+        outputs = (height + 2 * padding - 2) * (width + 2 * padding - 2)
+        tile = choose_tile(outputs, dtype) if winograd else 1
     elif tile not in (1, 2, 4) or (tile > 1 and not winograd):
         raise ValueError(
             "prepare_conv: tile must be 1, or 2 or 4 for a 3 x 3 kernel of stride 1, "
             f"got {tile} for {kernel} x {kernel} of stride {stride}"
+        )
+    if transformed is None:
+        transformed = tile > 1 and (dtype != torch.float32 or not transform_at_use(weight, height * width))
+    elif transformed != (tile > 1) and (tile == 1 or dtype != torch.float32):
+        raise ValueError(
+            "prepare_conv: Winograd's weights alone are transformed, and of bfloat16 always, "
+            f"got transformed={transformed} with a tile of {tile} in {dtype}"
         )
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     packed = None
     if available("cpu", "conv2d", (weight,))[0]:
         from .cpu.conv import pack
 
-        packed = pack(weight, tile, dtype)
-    return PreparedConv(weight, bias, packed, tile, stride, padding, dtype)
+        packed = pack(weight, tile, transformed, dtype)
+    return PreparedConv(weight, bias, packed, tile, transformed, stride, padding, dtype)
 
 
-def choose_tile(height: int, width: int, dtype: torch.dtype) -> int:
-    """The tile for outputs of this size.
+def choose_tile(outputs: int, dtype: torch.dtype) -> int:
+    """The tile for so many outputs of a channel: below 4 of the larger tiles, the smaller ones leave less unused."""
+    return 4 if dtype == torch.float32 and outputs > 16 else 2
 
-    Small outputs do not use the larger tile's weights, four times the kernel's, often enough to pay for reading them.
-    """
-    return 4 if dtype == torch.float32 and height * width > 64 else 2
+
+def transform_at_use(weight: Tensor, positions: int) -> bool:
+    """Whether few outputs use large weights: reading them transformed would then take longer than transforming."""
+    return positions <= 64 and weight.numel() > 9 * 128 * 128
 
 
 def conv2d(
@@ -237,8 +251,8 @@ def _describe(t: Tensor) -> str:
 
 torch.library.define(
     "cmfast::conv2d",
-    "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, int stride, int padding, "
-    "ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, "
+    "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, bool transformed, int stride, "
+    "int padding, ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, "
     "str? residual_resample, bool moments, str? backend) -> (Tensor out, Tensor moments)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -252,7 +266,7 @@ def _conv2d(h, skip, weight, bias, packed, *rest):
 
 
 @torch.library.register_fake("cmfast::conv2d")
-def _conv2d_fake(h, skip, weight, bias, packed, tile, stride, padding, dtype, resample, *rest):
+def _conv2d_fake(h, skip, weight, bias, packed, tile, transformed, stride, padding, dtype, resample, *rest):
     shape = _output_shape(h, weight, stride, padding, resample)
     out = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=image_format(h))
     wants_moments = rest[5]

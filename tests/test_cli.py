@@ -153,7 +153,7 @@ def test_profile(cmfast, tmp_path):
     status, out, err = cmfast("profile", "--rounds", 2, "--explain", "--passes", "--batch-size", 2, "--json", path)
     assert status == 0, err
     assert "digits, batch 2, float32 products" in out
-    assert "conv 3x3 at 8 x 8 F(" in out
+    assert "conv 3x3 at 8 x 8, F(" in out
     assert "group_norms: 25 times. A group norm before convolutions" in " ".join(out.split())
     assert "torch: 1 x aten.embedding, the CPU kernels have no such operator" in " ".join(out.split())
     assert "without residuals:" in out

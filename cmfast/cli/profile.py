@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..engine import AcceleratedUNet
 from ..engine.executable import Executable, StepTime
+from ..engine.forms import Form
 from ..engine.passes import PASSES
 from ..files import check_writable
 from ..kernels import native
@@ -123,9 +124,8 @@ def _kind(step: Any) -> str:
         return f"{step.operator} (torch)" if step.reason else step.operator
     out, _, given = step.arguments
     kernel = given["weight_shape"][2]
-    form = {1: "direct" if kernel > 1 else ""}.get(given["tile"], f"F({given['tile']}x{given['tile']})")
-    size = " x ".join(map(str, out.shape[2:]))
-    return f"conv {kernel}x{kernel} at {size} {form} {str(given['dtype']).removeprefix('torch.')}"
+    form = Form(given["tile"], given["transformed"], given["dtype"])
+    return f"conv {kernel}x{kernel} at {' x '.join(map(str, out.shape[2:]))}, {form}"
 
 
 def _explain(console: Console, fast: AcceleratedUNet, executable: Executable) -> None:

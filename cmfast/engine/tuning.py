@@ -75,7 +75,7 @@ def _measure(node: fx.Node, form: Form) -> float:
     """Seconds of a call whose weights come from memory."""
     a = arguments(node)
     weight = torch.randn(shape(a["weight"])) / math.sqrt(math.prod(shape(a["weight"])[1:]))
-    packed = pack(weight, form.tile, form.dtype)
+    packed = pack(weight, *form)
     copies = [packed.clone() for _ in range(min(16, -(-_COLD_BYTES // packed.nbytes)))]
     images = {name: _random(a[name]) for name in ("h", "skip", "residual", "gain", "offset", "bias")}
     for name in ("h", "skip", "residual"):
@@ -88,9 +88,7 @@ def _measure(node: fx.Node, form: Form) -> float:
     program = native.cpu().Program()
     with native.recording(program):
         for copy in copies:
-            launch_conv2d(
-                out, moments, weight_shape=weight.shape, packed=copy, tile=form.tile, dtype=form.dtype, **images, **same
-            )
+            launch_conv2d(out, moments, weight_shape=weight.shape, packed=copy, **form._asdict(), **images, **same)
     seconds = []
     for _ in range(_ROUNDS):
         begin = time.perf_counter()

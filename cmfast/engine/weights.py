@@ -41,13 +41,13 @@ class Weights:
             if name not in self.forms:
                 self.forms[name] = choose(node)
             form = self.forms[name]
-            key = f"{name}.{form}"
+            key = f"{name}: {form}"
             if key not in self.packed:
                 if weight.is_meta:
                     raise RuntimeError(f"{name} was given up (keep_weights=False): accelerate the whole model again")
-                self.packed[key] = pack(weight, form.tile, form.dtype)
+                self.packed[key] = pack(weight, *form)
                 count += 1
             packed = graph.attribute(key, self.packed[key], node)
-            change(node, packed=packed, tile=form.tile, dtype=form.dtype)
+            change(node, packed=packed, **form._asdict())
             done(name)
         return count

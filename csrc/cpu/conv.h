@@ -17,13 +17,15 @@ enum Resample { RESAMPLE_NONE = 0, RESAMPLE_UP = 1, RESAMPLE_POOL = 2 };
 // Which convolution: what the packing of weights and their use must agree on.
 struct ConvShape {
   int64_t in_channels = 0, out_channels = 0;
-  int kernel = 0;      // of kernel by kernel weights
-  int tile = 1;        // Winograd's outputs a side, 2 or 4; 1: direct
-  bool pairs = false;  // products of bfloat16
+  int kernel = 0;           // of kernel by kernel weights
+  int tile = 1;             // Winograd's outputs a side, 2 or 4; 1: direct
+  bool transformed = true;  // Winograd's weights, by the packing; else as they are used, of float32
+  bool pairs = false;       // products of bfloat16
 
   // The packed weights are [panel][points][words][width]: panels of 48 output channels, of which the last may be 32 or 16
   // wide; a word is a float, or the bfloat16 of two neighbouring k; k counts the input channels, and with a direct
-  // kernel of several taps, the taps before them, each with its channels filled up to whole blocks of 16.
+  // kernel of several taps, the taps before them, each with its channels filled up to whole blocks of 16. Weights to be
+  // transformed as they are used are [panel][words][9][width].
   CMFAST_INLINE int64_t points() const { return tile == 1 ? 1 : (tile + 2) * (tile + 2); }
   CMFAST_INLINE int64_t tap_stride() const { return (in_channels + 15) / 16 * 16; }
   CMFAST_INLINE int64_t words() const {
@@ -31,7 +33,9 @@ struct ConvShape {
     return pairs ? (k + 1) / 2 : k;
   }
   CMFAST_INLINE int64_t width() const { return (out_channels + 15) / 16 * 16; }
-  CMFAST_INLINE int64_t packed_words() const { return points() * words() * width(); }
+  CMFAST_INLINE bool transforms() const { return tile > 1 && !transformed; }
+  CMFAST_INLINE int64_t stored() const { return transforms() ? 9 : points(); }  // words for each k and output
+  CMFAST_INLINE int64_t packed_words() const { return stored() * words() * width(); }
 };
 
 struct ConvArguments {

@@ -22,23 +22,35 @@ struct ConvInput {
   int64_t height() const { return resampled(p.height); }
   int64_t width() const { return resampled(p.width); }
 
-  // Channels c to c + LANES of a position, those that there are; 0 for the others.
-  CMFAST_INLINE Floats read(int64_t n, int64_t y, int64_t x, int64_t c) const {
-    int64_t of_h = p.h.channels - c, left = channels() - c;
-    int64_t at_h = n * p.h.n + y * p.h.y + x * p.h.x + c;
-    if (of_h >= LANES) return load(p.h.data, p.dtype, at_h);
-    int64_t at_skip = n * p.skip.n + y * p.skip.y + x * p.skip.x - of_h;
-    if (of_h <= 0) {
-      if (left >= LANES) return load(p.skip.data, p.dtype, at_skip);
-      return left > 0 ? load(p.skip.data, p.dtype, at_skip, (int)left) : zeros();
+  // LANES channels of a sample: `lanes` of one tensor, then `more` of the other; 0 beyond the last.
+  struct Source {
+    const void *data, *other;
+    int64_t at, y, x, other_at, other_y, other_x;
+    int dtype, lanes, more;
+
+    CMFAST_INLINE Floats operator()(int64_t row, int64_t column) const {
+      int64_t i = at + row * y + column * x;
+      if (lanes == LANES) {
+        // The next channels lie beside these, and will be read when all rows are.
+        __builtin_prefetch((const char*)data + (i + BLOCK) * (dtype == FLOAT32 ? 4 : 2), 0, 2);
+        return load(data, dtype, i);
+      }
+      Floats first = lanes > 0 ? load(data, dtype, i, lanes) : zeros();
+      if (more <= 0) return first;
+      float both[2 * LANES];
+      store(both, first);
+      store(both + lanes, load(other, dtype, other_at + row * other_y + column * other_x, more));
+      return load(both);
     }
-    Floats first = load(p.h.data, p.dtype, at_h, (int)of_h);
-    if (left == of_h || FAULT(tail_of_channels_missed)) return first;
-    float both[2 * LANES];  // where the second input begins within a register
-    store(both, first);
-    int lanes = (int)(left < LANES ? left : LANES) - (int)of_h;
-    store(both + of_h, load(p.skip.data, p.dtype, at_skip + of_h, lanes));
-    return load(both);
+  };
+
+  CMFAST_INLINE Source source(int64_t n, int64_t c) const {
+    const ConvTensor &h = p.h, &skip = p.skip;
+    int64_t of_h = h.channels - c, left = channels() - c, at = n * skip.n - of_h;
+    if (left > LANES) left = LANES;
+    if (of_h <= 0) return {skip.data, nullptr, at, skip.y, skip.x, 0, 0, 0, p.dtype, (int)left, 0};
+    int lanes = (int)(of_h < LANES ? of_h : LANES), more = FAULT(tail_of_channels_missed) ? 0 : (int)left - lanes;
+    return {h.data, skip.data, n * h.n + c, h.y, h.x, at + of_h, skip.y, skip.x, p.dtype, lanes, more};
   }
 
   // What is done to a register of channels after reading.
@@ -62,18 +74,18 @@ struct ConvInput {
   }
 
   // Fill a strip with 16 channels of sample n from channel c on.
-  void fill(const Strip& s, int64_t n, int64_t c) const {
+  void fill(Strip s, int64_t n, int64_t c) const {
     for (int64_t l = 0; l < BLOCK; l += LANES) {
       Activation f = activation(n, c + l);
+      Source read = source(n, c + l);
       if (p.resample == RESAMPLE_NONE)
-        fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(read(n, y, x, c + l)); });
+        fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(read(y, x)); });
       else if (p.resample == RESAMPLE_UP)
-        fill_lanes(s, l, f,
-                   [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(read(n, y / 2, x / 2, c + l)); });
+        fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(read(y / 2, x / 2)); });
       else
         fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) {
-          Floats upper = f(read(n, 2 * y, 2 * x, c + l)) + f(read(n, 2 * y, 2 * x + 1, c + l));
-          Floats lower = f(read(n, 2 * y + 1, 2 * x, c + l)) + f(read(n, 2 * y + 1, 2 * x + 1, c + l));
+          Floats upper = f(read(2 * y, 2 * x)) + f(read(2 * y, 2 * x + 1));
+          Floats lower = f(read(2 * y + 1, 2 * x)) + f(read(2 * y + 1, 2 * x + 1));
           return 0.25f * (upper + lower);
         });
     }

@@ -6,8 +6,9 @@
 // end to the other. A word is a float, or two bfloat16 of neighbouring k whose products are summed in float32. C has its
 // columns in blocks of 16 as well, so that it can be the A of another product.
 //
-// 24 of AVX-512's 32 registers hold sums; 12 of the others' 16. Every 256 words they are added to C: of a long sum in one
-// register, the later terms would be rounded to the size of all earlier ones.
+// 24 of AVX-512's 32 registers hold sums; 12 of the others' 16. After so many words they are added to C: of a long sum in
+// one register, the later terms would be rounded to the size of all earlier ones; and where a panel is read several times,
+// so many of its rows stay in the first cache.
 #pragma once
 
 #include "faults.h"
@@ -16,7 +17,7 @@
 namespace cmfast {
 namespace CMFAST_ISA {
 
-constexpr int ROWS = 8, BLOCK = 16, PANEL = 48, LONGEST_SUM = 256;
+constexpr int ROWS = 8, BLOCK = 16, PANEL = 48, LONGEST_SUM = REGISTERS == 32 ? 256 : 128;
 
 // Where C lies, in floats: element (m, j) at m·row + (j / 16)·block + j % 16.
 struct Product {
@@ -49,60 +50,57 @@ __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uin
     int64_t j = column + v * LANES;
     c[v] = to.c + j / BLOCK * to.block + j % BLOCK;
   }
-  for (bool accumulate = to.accumulate; words > 0; accumulate = true) {
-    Floats sums[M][V];
+  Floats sums[M][V];
+  CMFAST_UNROLL
+  for (int m = 0; m < M; ++m)
+    CMFAST_UNROLL
+    for (int v = 0; v < V; ++v) sums[m][v] = zeros();
+  auto step = [&](int64_t k) __attribute__((always_inline)) {
+    Words right[V];
+    CMFAST_UNROLL
+    for (int v = 0; v < V; ++v) right[v] = *(const WordsThere*)(b + v * LANES);
+    b += width;
     CMFAST_UNROLL
     for (int m = 0; m < M; ++m)
       CMFAST_UNROLL
-      for (int v = 0; v < V; ++v) sums[m][v] = zeros();
-    auto step = [&](int64_t k) __attribute__((always_inline)) {
-      Words right[V];
-      CMFAST_UNROLL
-      for (int v = 0; v < V; ++v) right[v] = *(const WordsThere*)(b + v * LANES);
-      b += width;
-      CMFAST_UNROLL
-      for (int m = 0; m < M; ++m)
-        CMFAST_UNROLL
-        for (int v = 0; v < V; ++v) sums[m][v] = multiply_words(sums[m][v], a[m * BLOCK + k], right[v], PAIRS);
-    };
-    int64_t left = words < LONGEST_SUM ? words : LONGEST_SUM;
-    words -= left;
-    for (; left >= BLOCK; left -= BLOCK, a += ROWS * BLOCK) {
-      for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
-      ahead.from += ahead.lines * 64;
-      _Pragma("GCC unroll 4")
-      for (int64_t k = 0; k < BLOCK; ++k) step(k);
-    }
-    if (FAULT(tail_of_products_missed)) left = 0;
-    for (int64_t k = 0; k < left; ++k) step(k);
-    CMFAST_UNROLL
-    for (int m = 0; m < M; ++m)
-      CMFAST_UNROLL
-      for (int v = 0; v < V; ++v) {
-        float* at = c[v] + m * to.row;
-        store(at, accumulate ? load(at) + sums[m][v] : sums[m][v]);
-      }
+      for (int v = 0; v < V; ++v) sums[m][v] = multiply_words(sums[m][v], a[m * BLOCK + k], right[v], PAIRS);
+  };
+  for (; words >= BLOCK; words -= BLOCK, a += ROWS * BLOCK) {
+    for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
+    ahead.from += ahead.lines * 64;
+    _Pragma("GCC unroll 4")
+    for (int64_t k = 0; k < BLOCK; ++k) step(k);
   }
+  if (FAULT(tail_of_products_missed)) words = 0;
+  for (int64_t k = 0; k < words; ++k) step(k);
+  CMFAST_UNROLL
+  for (int m = 0; m < M; ++m)
+    CMFAST_UNROLL
+    for (int v = 0; v < V; ++v) {
+      float* at = c[v] + m * to.row;
+      store(at, to.accumulate ? load(at) + sums[m][v] : sums[m][v]);
+    }
 }
 
-// Eight rows of A by one panel of B.
-template <bool PAIRS>
+// Eight rows of A by one panel of B: M at a time.
+template <bool PAIRS, int M = REGISTERS == 32 ? 8 : 4>
 static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
-                           Ahead ahead) {
-  constexpr int M = REGISTERS == 32 ? 8 : 4;
-  for (int j = 0; j < width;)
-    for (int vectors = (width - j) / LANES, m = 0; vectors; m += M) {
-      Product part = {to.c + m * to.row, to.row, to.block, to.accumulate};
-      const uint32_t *rows = a + m * BLOCK, *columns = b + j;
-      if (vectors >= 3) multiply_tile<M, 3, PAIRS>(rows, columns, width, words, part, j, ahead);
-      else if (vectors == 2) multiply_tile<M, 2, PAIRS>(rows, columns, width, words, part, j, ahead);
-      else multiply_tile<M, 1, PAIRS>(rows, columns, width, words, part, j, ahead);
-      ahead.lines = 0;
-      if (m + M == ROWS) {
-        j += (vectors < 3 ? vectors : 3) * LANES;
-        break;
+                           Ahead ahead, int rows = ROWS) {
+  for (int64_t k = 0; k < words; k += LONGEST_SUM) {
+    int64_t count = words - k < LONGEST_SUM ? words - k : LONGEST_SUM;
+    Ahead meanwhile{ahead.from + k / BLOCK * ahead.lines * 64, ahead.lines};
+    for (int j = 0, vectors; j < width; j += vectors * LANES) {
+      vectors = (width - j) / LANES < 3 ? (width - j) / LANES : 3;
+      for (int m = 0; m < rows; m += M) {
+        Product part{to.c + m * to.row, to.row, to.block, to.accumulate || k > 0};
+        const uint32_t *top = a + k * ROWS + m * BLOCK, *columns = b + k * width + j;
+        if (vectors == 3) multiply_tile<M, 3, PAIRS>(top, columns, width, count, part, j, meanwhile);
+        else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, columns, width, count, part, j, meanwhile);
+        else multiply_tile<M, 1, PAIRS>(top, columns, width, count, part, j, meanwhile);
+        meanwhile.lines = 0;
       }
     }
+  }
 }
 
 // Registers of floats as the words of A: themselves, or bfloat16 to nearest.

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
@@ -20,6 +21,16 @@ thread_local Buffer buffers[SCRATCH_SLOTS];
 
 }  // namespace
 
+void huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / HUGE_PAGE * HUGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 void* scratch(Slot slot, int64_t bytes) {
   Buffer& buffer = buffers[slot];
 #ifdef CMFAST_CHECKED
@@ -31,13 +42,11 @@ void* scratch(Slot slot, int64_t bytes) {
 #else
   if (buffer.bytes < bytes) {
     std::free(buffer.data);
-    int64_t unit = bytes < HUGE_PAGE ? 4096 : HUGE_PAGE;
+    int64_t unit = bytes < HUGE_PAGE / 8 ? 4096 : HUGE_PAGE;
     buffer.bytes = (bytes + unit - 1) / unit * unit;
     buffer.data = std::aligned_alloc(unit, buffer.bytes);
     if (!buffer.data) buffer.bytes = 0;
-#ifdef MADV_HUGEPAGE
-    if (buffer.data && unit == HUGE_PAGE) madvise(buffer.data, buffer.bytes, MADV_HUGEPAGE);
-#endif
+    if (buffer.data) huge_pages(buffer.data, buffer.bytes);
   }
 #endif
   return buffer.data;

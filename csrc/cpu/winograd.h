@@ -1,7 +1,8 @@
 // Winograd's minimal filtering F(m×m, 3×3) (Lavin and Gray 2016): y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A, in one dimension here.
 //
 // m = 2 has the points 0, 1, −1, ∞. m = 4 has 0, ±3/4, ±3/2, ∞: exact in float32, and with half the error in bfloat16
-// of the usual 0, ±1, ±2, ∞.
+// of the usual 0, ±1, ±2, ∞. The factors of each point that G has in the literature are in A here, where they cost less:
+// G's rows are the points' powers.
 #pragma once
 
 #include "vector.h"
@@ -27,13 +28,14 @@ struct Winograd<2> {
 
   // Aᵀ m
   static CMFAST_INLINE void output(const Floats* m, int stride, Floats* to, int step) {
-    to[0] = m[0] + (m[stride] + m[2 * stride]);
-    to[step] = (m[stride] - m[2 * stride]) - m[3 * stride];
+    to[0] = m[0] + 0.5f * (m[stride] + m[2 * stride]);
+    to[step] = 0.5f * (m[stride] - m[2 * stride]) - m[3 * stride];
   }
 
-  // G g
-  static CMFAST_INLINE void weight(const double* g, int stride, double* to, int step) {
-    double even = 0.5 * (g[0] + g[2 * stride]), odd = 0.5 * g[stride];
+  // G g, of vectors of any type
+  template <class T>
+  static CMFAST_INLINE void weight(const T* g, int stride, T* to, int step) {
+    T even = g[0] + g[2 * stride], odd = g[stride];
     to[0] = g[0];
     to[step] = even + odd;
     to[2 * step] = even - odd;
@@ -57,24 +59,25 @@ struct Winograd<4> {
   }
 
   static CMFAST_INLINE void output(const Floats* m, int stride, Floats* to, int step) {
+    const float near = NEAR * NEAR, far = FAR * FAR, of_zero = 1 / (near * far);
+    const float of_near = 1 / (2 * near * (near - far)), of_far = 1 / (2 * far * (far - near));
     Floats near_sum = m[stride] + m[2 * stride], near_difference = m[stride] - m[2 * stride];
     Floats far_sum = m[3 * stride] + m[4 * stride], far_difference = m[3 * stride] - m[4 * stride];
-    to[0] = (m[0] + near_sum) + far_sum;
-    to[step] = FAR * far_difference + NEAR * near_difference;
-    to[2 * step] = FAR * FAR * far_sum + NEAR * NEAR * near_sum;
-    to[3 * step] = FAR * FAR * FAR * far_difference + (NEAR * NEAR * NEAR * near_difference + m[5 * stride]);
+    to[0] = of_zero * m[0] + (of_near * near_sum + of_far * far_sum);
+    to[step] = of_far * FAR * far_difference + of_near * NEAR * near_difference;
+    to[2 * step] = of_far * far * far_sum + of_near * near * near_sum;
+    to[3 * step] = of_far * FAR * far * far_difference + (of_near * NEAR * near * near_difference + m[5 * stride]);
   }
 
-  static CMFAST_INLINE void weight(const double* g, int stride, double* to, int step) {
-    const double near = NEAR * NEAR, far = FAR * FAR;
-    const double of_near = 1 / (2 * near * (near - far)), of_far = 1 / (2 * far * (far - near));
-    double even = g[0] + near * g[2 * stride], odd = NEAR * g[stride];
-    to[0] = g[0] / (near * far);
-    to[step] = (even + odd) * of_near;
-    to[2 * step] = (even - odd) * of_near;
-    even = g[0] + far * g[2 * stride], odd = FAR * g[stride];
-    to[3 * step] = (even + odd) * of_far;
-    to[4 * step] = (even - odd) * of_far;
+  template <class T>
+  static CMFAST_INLINE void weight(const T* g, int stride, T* to, int step) {
+    T even = g[0] + NEAR * NEAR * g[2 * stride], odd = NEAR * g[stride];
+    to[0] = g[0];
+    to[step] = even + odd;
+    to[2 * step] = even - odd;
+    even = g[0] + FAR * FAR * g[2 * stride], odd = FAR * g[stride];
+    to[3 * step] = even + odd;
+    to[4 * step] = even - odd;
     to[5 * step] = g[2 * stride];
   }
 };

@@ -7,16 +7,17 @@ from torch import Tensor
 
 from .. import native
 from ..layout import image_format
+from . import memory
 
 _RESAMPLE = {None: 0, "nearest": 1, "average": 2}
-_Shape = tuple[int, int, int, int, bool]
+_Shape = tuple[int, int, int, int, bool, bool]
 
 
-def pack(weight: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
+def pack(weight: Tensor, tile: int, transformed: bool, dtype: torch.dtype) -> Tensor:
     """The weights [Cout, Cin, k, k] as the kernels read them, transformed in float64 and rounded once to `dtype`."""
-    shape = _shape(weight.shape, tile, dtype)
+    shape = _shape(weight.shape, tile, transformed, dtype)
     words = native.cpu().packed_words(shape)
-    packed = torch.empty(words * (2 if dtype == torch.bfloat16 else 1), dtype=dtype)
+    packed = memory.empty(4 * words).view(dtype)
     weight = weight.float().contiguous()
     native.run("pack", shape, weight.data_ptr(), packed.data_ptr())
     return packed
@@ -29,6 +30,7 @@ def conv2d(
     bias: Tensor | None,
     packed: Tensor | None,
     tile: int,
+    transformed: bool,
     stride: int,
     padding: int,
     dtype: torch.dtype,
@@ -64,6 +66,7 @@ def conv2d(
             bias,
             packed,
             tile,
+            transformed,
             stride,
             padding,
             dtype,
@@ -86,6 +89,7 @@ def launch_conv2d(
     bias: Tensor | None,
     packed: Tensor,
     tile: int,
+    transformed: bool,
     stride: int,
     padding: int,
     dtype: torch.dtype,
@@ -99,7 +103,7 @@ def launch_conv2d(
     """Write out, and the moments where they are given. Images have their channels adjacent, rows are float32."""
     native.run(
         "conv2d",
-        _shape(weight_shape, tile, dtype),
+        _shape(weight_shape, tile, transformed, dtype),
         (h.shape[0], *h.shape[2:]),
         tuple(out.shape[2:]),
         stride,
@@ -120,8 +124,8 @@ def launch_conv2d(
     )
 
 
-def _shape(weight: Sequence[int], tile: int, dtype: torch.dtype) -> _Shape:
-    return weight[1], weight[0], weight[2], tile, dtype == torch.bfloat16
+def _shape(weight: Sequence[int], tile: int, transformed: bool, dtype: torch.dtype) -> _Shape:
+    return weight[1], weight[0], weight[2], tile, transformed, dtype == torch.bfloat16
 
 
 def _channels_last(t: Tensor | None) -> Tensor | None:

@@ -14,6 +14,7 @@ def conv2d(
     bias: Tensor | None,
     packed: Tensor | None,
     tile: int,
+    transformed: bool,
     stride: int,
     padding: int,
     dtype: torch.dtype,

@@ -15,12 +15,23 @@ from .winograd import convolve, error_scale
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
+# tile, and whether its weights are packed transformed
+FORMS = {
+    "chosen": (None, None),
+    "direct": (1, None),
+    "F2": (2, True),
+    "F4": (4, True),
+    "F2-transformed-at-use": (2, False),
+    "F4-transformed-at-use": (4, False),
+}
+
 # N, C, Cout, H, W, k, stride, padding: whole tiles and panels, and one more or less of each
 SHAPES = {
     "3x3-whole": (1, 32, 48, 16, 16, 3, 1, 1),
     "3x3-odd": (2, 17, 50, 9, 11, 3, 1, 1),
     "3x3-images": (3, 3, 16, 8, 8, 3, 1, 1),
     "3x3-one-row": (1, 20, 33, 1, 70, 3, 1, 1),
+    "3x3-long": (1, 150, 120, 8, 8, 3, 1, 1),
     "3x3-one-position": (2, 65, 3, 1, 1, 3, 1, 1),
     "3x3-valid": (1, 8, 15, 12, 7, 3, 1, 0),
     "3x3-wide-padding": (1, 5, 4, 6, 6, 3, 1, 3),
@@ -90,14 +101,22 @@ RESAMPLE = {
 }
 
 
-def check(x, weight, bias, arguments, stride, padding, tile, products, backend, as_plain=True):
+def check(x, weight, bias, arguments, stride, padding, tile, products, backend, transformed=None, as_plain=True):
     """Within the stated bound; the direct form in float32 as accurate as plain PyTorch where `as_plain` asks for it.
 
     Of a single output channel, say, plain PyTorch takes sums of many short parts, the kernels one of up to 256 terms.
     """
     height, width = (x[0] if isinstance(x, tuple) else x).shape[2:]
     prepared = prepare_conv(
-        weight, bias, stride=stride, padding=padding, dtype=products, height=height, width=width, tile=tile
+        weight,
+        bias,
+        stride=stride,
+        padding=padding,
+        dtype=products,
+        height=height,
+        width=width,
+        tile=tile,
+        transformed=transformed,
     )
     exact_weights = prepared._replace(weight=weight.double(), bias=bias.double())
     exact = conv2d(wide(x), exact_weights, **wide(arguments), backend="reference").out
@@ -161,13 +180,15 @@ def test_the_bounds_matrices_are_winograds(tile):
 
 @pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS)
-@pytest.mark.parametrize("tile", [None, 1, 2, 4])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_shapes(shape, tile, products, backend):
-    if tile in (2, 4) and shape[5:7] != (3, 1):
+def test_shapes(shape, form, products, backend):
+    if form[0] in (2, 4) and shape[5:7] != (3, 1):
         pytest.skip("Winograd's forms have 3 x 3 kernels of stride 1")
+    if form[1] is False and products != torch.float32:
+        pytest.skip("weights are transformed as they are used in float32")
     x, weight, bias, arguments = make(shape, parts=("affine", "residual"))
-    check(x, weight, bias, arguments, *shape[6:], tile, products, backend)
+    check(x, weight, bias, arguments, *shape[6:], form[0], products, backend, form[1])
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
@@ -215,16 +236,17 @@ def test_pair_is_the_concatenation(split, tile, backend):
     layout=st.sampled_from(["c", "l"]),
     parts=st.sets(st.sampled_from(["affine", "nearest", "average"])),
     residual=st.sampled_from([None, *RESIDUALS]),
-    tile=st.sampled_from([None, 1, 2, 4]),
+    form=st.sampled_from(list(FORMS.values())),
     seed=st.integers(0, 100),
     data=st.data(),
 )
 def test_drawn(
-    backend, n, c, out, h, w, kernel, stride, padding, dtype, products, layout, parts, residual, tile, seed, data
+    backend, n, c, out, h, w, kernel, stride, padding, dtype, products, layout, parts, residual, form, seed, data
 ):
     out = min(out, max(1, 4_000_000 // (n * h * w * c)))  # the answer in float64 takes its time
-    if (kernel, stride) != (3, 1):
-        tile = None
+    tile, transformed = form if (kernel, stride) == (3, 1) else (None, None)
+    if products != torch.float32:
+        transformed = None
     if "nearest" in parts:
         parts -= {"average"}
     smallest = kernel * (2 if "average" in parts else 1)
@@ -235,7 +257,7 @@ def test_drawn(
         residual = "residual_average"  # only even sizes are those of an upsampled residual
     parts |= {residual} - {None}
     x, weight, bias, arguments = make((n, c, out, h, w, kernel, stride, padding), dtype, layout, seed, pair, parts)
-    check(x, weight, bias, arguments, stride, padding, tile, products, backend, as_plain=False)
+    check(x, weight, bias, arguments, stride, padding, tile, products, backend, transformed, as_plain=False)
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
@@ -340,6 +362,8 @@ W = torch.ones(4, 2, 3, 3)
         (lambda x: prepared_for(W, dtype=torch.float16), "float32 or bfloat16, got torch.float16"),
         (lambda x: prepared_for(W, tile=3), "tile must be 1, or 2 or 4"),
         (lambda x: prepared_for(W, tile=2, stride=2), "got 2 for 3 x 3 of stride 2"),
+        (lambda x: prepared_for(W, tile=1, transformed=True), "with a tile of 1"),
+        (lambda x: prepared_for(W, tile=2, transformed=False, dtype=torch.bfloat16), "with a tile of 2 in torch.bf"),
         (lambda x: conv2d(x[0], prepared_for(W)), "x must be"),
         (lambda x: conv2d(x.long(), prepared_for(W)), "x must be"),
         (lambda x: conv2d((x, x[:1]), prepared_for(W)), "must agree"),

@@ -29,12 +29,13 @@ CALLS = {
     "moments": lambda x: channel_moments(x, backend="cpu"),
     "fold_group_norm": lambda x: torch.cat(fold(x)),
     "conv2d-shared": lambda x: convolve(x[..., :8, :8], 160),  # too few tiles for blocks of a thread's own
+    "conv2d-transformed-at-use": lambda x: convolve(x[..., :8, :8], 160, transformed=False),
 }
 
 
-def convolve(x, outputs):
+def convolve(x, outputs, **form):
     weight = torch.linspace(-1, 1, outputs * x.shape[1] * 9).view(outputs, x.shape[1], 3, 3).sin()
-    prepared = prepare_conv(weight, padding=1, height=x.shape[2], width=x.shape[3])
+    prepared = prepare_conv(weight, padding=1, height=x.shape[2], width=x.shape[3], **form)
     return conv2d(x, prepared, silu=True, backend="cpu").out
 
 
@@ -126,7 +127,7 @@ def test_nothing_that_the_linker_merges_is_compiled_for_a_newer_processor(tmp_pa
     isa = list(flags)[-1]
     for path in source.glob("*.cpp"):
         target = tmp_path / f"{path.stem}.o"
-        command = [toolchain.find_host_compiler(), "-std=c++17", "-O0", "-Wno-psabi", *flags[isa]]
+        command = [toolchain.find_host_compiler(), "-std=c++17", "-O0", "-fno-exceptions", "-Wno-psabi", *flags[isa]]
         subprocess.run([*command, f"-DCMFAST_ISA={isa}", "-c", str(path), "-o", str(target)], check=True, timeout=120)
         symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
         weak = [line for line in symbols.splitlines() if line.split()[-2:-1] and line[17:18] in "WVu"]

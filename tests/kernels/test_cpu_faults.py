@@ -40,6 +40,8 @@ def conv_cases():
         for shape, pair in (((2, 37, 50, 9, 11, 3, 1, 1), 18), ((1, 16, 16, 5, 5, 3, 1, 1), 0)):
             x, weight, bias, arguments = test_conv.make(shape, pair=pair, parts=("affine", "residual"))
             test_conv.check(x, weight, bias, arguments, 1, 1, tile, torch.float32, "cpu")
+    x, weight, bias, arguments = test_conv.make((1, 70, 50, 8, 8, 3, 1, 1))
+    test_conv.check(x, weight, bias, arguments, 1, 1, 4, torch.float32, "cpu", transformed=False)
     for part in ("residual_nearest", "residual_average"):
         test_conv.test_resampled_residual("l", 4, part, torch.float32, "cpu")
     test_conv.test_moments((1, 8, 16, 40, 41), 4, 0.0, "cpu")
@@ -83,6 +85,8 @@ FAULTS = {
     "residual_not_resampled": ("conv2d",),
     "moments_not_merged": ("conv2d", "moments"),
     "second_moments_from_zero": ("fold_group_norm",),
+    "tail_of_kernels_missed": ("conv2d",),
+    "first_kernels_missed": ("conv2d",),
 }
 
 

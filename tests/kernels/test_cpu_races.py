@@ -32,10 +32,11 @@ with native.stand_in(module, "_cpu"):
             kernels.group_norm((x, x), 4, activation="silu", backend="cpu")
             kernels.attention(x, x, x, backend="cpu")
             kernels.channel_moments(x.repeat(1, 8, 1, 1), backend="cpu")
-            for tile in (1, 2, 4):
+            for tile, transformed in ((1, None), (2, True), (4, True), (4, False)):
                 for outputs in (3, 160):  # threads with blocks of their own, and threads that share one
                     weight = torch.randn(outputs, 20, 3, 3)
-                    prepared = kernels.prepare_conv(weight, padding=1, height=13, width=17, tile=tile)
+                    form = {"tile": tile, "transformed": transformed}
+                    prepared = kernels.prepare_conv(weight, padding=1, height=13, width=17, **form)
                     kernels.conv2d(x, prepared, moments=True, backend="cpu")
 print("ran")
 """

@@ -65,7 +65,8 @@ def _not_a_row(graph: Graph, bias: fx.Node, matrix: Tensor) -> bool:
 
 
 def _conv(graph: Graph, before: fx.Node, x: Any, weight: Any, bias: Any, stride: int = 1, padding: int = 0) -> fx.Node:
-    plain = {"skip": None, "packed": None, "tile": 1, "stride": stride, "padding": padding, "dtype": torch.float32}
-    plain |= dict.fromkeys(("resample", "gain", "offset", "residual", "residual_resample", "backend"))
-    call = graph.call(before, CONV, h=x, weight=weight, bias=bias, **plain, silu=False, moments=False)
+    plain: dict[str, Any] = {"tile": 1, "transformed": False, "stride": stride, "padding": padding}
+    plain |= {"dtype": torch.float32, "silu": False, "moments": False}
+    absent = ("skip", "packed", "resample", "gain", "offset", "residual", "residual_resample", "backend")
+    call = graph.call(before, CONV, h=x, weight=weight, bias=bias, **plain, **dict.fromkeys(absent))
     return graph.item(call, 0)

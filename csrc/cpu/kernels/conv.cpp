@@ -9,6 +9,7 @@
 // Threads have blocks of their own where there are enough of them. Else, with few tiles and much weight, they share a
 // block: its channels in the first step, its output channels in the second; so the weights are read once.
 #include "../conv_input.h"
+#include "../conv_weights.h"
 #include "../faults.h"
 #include "../isa.h"
 #include "../matrix.h"
@@ -21,7 +22,7 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-constexpr int64_t WIDEST = 64;         // tiles of a row in a block
+constexpr int64_t WIDEST = 16;         // tiles of a row in a block
 constexpr int64_t LINE = 16;           // floats of a cache line
 constexpr int64_t LARGE_WEIGHTS = 8 << 20;
 
@@ -43,8 +44,8 @@ struct Convolution {
   int64_t blocks_y, blocks_x, blocks_n;  // blocks of a sample, and groups of samples
   int64_t tiles;                         // of a block, whole rows of the left operand
   int64_t words, blocks_k;               // of a product
-  int64_t point_stride, product_stride, strip_floats;
-  float *points, *products, *strips, *partial;
+  int64_t point_stride, strip_floats;
+  float *points, *products, *made, *strips, *partial;
 
   explicit Convolution(const ConvArguments& p) : p(p) {
     tiles_y = ceil_divide(p.out_height, M);
@@ -68,7 +69,6 @@ struct Convolution {
     tiles = round_up(samples * rows * columns, ROWS);
     // A few lines more than needed: points a power of two apart would meet in the same sets of the cache.
     point_stride = tiles * blocks_k * BLOCK + 5 * LINE;
-    product_stride = tiles * PANEL + LINE;
     strip_floats = ((rows - 1) * step + extent) * ((columns - 1) * step + extent) * BLOCK;
   }
 
@@ -97,12 +97,13 @@ struct Convolution {
 
   // A register of element k of a tile's row of a point.
   CMFAST_INLINE void put(float* to, int64_t tile, int64_t k, Floats x) const {
-    to += tile / ROWS * blocks_k * (ROWS * BLOCK);
     if (PAIRS) store_bfloat16((uint16_t*)to + (k / 32 * ROWS + tile % ROWS) * 32 + k % 32, x);
     else store(to + (k / BLOCK * ROWS + tile % ROWS) * BLOCK + k % BLOCK, x);
   }
 
   CMFAST_INLINE void put_tile(const float* from, int64_t columns, float* to, int64_t tile, int64_t c) const {
+    to += tile / ROWS * blocks_k * (ROWS * BLOCK);
+    const int64_t stride = point_stride;  // the compiler does not know that no store changes it
     for (int64_t l = 0; l < BLOCK; l += LANES) {
       if constexpr (M == 1) {
         for (int64_t y = 0, k = c + l; y < extent; ++y)
@@ -122,7 +123,7 @@ struct Convolution {
           Floats row[SIDE];
           Winograd<M>::input(half + y * SIDE, 1, row, 1);
           CMFAST_UNROLL
-          for (int x = 0; x < SIDE; ++x) put(to + (y * SIDE + x) * point_stride, tile, c + l, row[x]);
+          for (int x = 0; x < SIDE; ++x) put(to + (y * SIDE + x) * stride, tile, c + l, row[x]);
         }
       }
     }
@@ -148,73 +149,139 @@ struct Convolution {
     return parts(block) * b.rows * b.columns;
   }
 
-  void multiply(int64_t block, int64_t panel, const float* from, float* to) const {
+  // The outputs of a panel that are still to be fetched to the cache, with what is added to them, while its products
+  // are taken: so many pixels a time.
+  struct Outputs {
+    int64_t o, width, next, end, step;
+  };
+
+  CMFAST_INLINE void fetch(int64_t block, Outputs& f) const {
+    const int64_t size = p.dtype == FLOAT32 ? 4 : 2, line = 64 / size;
+    bool added = p.residual.data && p.residual_resample == RESAMPLE_NONE;
+    for (int64_t to = at_most(f.end, f.next + f.step); f.next < to; ++f.next) {
+      Part b = part(block, f.next / (rows * columns * M * M));
+      int64_t i = f.next % (rows * columns * M * M), y = b.y * M + i / (columns * M), x = b.x * M + i % (columns * M);
+      if (y >= p.out_height || x >= p.out_width) continue;
+      for (int64_t o = f.o; o < f.o + f.width; o += line) {
+        __builtin_prefetch((const char*)p.out.data + (b.n * p.out.n + y * p.out.y + x * p.out.x + o) * size, 1);
+        if (!added) continue;
+        int64_t at = b.n * p.residual.n + y * p.residual.y + x * p.residual.x + o;
+        __builtin_prefetch((const char*)p.residual.data + at * size, 0, 2);
+      }
+    }
+  }
+
+  // A point's products of `count` words from k on with all tiles. Meanwhile so many lines from `next` on are fetched.
+  CMFAST_INLINE void multiply_point(int64_t block, int point, int64_t k, int64_t count, const float* from,
+                                    const uint32_t* weights, int width, float* to, const char* next, int64_t lines,
+                                    Outputs& outputs) const {
+    int64_t left = tiles_in(block), blocks = ceil_divide(count, BLOCK);
+    int64_t ahead = ceil_divide(lines, ceil_divide(left, ROWS) * blocks);  // for each block of k
+    for (int64_t g = 0; left > 0; ++g, left -= ROWS, next += blocks * ahead * 64) {
+      const uint32_t* rows = (const uint32_t*)(from + point * point_stride + (g * blocks_k * BLOCK + k) * ROWS);
+      bool accumulate = k > 0 && !FAULT(first_kernels_missed);
+      Product product{to + (g * ROWS * POINTS + point) * PANEL, POINTS * PANEL, BLOCK, accumulate};
+      if (left <= ROWS / 2) multiply_panel<PAIRS, 4>(rows, weights, width, count, product, {next, ahead}, 4);
+      else multiply_panel<PAIRS>(rows, weights, width, count, product, {next, ahead});
+      fetch(block, outputs);
+    }
+  }
+
+  // The products of a panel's weights with a block's points: [tiles][points][PANEL].
+  void multiply(int64_t block, int64_t panel, const float* from, float* made, float* to) const {
     int width = (int)at_most(p.shape.width() - panel * PANEL, PANEL);
-    const uint32_t* weights = p.weights + panel * PANEL * POINTS * words;
-    int64_t groups = ceil_divide(tiles_in(block), ROWS), lines = words * width / LINE;
-    int64_t ahead = ceil_divide(lines, groups * blocks_k);  // each product fetches its part of the next one's weights
-    for (int point = 0; point < POINTS; ++point, weights += words * width)
-      for (int64_t g = 0; g < groups; ++g)
-        multiply_panel<PAIRS>((const uint32_t*)(from + point * point_stride + g * blocks_k * (ROWS * BLOCK)), weights,
-                              width, words, {to + point * product_stride + g * ROWS * PANEL, PANEL, BLOCK, false},
-                              {(const char*)(weights + words * width) + g * blocks_k * ahead * 64, ahead});
+    const uint32_t* weights = p.weights + panel * PANEL * p.shape.stored() * words;
+    int64_t pixels = parts(block) * rows * columns * M * M, parts_k = made ? ceil_divide(words, MADE_WORDS) : 1;
+    int64_t o = panel * PANEL, products = POINTS * ceil_divide(tiles_in(block), ROWS) * parts_k;
+    Outputs outputs{o, at_most(p.shape.out_channels - o, PANEL), 0, pixels, ceil_divide(pixels, products)};
+    if (!made) {
+      for (int point = 0; point < POINTS; ++point, weights += words * width)
+        multiply_point(block, point, 0, words, from, weights, width, to, (const char*)(weights + words * width),
+                       words * width / LINE, outputs);
+      return;
+    }
+    if constexpr (M > 1 && !PAIRS)
+      for (int64_t k = 0, count; k < words; k += count, weights += 9 * count * width) {
+        count = at_most(words - k, MADE_WORDS);
+        transform_weights<M>((const float*)weights, count - FAULT(tail_of_kernels_missed), width, made);
+        int64_t lines = ceil_divide(9 * count * width / LINE, POINTS);  // of the next kernels
+        for (int point = 0; point < POINTS; ++point)
+          multiply_point(block, point, k, count, from, (const uint32_t*)(made + point * MADE_STRIDE), width, to,
+                         (const char*)(weights + 9 * count * width) + point * lines * 64, lines, outputs);
+      }
   }
 
   // ---- the outputs
 
   // What is added to channels o on of output (y, x).
-  CMFAST_INLINE Floats residual(int dtype, int64_t n, int64_t y, int64_t x, int64_t o, int lanes) const {
-    const ConvTensor& r = p.residual;
+  CMFAST_INLINE Floats residual(const ConvTensor& r, int resample, int dtype, int64_t n, int64_t y, int64_t x,
+                                int64_t o, int lanes) const {
     auto at = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
       return load(r.data, dtype, n * r.n + y * r.y + x * r.x + o, lanes);
     };
-    if (p.residual_resample == RESAMPLE_NONE) return at(y, x);
+    if (resample == RESAMPLE_NONE) return at(y, x);
     if (FAULT(residual_not_resampled)) return at(y / 2, x);
-    if (p.residual_resample == RESAMPLE_UP) return at(y / 2, x / 2);
+    if (resample == RESAMPLE_UP) return at(y / 2, x / 2);
     return 0.25f * ((at(2 * y, 2 * x) + at(2 * y, 2 * x + 1)) + (at(2 * y + 1, 2 * x) + at(2 * y + 1, 2 * x + 1)));
   }
 
-  // Channels o on, `lanes` of them, of all outputs of the part of a block whose first tile is `tile`. PLAIN: all lanes, of
-  // float32, which leaves the inner loop without a choice.
-  template <bool PLAIN>
-  void write(const Part& b, int64_t tile, const float* from, int64_t o, int lanes, Moments& moments) const {
-    const int dtype = PLAIN ? (int)FLOAT32 : p.dtype;
-    lanes = PLAIN ? LANES : lanes;
+  // Channels o on, `lanes` of them, of the outputs of one tile. WHOLE: all of its outputs are there.
+  template <bool WHOLE>
+  CMFAST_INLINE void write_tile(int64_t n, int64_t ty, int64_t tx, const float* m, int64_t o, int dtype, int lanes,
+                                bool first, Moments& moments) const {
+    // Copies, which the compiler knows that no store changes.
+    const ConvTensor out = p.out, added = p.residual;
+    const int resample = p.residual_resample;
+    Moments sums = moments;
+    Floats y[M * M];
+    if constexpr (M == 1) {
+      y[0] = load(m);
+    } else {
+      Floats half[M * SIDE];
+      CMFAST_UNROLL
+      for (int i = 0; i < SIDE; ++i) {
+        Floats column[SIDE];
+        CMFAST_UNROLL
+        for (int j = 0; j < SIDE; ++j) column[j] = load(m + (j * SIDE + i) * PANEL);
+        Winograd<M>::output(column, 1, half + i, SIDE);
+      }
+      CMFAST_UNROLL
+      for (int i = 0; i < M; ++i) Winograd<M>::output(half + i * SIDE, 1, y + i * M, 1);
+    }
     Floats bias = p.bias ? load(p.bias + o, lanes) : zeros();
-    bool started = false;
+    int64_t high = at_most(p.out_height - ty * M, M), wide = at_most(p.out_width - tx * M, M);
+    if (FAULT(tile_edge_missed) && wide < M) --wide;
+    int64_t to = n * out.n + ty * M * out.y + tx * M * out.x + o;
+    int64_t of = FAULT(residual_of_first_sample) ? 0 : n;
+    CMFAST_UNROLL
+    for (int i = 0; i < M; ++i)
+      CMFAST_UNROLL
+      for (int j = 0; j < M; ++j) {
+        if (!WHOLE && (i >= high || j >= wide)) continue;
+        Floats value = y[i * M + j] + bias;
+        if (added.data) value += residual(added, resample, dtype, of, ty * M + i, tx * M + j, o, lanes);
+        store((void*)out.data, dtype, to + i * out.y + j * out.x, value, lanes);
+        if (first && i == 0 && j == 0) sums.begin(value);
+        sums.add(value);
+      }
+    moments = sums;
+  }
+
+  // `width` channels from o on of all outputs of the part of a block whose first tile is `tile`.
+  void write(const Part& b, int64_t tile, const float* from, int64_t o, int64_t width, Moments* moments) const {
     for (int64_t ty = b.y; ty < b.y + b.rows; ++ty)
       for (int64_t tx = b.x; tx < b.x + b.columns; ++tx, ++tile) {
-        const float* m = from + tile * PANEL;
-        Floats y[M * M];
-        if constexpr (M == 1) {
-          y[0] = load(m);
-        } else {
-          Floats half[M * SIDE];
-          CMFAST_UNROLL
-          for (int i = 0; i < SIDE; ++i) {
-            Floats column[SIDE];
-            CMFAST_UNROLL
-            for (int j = 0; j < SIDE; ++j) column[j] = load(m + (j * SIDE + i) * product_stride);
-            Winograd<M>::output(column, 1, half + i, SIDE);
-          }
-          CMFAST_UNROLL
-          for (int i = 0; i < M; ++i) Winograd<M>::output(half + i * SIDE, 1, y + i * M, 1);
+        bool whole = (ty + 1) * M <= p.out_height && (tx + 1) * M <= p.out_width, first = ty == b.y && tx == b.x;
+        for (int64_t j = 0; j < width; j += LANES) {
+          const float* m = from + tile * (POINTS * PANEL) + j;
+          Moments& sums = moments[j / LANES];
+          int lanes = (int)at_most(width - j, LANES);
+          // Of the most common outputs, the loop has no choices.
+          if (whole && lanes == LANES && p.dtype == FLOAT32)
+            write_tile<true>(b.n, ty, tx, m, o + j, FLOAT32, LANES, first, sums);
+          else
+            write_tile<false>(b.n, ty, tx, m, o + j, p.dtype, lanes, first, sums);
         }
-        int64_t high = at_most(p.out_height - ty * M, M), wide = at_most(p.out_width - tx * M, M);
-        if (FAULT(tile_edge_missed) && wide < M) --wide;
-        int64_t to = b.n * p.out.n + ty * M * p.out.y + tx * M * p.out.x + o;
-        int64_t added = FAULT(residual_of_first_sample) ? 0 : b.n;
-        CMFAST_UNROLL
-        for (int i = 0; i < M; ++i)
-          CMFAST_UNROLL
-          for (int j = 0; j < M; ++j) {
-            if (i >= high || j >= wide) continue;
-            Floats value = y[i * M + j] + bias;
-            if (p.residual.data) value += residual(dtype, added, ty * M + i, tx * M + j, o, lanes);
-            store((void*)p.out.data, dtype, to + i * p.out.y + j * p.out.x, value, lanes);
-            if (!started) moments.begin(value), started = true;
-            moments.add(value);
-          }
       }
   }
 
@@ -229,21 +296,18 @@ struct Convolution {
   }
 
   void write_panel(int64_t block, int64_t panel, const float* from) const {
-    int64_t width = at_most(p.shape.out_channels - panel * PANEL, PANEL);
+    int64_t o = panel * PANEL, width = at_most(p.shape.out_channels - o, PANEL);
     if (FAULT(tail_of_outputs_missed)) width = width / LANES * LANES;
+    Moments moments[PANEL / LANES];
     for (int64_t i = 0, tile = 0; i < parts(block); ++i) {
       Part b = part(block, i);
-      for (int64_t j = 0; j < width; j += LANES) {
-        Moments moments{zeros(), zeros(), zeros()};
-        int lanes = (int)at_most(width - j, LANES);
-        int64_t o = panel * PANEL + j;
-        if (lanes == LANES && p.dtype == FLOAT32) write<true>(b, tile, from + j, o, lanes, moments);
-        else write<false>(b, tile, from + j, o, lanes, moments);
-        if (!partial) continue;
-        float* to = slot(block, i) + o;
-        moments.finish(to, to + p.shape.out_channels, outputs(b), lanes);
-      }
+      write(b, tile, from, o, width, moments);
       tile += b.rows * b.columns;
+      if (!partial) continue;
+      for (int64_t j = 0; j < width; j += LANES) {
+        float* to = slot(block, i) + o + j;
+        moments[j / LANES].finish(to, to + p.shape.out_channels, outputs(b), (int)at_most(width - j, LANES));
+      }
     }
   }
 
@@ -252,16 +316,19 @@ struct Convolution {
   // ----
 
   const char* run() {
-    bool together = shared();
+    bool together = shared(), transforms = p.shape.transforms();
     int64_t operands = POINTS * point_stride, threads = p.threads;
     points = (float*)scratch(SCRATCH_INPUT, (together ? 1 : threads) * operands * 4);
-    products = (float*)scratch(SCRATCH_PRODUCTS, threads * POINTS * product_stride * 4);
+    products = (float*)scratch(SCRATCH_PRODUCTS, threads * tiles * POINTS * PANEL * 4);
     strips = (float*)scratch(SCRATCH_ROWS, threads * strip_floats * 4);
+    made = transforms ? (float*)scratch(SCRATCH_WEIGHTS, threads * POINTS * MADE_STRIDE * 4) : nullptr;
     int64_t slots = p.samples * blocks_y * blocks_x;
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * 2 * p.shape.out_channels * 4) : nullptr;
-    if (!points || !products || !strips || (p.moments && !partial)) return "no memory for the operands";
+    if (!points || !products || !strips || (transforms && !made) || (p.moments && !partial))
+      return "no memory for the operands";
     auto body = [&](Team team) {
-      float *mine = products + team.rank * POINTS * product_stride, *strip = strips + team.rank * strip_floats;
+      float *mine = products + team.rank * tiles * POINTS * PANEL, *strip = strips + team.rank * strip_floats;
+      float* weights = transforms ? made + team.rank * POINTS * MADE_STRIDE : nullptr;
       // Whole blocks of the left operand: of bfloat16, 32 channels.
       int64_t unit = BLOCK * WORD, units = ceil_divide(p.shape.in_channels, unit);
       auto first_step = [&](int64_t block, float* to, Share channels) {
@@ -270,7 +337,7 @@ struct Convolution {
       };
       auto second_step = [&](int64_t block, const float* from, Share outputs) {
         for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) {
-          multiply(block, panel, from, mine);
+          multiply(block, panel, from, weights, mine);
           write_panel(block, panel, mine);
         }
       };
@@ -310,6 +377,7 @@ const char* conv2d(const ConvArguments& p) {
     return "a size is not positive";
   if (p.h.channels + p.skip.channels != s.in_channels) return "the input has not the channels of the packed weights";
   if (s.tile != 1 && (s.kernel != 3 || p.stride != 1)) return "Winograd's form has 3 by 3 kernels and a stride of 1";
+  if (s.transforms() && s.pairs) return "weights to be transformed are Winograd's, of float32";
   switch (s.tile * 2 + s.pairs) {
     case 2: return Convolution<1, false>(p).run();
     case 3: return Convolution<1, true>(p).run();

@@ -8,64 +8,94 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-uint16_t bfloat16(float x) {
-  uint32_t w;
-  __builtin_memcpy(&w, &x, 4);
-  return (uint16_t)(x == x ? (w + 0x7FFF + ((w >> 16) & 1)) >> 16 : w >> 16 | 0x40);
-}
+typedef double Doubles __attribute__((vector_size(4 * CMFAST_LANES)));
+typedef float HalfThere __attribute__((vector_size(2 * CMFAST_LANES), aligned(4), may_alias));
 
-// Element k of a row of words, of output j: the first of a pair's halves is written before the second.
-void put(uint32_t* row, bool pairs, bool second, int64_t j, float x) {
-  if (pairs) {
-    uint16_t* to = (uint16_t*)(row + j);
-    if (!second) to[1] = 0;
-    to[second] = bfloat16(x);
-  } else {
-    __builtin_memcpy(row + j, &x, 4);
+// 3 × 3 kernels, of LANES outputs, to their points.
+template <int M>
+CMFAST_INLINE void transform(const Floats* kernel, Floats* points) {
+  constexpr int SIDE = M + 2, HALF = LANES / 2;
+  for (int part = 0; part < LANES; part += HALF) {
+    Doubles g[9], half[SIDE * 3], whole[SIDE];
+    CMFAST_UNROLL
+    for (int i = 0; i < 9; ++i)
+      g[i] = __builtin_convertvector(*(const HalfThere*)((const float*)(kernel + i) + part), Doubles);
+    CMFAST_UNROLL
+    for (int x = 0; x < 3; ++x) Winograd<M>::weight(g + x, 3, half + x, 3);
+    CMFAST_UNROLL
+    for (int y = 0; y < SIDE; ++y) {
+      Winograd<M>::weight(half + 3 * y, 1, whole, 1);
+      CMFAST_UNROLL
+      for (int x = 0; x < SIDE; ++x)
+        *(HalfThere*)((float*)(points + y * SIDE + x) + part) = __builtin_convertvector(whole[x], HalfThere);
+    }
   }
 }
 
-// A 3 × 3 kernel to its points.
-template <int M>
-void transform(const float* g, double* to) {
-  constexpr int SIDE = M + 2;
-  double kernel[9], half[SIDE * 3];
-  for (int i = 0; i < 9; ++i) kernel[i] = g[i];
-  for (int x = 0; x < 3; ++x) Winograd<M>::weight(kernel + x, 3, half + x, 3);
-  for (int y = 0; y < SIDE; ++y) Winograd<M>::weight(half + 3 * y, 1, to + SIDE * y, 1);
-}
+// One input channel's weights of LANES outputs from o on, as they are or their points; 0 beyond the last of either.
+struct Reader {
+  const PackArguments& p;
+  int64_t area = p.shape.kernel * p.shape.kernel;
+
+  CMFAST_INLINE Floats at(int64_t o, int64_t c, int64_t i) const {
+    int64_t stride = p.shape.in_channels * area, outputs = p.shape.out_channels - o;
+    if (outputs <= 0 || c >= p.shape.in_channels) return zeros();
+    return gather(p.weight, FLOAT32, o * stride + c * area + i, stride, (int)(outputs < LANES ? outputs : LANES));
+  }
+
+  CMFAST_INLINE void points(int64_t o, int64_t c, Floats* to) const {
+    Floats kernel[9];
+    for (int i = 0; i < 9; ++i) kernel[i] = at(o, c, i);
+    if (p.shape.tile == 4) transform<4>(kernel, to);
+    else transform<2>(kernel, to);
+  }
+};
+
+CMFAST_INLINE void put(uint32_t* to, Floats x) { *(WordsThere*)to = bits(x); }
+CMFAST_INLINE void put(uint32_t* to, Floats x, Floats y) { *(WordsThere*)to = to_bfloat16(x) | to_bfloat16(y) << 16; }
 
 void pack_panel(const PackArguments& p, int64_t panel) {
   const ConvShape& s = p.shape;
+  Reader weights{p};
   int64_t first = panel * PANEL, left = s.width() - first, width = left < PANEL ? left : PANEL;
-  int64_t words = s.words(), area = s.kernel * s.kernel;
-  uint32_t* to = p.packed + first * s.points() * words;
-  bool taps = s.tile == 1 && s.kernel > 1;
-  int64_t channels = taps ? s.tap_stride() : s.in_channels;
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t j = 0; j < width; ++j) {
-      int64_t o = first + j;
-      bool outside = o >= s.out_channels || c >= s.in_channels;
-      const float* g = outside ? nullptr : p.weight + (o * s.in_channels + c) * area;
-      double points[36] = {};
-      if (!outside && s.tile == 4) transform<4>(g, points);
-      if (!outside && s.tile == 2) transform<2>(g, points);
-      int64_t count = s.tile > 1 ? s.points() : area;
-      for (int64_t i = 0; i < count; ++i) {
-        int64_t k = s.tile > 1 ? c : i * channels + c, point = s.tile > 1 ? i : 0;
-        float x = s.tile > 1 ? (float)points[i] : outside ? 0.0f : g[i];
-        put(to + (point * words + (s.pairs ? k / 2 : k)) * width, s.pairs, s.pairs && k % 2, j, x);
+  int64_t words = s.words(), step = s.pairs ? 2 : 1;
+  uint32_t* panel_words = p.packed + first * s.stored() * words;
+  for (int64_t j = 0; j < width; j += LANES) {
+    uint32_t* to = panel_words + j;
+    int64_t o = first + j;
+    if (s.tile > 1 && !s.transforms()) {
+      Floats even[36], odd[36];
+      for (int64_t c = 0; c < s.in_channels; c += step, to += width) {
+        weights.points(o, c, even);
+        if (s.pairs) weights.points(o, c + 1, odd);
+        for (int64_t i = 0; i < s.points(); ++i) {
+          if (s.pairs) put(to + i * words * width, even[i], odd[i]);
+          else put(to + i * words * width, even[i]);
+        }
       }
+    } else if (s.tile > 1) {
+      for (int64_t c = 0; c < s.in_channels; ++c)
+        for (int64_t i = 0; i < 9; ++i, to += width) put(to, weights.at(o, c, i));
+    } else {
+      int64_t channels = s.kernel == 1 ? s.in_channels : s.tap_stride();
+      for (int64_t i = 0; i < weights.area; ++i)
+        for (int64_t c = 0; c < channels; c += step, to += width) {
+          if (s.pairs) put(to, weights.at(o, c, i), weights.at(o, c + 1, i));
+          else put(to, weights.at(o, c, i));
+        }
     }
+  }
 }
 
 }  // namespace
 
 const char* pack(const PackArguments& p) {
-  if (p.shape.in_channels <= 0 || p.shape.out_channels <= 0 || p.shape.kernel <= 0) return "a size is not positive";
-  if (p.shape.tile != 1 && ((p.shape.tile != 2 && p.shape.tile != 4) || p.shape.kernel != 3))
+  const ConvShape& s = p.shape;
+  if (s.in_channels <= 0 || s.out_channels <= 0 || s.kernel <= 0) return "a size is not positive";
+  if (s.tile != 1 && ((s.tile != 2 && s.tile != 4) || s.kernel != 3))
     return "Winograd's tiles are 2 or 4 wide, of 3 by 3 kernels";
-  int64_t panels = (p.shape.width() + PANEL - 1) / PANEL;
+  if (s.transforms() && s.pairs) return "weights to be transformed are Winograd's, of float32";
+  int64_t panels = (s.width() + PANEL - 1) / PANEL;
   auto body = [&](Team team) {
     Share mine = share(panels, team);
     for (int64_t i = mine.begin; i < mine.end; ++i) pack_panel(p, i);
