@@ -24,10 +24,14 @@ struct ConvInput {
 
   // Channels c to c + LANES of a position, those that there are; 0 for the others.
   CMFAST_INLINE Floats read(int64_t n, int64_t y, int64_t x, int64_t c) const {
+    return read_at(n * p.h.n + y * p.h.y + x * p.h.x, n * p.skip.n + y * p.skip.y + x * p.skip.x, c);
+  }
+
+  // The same of the position that begins at these elements of the two inputs.
+  CMFAST_INLINE Floats read_at(int64_t at_h, int64_t at_skip, int64_t c) const {
     int64_t of_h = p.h.channels - c, left = channels() - c;
-    int64_t at_h = n * p.h.n + y * p.h.y + x * p.h.x + c;
+    at_h += c, at_skip -= of_h;
     if (of_h >= LANES) return load(p.h.data, p.dtype, at_h);
-    int64_t at_skip = n * p.skip.n + y * p.skip.y + x * p.skip.x - of_h;
     if (of_h <= 0) {
       if (left >= LANES) return load(p.skip.data, p.dtype, at_skip);
       return left > 0 ? load(p.skip.data, p.dtype, at_skip, (int)left) : zeros();
