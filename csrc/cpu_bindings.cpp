@@ -150,11 +150,13 @@ AttentionTensor attention_tensor(const HeadsTensor& t) {
   return {at(data), n, h, t_, d};
 }
 
-std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> sizes, int dtype, HeadsTensor q,
-                            HeadsTensor k, HeadsTensor v, HeadsTensor out, Address lse, float scale, int threads) {
+std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> sizes, int dtype, bool pairs,
+                            HeadsTensor q, HeadsTensor k, HeadsTensor v, HeadsTensor out, Address lse, float scale,
+                            int threads) {
   AttentionArguments p;
   std::tie(p.samples, p.heads, p.queries, p.keys, p.head_size) = sizes;
   p.dtype = dtype;
+  p.pairs = pairs;
   p.q = attention_tensor(q);
   p.k = attention_tensor(k);
   p.v = attention_tensor(v);

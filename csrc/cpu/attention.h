@@ -13,6 +13,7 @@ struct AttentionTensor {
 struct AttentionArguments {
   int64_t samples = 0, heads = 0, queries = 0, keys = 0, head_size = 0;
   int dtype = 0;
+  bool pairs = false;  // products of bfloat16, which those of bfloat16 tensors always are
   AttentionTensor q, k, v, out;
   float* lse = nullptr;  // [N, H, T]
   float scale = 0;

@@ -27,19 +27,23 @@ struct ConvInput {
     const void *data, *other;
     int64_t at, y, x, other_at, other_y, other_x;
     int dtype, lanes, more;
+    bool second;  // the one tensor is skip
 
     CMFAST_INLINE Floats operator()(int64_t row, int64_t column) const {
-      int64_t i = at + row * y + column * x;
-      if (lanes == LANES) {
-        // The next channels lie beside these, and will be read when all rows are.
-        __builtin_prefetch((const char*)data + (i + BLOCK) * (dtype == FLOAT32 ? 4 : 2), 0, 2);
-        return load(data, dtype, i);
-      }
-      Floats first = lanes > 0 ? load(data, dtype, i, lanes) : zeros();
+      int64_t i = row * y + column * x;
+      // The next channels lie beside these, and will be read when all rows are.
+      if (lanes == LANES) __builtin_prefetch((const char*)data + (at + i + BLOCK) * (dtype == FLOAT32 ? 4 : 2), 0, 2);
+      return read(i, row * other_y + column * other_x);
+    }
+
+    // At so many elements from the sample's first position, of the one tensor and of the other.
+    CMFAST_INLINE Floats read(int64_t i, int64_t j) const {
+      if (lanes == LANES) return load(data, dtype, at + i);
+      Floats first = lanes > 0 ? load(data, dtype, at + i, lanes) : zeros();
       if (more <= 0) return first;
       float both[2 * LANES];
       store(both, first);
-      store(both + lanes, load(other, dtype, other_at + row * other_y + column * other_x, more));
+      store(both + lanes, load(other, dtype, other_at + j, more));
       return load(both);
     }
   };
@@ -48,9 +52,9 @@ struct ConvInput {
     const ConvTensor &h = p.h, &skip = p.skip;
     int64_t of_h = h.channels - c, left = channels() - c, at = n * skip.n - of_h;
     if (left > LANES) left = LANES;
-    if (of_h <= 0) return {skip.data, nullptr, at, skip.y, skip.x, 0, 0, 0, p.dtype, (int)left, 0};
+    if (of_h <= 0) return {skip.data, nullptr, at, skip.y, skip.x, 0, 0, 0, p.dtype, (int)left, 0, true};
     int lanes = (int)(of_h < LANES ? of_h : LANES), more = FAULT(tail_of_channels_missed) ? 0 : (int)left - lanes;
-    return {h.data, skip.data, n * h.n + c, h.y, h.x, at + of_h, skip.y, skip.x, p.dtype, lanes, more};
+    return {h.data, skip.data, n * h.n + c, h.y, h.x, at + of_h, skip.y, skip.x, p.dtype, lanes, more, false};
   }
 
   // What is done to a register of channels after reading.

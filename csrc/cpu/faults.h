@@ -10,7 +10,8 @@ namespace cmfast {
   name(sum_not_rescaled) name(last_queries_missed) name(padding_one_row_off) name(padding_not_zero)                   \
   name(tile_edge_missed) name(tail_of_outputs_missed) name(tail_of_products_missed) name(residual_of_first_sample)    \
   name(residual_not_resampled) name(moments_not_merged) name(activation_of_padding) name(second_moments_from_zero)    \
-  name(tail_of_kernels_missed) name(first_kernels_missed) name(barrier_missed)
+  name(tail_of_kernels_missed) name(first_kernels_missed) name(last_rows_missed) name(part_across_samples)         \
+  name(barrier_missed)
 #define CMFAST_FAULT_ENUM(name) FAULT_##name,
 enum Fault { CMFAST_FAULT_NAMES(CMFAST_FAULT_ENUM) FAULTS_COUNT };
 extern int fault;

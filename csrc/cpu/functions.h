@@ -6,20 +6,34 @@
 namespace cmfast {
 namespace CMFAST_ISA {
 
-// 2^x: 0 below the smallest normal number. The polynomial is the best of its degree on [−1/2, 1/2], to 2⁻²⁹.
-CMFAST_INLINE Floats exp2(Floats x) {
-  Floats clamped = min(max(x, all(-127.0f)), all(128.0f));
+// 2^x of several registers, step by step: while one waits for a result, another is at work. 0 below the smallest normal
+// number. The polynomial is the best of its degree on [−1/2, 1/2], to 2⁻²⁹.
+template <int N>
+CMFAST_INLINE void exp2(Floats (&x)[N]) {
   const float shift = 12582912.0f;  // 1.5·2²³: adding it leaves the nearest integer in the last bits
-  Floats shifted = clamped + shift;
-  Floats f = clamped - (shifted - shift);
-  Floats p = all(1.5337577e-04f);
-  p = p * f + 1.33998599e-03f;
-  p = p * f + 9.61851981e-03f;
-  p = p * f + 5.55032901e-02f;
-  p = p * f + 2.40226462e-01f;
-  p = p * f + 6.93147182e-01f;
-  p = p * f + 1.0f;
-  return as_floats((bits(shifted) << 23) + 0x3F800000u) * p;
+  constexpr float coefficients[] = {1.33998599e-03f, 9.61851981e-03f, 5.55032901e-02f, 2.40226462e-01f,
+                                    6.93147182e-01f, 1.0f};
+  Floats shifted[N], p[N];
+  CMFAST_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = min(max(x[i], all(-127.0f)), all(128.0f));
+  CMFAST_UNROLL
+  for (int i = 0; i < N; ++i) {
+    shifted[i] = x[i] + shift;
+    x[i] -= shifted[i] - shift;
+    p[i] = all(1.5337577e-04f);
+  }
+  CMFAST_UNROLL
+  for (float c : coefficients)
+    CMFAST_UNROLL
+    for (int i = 0; i < N; ++i) p[i] = p[i] * x[i] + c;
+  CMFAST_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = as_floats((bits(shifted[i]) << 23) + 0x3F800000u) * p[i];
+}
+
+CMFAST_INLINE Floats exp2(Floats x) {
+  Floats one[1] = {x};
+  exp2(one);
+  return one[0];
 }
 
 // x·sigmoid(x)

@@ -103,6 +103,34 @@ static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int6
   }
 }
 
+// The first M rows of A, few enough that a register of sums for each, of all columns, is to be had.
+template <int M, bool PAIRS>
+static void multiply_columns(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
+                             Ahead ahead) {
+  constexpr int MOST = REGISTERS == 32 || M > 2 ? 3 : 6;
+  for (int j = 0; j < width; ahead.lines = 0) {
+    int vectors = (width - j) / LANES;
+    if (vectors >= MOST) multiply_tile<M, MOST, PAIRS>(a, b + j, width, words, to, j, ahead), j += MOST * LANES;
+    else if (vectors >= 2) multiply_tile<M, 2, PAIRS>(a, b + j, width, words, to, j, ahead), j += 2 * LANES;
+    else multiply_tile<M, 1, PAIRS>(a, b + j, width, words, to, j, ahead), j += LANES;
+  }
+}
+
+// As multiply_panel, of the first `rows` of the eight.
+template <bool PAIRS>
+static void multiply_rows(int rows, const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
+                          Ahead ahead) {
+  switch (rows) {
+    case 1: return multiply_columns<1, PAIRS>(a, b, width, words, to, ahead);
+    case 2: return multiply_columns<2, PAIRS>(a, b, width, words, to, ahead);
+    case 3: return multiply_columns<3, PAIRS>(a, b, width, words, to, ahead);
+    case 4: return multiply_columns<4, PAIRS>(a, b, width, words, to, ahead);
+  }
+  if constexpr (REGISTERS == 32)
+    if (rows <= 6) return multiply_columns<6, PAIRS>(a, b, width, words, to, ahead);
+  multiply_panel<PAIRS>(a, b, width, words, to, ahead);
+}
+
 // Registers of floats as the words of A: themselves, or bfloat16 to nearest.
 CMFAST_INLINE void store_bfloat16(uint16_t* to, Floats x) {
 #if defined(__AVX512BF16__)

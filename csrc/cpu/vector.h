@@ -116,6 +116,24 @@ CMFAST_INLINE float largest(Floats x) {
 }
 #endif
 
+// A square of words transposed: at each step the halves of neighbouring squares of `size` change places.
+template <int SIZE = LANES / 2>
+CMFAST_INLINE void transpose(Words (&x)[LANES]) {
+  Words low, high;
+  for (int i = 0; i < LANES; ++i) {
+    low[i] = i & SIZE ? LANES + i - SIZE : i;
+    high[i] = i & SIZE ? LANES + i : i + SIZE;
+  }
+  CMFAST_UNROLL
+  for (int i = 0; i < LANES; ++i) {
+    if (i & SIZE) continue;
+    Words upper = x[i], lower = x[i + SIZE];
+    x[i] = __builtin_shuffle(upper, lower, low);
+    x[i + SIZE] = __builtin_shuffle(upper, lower, high);
+  }
+  if constexpr (SIZE > 1) transpose<SIZE / 2>(x);
+}
+
 // 1/x, to a rounding or two.
 #if defined(__AVX512F__)
 CMFAST_INLINE Floats reciprocal(Floats x) {

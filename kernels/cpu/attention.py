@@ -7,12 +7,19 @@ from .. import native
 from ..layout import empty_in_order
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Serve `cmfast.kernels.attention`; arguments and results are those of the reference."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, products: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Serve `cmfast.kernels.attention`; arguments and results are those of the reference.
+
+    `products` is bfloat16 to round the operands of both products to it; sums and softmax stay float32.
+    """
+    if products not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"attention: products must be None, float32 or bfloat16, got {products}")
     out = empty_in_order(q, q.shape)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
     if q.numel():
-        launch_attention(out, lse, q, k, v, scale)
+        launch_attention(out, lse, q, k, v, scale, products)
     return out, lse
 
 
@@ -22,4 +29,5 @@ def launch_attention(
     """Write out and lse [N, H, T]."""
     n, h, t, d = q.shape
     tensors = [(x.data_ptr(), *x.stride()) for x in (q, k, v, out)]
-    native.run("attention", (n, h, t, k.shape[2], d), native.DTYPES[q.dtype], *tensors, lse.data_ptr(), scale)
+    sizes, pairs = (n, h, t, k.shape[2], d), products == torch.bfloat16
+    native.run("attention", sizes, native.DTYPES[q.dtype], pairs, *tensors, lse.data_ptr(), scale)

@@ -128,6 +128,31 @@ def test_shapes(shape, dtype, packing, backend):
     check(q, k, v, backend)
 
 
+@pytest.mark.parametrize("backend", [parameter for parameter in served("attention") if parameter.values[0] == "cpu"])
+@pytest.mark.parametrize("packing", ["ntc", "nct"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_products_of_bfloat16(shape, dtype, packing, backend):
+    from cmfast.kernels.cpu import attention as attend
+
+    q, k, v, _ = make(shape, dtype, packing, "h3d", frame=5)
+    scale = 1 / math.sqrt(shape[4])
+    actual = attend(q, k, v, scale, torch.bfloat16)
+    exact = torch.ops.cmfast.attention(q.double(), k.double(), v.double(), scale, "reference")[0]
+    narrow = [x.bfloat16() for x in (q, k, v)]
+    plain = worse(exact, *(rounded(*narrow, scale, scale_first=first)[0] for first in (False, True)))
+    assert_as_accurate("out", actual[0], exact, plain.to(dtype))
+    lse = torch.ops.cmfast.attention(*(x.double() for x in narrow), scale, "reference")[1]
+    torch.testing.assert_close(actual[1], lse.float(), rtol=5e-7, atol=1e-6)
+
+
+def test_products_of_another_dtype_are_refused():
+    from cmfast.kernels.cpu import attention as attend
+
+    with pytest.raises(ValueError, match="products must be None, float32 or bfloat16, got"):
+        attend(*torch.randn(3, 1, 1, 2, 16), 1.0, torch.float16)
+
+
 @pytest.mark.parametrize("backend", served("attention_backward"))
 @pytest.mark.parametrize("packing", ["ntc", "nct"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

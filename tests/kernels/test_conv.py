@@ -278,6 +278,39 @@ def test_moments(shape, tile, mean, backend):
     torch.testing.assert_close(moments[:, 1].double(), deviation, rtol=2e-5, atol=1e-5)
 
 
+# N, C, Cout, H, W: samples that end within eight rows and within a part, one row, and more than a block of them
+POINTWISE = [(3, 9, 50, 7, 9), (70, 20, 100, 1, 1), (1, 40, 33, 1, 5), (2, 600, 17, 20, 23), (1, 5, 48, 33, 34)]
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("shape", POINTWISE, ids=str)
+def test_moments_of_single_elements(shape, backend):
+    x, weight, bias, arguments = make((*shape, 1, 1, 0), parts=("affine", "residual"))
+    prepared = prepare_conv(weight, bias + 3, height=shape[3], width=shape[4])
+    y, moments = conv2d(x, prepared, **arguments, moments=True, backend=backend)
+    y = y.double().flatten(2)
+    average = y.mean(2)
+    torch.testing.assert_close(moments[:, 0].double(), average, rtol=1e-6, atol=1e-6)
+    deviation = (y - average[..., None]).square().sum(2)
+    torch.testing.assert_close(moments[:, 1].double(), deviation, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS)
+@pytest.mark.parametrize("rows", [*range(1, 10), 130, 1100])
+@pytest.mark.parametrize("shape", ["samples", "positions"])
+def test_rows_of_a_linear_layer(shape, rows, products, threads, backend):
+    n, h = (rows, 1) if shape == "samples" else (1, rows)
+    outputs = 2000 if rows < 10 else 110  # weights enough for two threads
+    x, weight, bias, arguments = make((n, 67, outputs, h, 1, 1, 1, 0), parts=("affine", "residual"))
+    torch.set_num_threads(threads)
+    try:
+        check(x, weight, bias, arguments, 1, 0, None, products, backend, as_plain=False)
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("backend", served("conv2d"))
 def test_a_group_norm_folds_into_the_next_convolution(backend):
     x, weight, bias, _ = make((2, 12, 24, 9, 10, 3, 1, 1))

@@ -28,6 +28,8 @@ CALLS = {
     "conv2d": lambda x: convolve(x, 20),
     "moments": lambda x: channel_moments(x, backend="cpu"),
     "fold_group_norm": lambda x: torch.cat(fold(x)),
+    "conv2d-1x1": lambda x: torch.cat([t.flatten() for t in pointwise(x, 100)]),
+    "conv2d-1x1-shared": lambda x: torch.cat([t.flatten() for t in pointwise(x[..., :9, :8], 4000)]),
     "conv2d-shared": lambda x: convolve(x[..., :8, :8], 160),  # too few tiles for blocks of a thread's own
     "conv2d-transformed-at-use": lambda x: convolve(x[..., :8, :8], 160, transformed=False),
 }
@@ -42,6 +44,11 @@ def convolve(x, outputs, **form):
 def fold(x):
     moments = x.flatten(1)[:, : x.shape[1] * 20].view(-1, 2, 10 * x.shape[1]).contiguous()
     return fold_group_norm(moments.abs(), 7, 4, moments[0, 0], moments[0, 1], backend="cpu")
+
+
+def pointwise(x, outputs):
+    weight = torch.linspace(-1, 1, outputs * x.shape[1]).view(outputs, x.shape[1], 1, 1).sin()
+    return conv2d(x, prepare_conv(weight, height=x.shape[2], width=x.shape[3]), silu=True, moments=True, backend="cpu")
 
 
 ISAS = [parameter for parameter in served("consistency_step") if parameter.values[0] == "cpu"]

@@ -47,6 +47,13 @@ def conv_cases():
     test_conv.test_moments((1, 8, 16, 40, 41), 4, 0.0, "cpu")
 
 
+def pointwise_cases():
+    for shape, pair in (((2, 37, 50, 9, 11, 1, 1, 0), 18), ((3, 8, 16, 5, 1, 1, 1, 0), 0)):
+        x, weight, bias, arguments = test_conv.make(shape, pair=pair, parts=("affine", "residual"))
+        test_conv.check(x, weight, bias, arguments, 1, 0, 1, torch.float32, "cpu")
+    test_conv.test_moments_of_single_elements((3, 9, 50, 7, 9), "cpu")
+
+
 def moments_cases():
     test_moments.check_moments(test_moments.guarded(test_moments.draw(2, 67, 20, 9), "l"), "cpu")
 
@@ -60,6 +67,7 @@ CASES = {
     "group_norm": norm_cases,
     "attention": attention_cases,
     "conv2d": conv_cases,
+    "pointwise": pointwise_cases,
     "moments": moments_cases,
     "fold_group_norm": fold_cases,
 }
@@ -69,7 +77,7 @@ FAULTS = {
     "block_of_normals_repeated": ("consistency_step",),
     "last_tile_short": ("consistency_step",),
     "strides_of_x": ("consistency_step",),
-    "tail_of_channels_missed": ("group_norm", "moments"),
+    "tail_of_channels_missed": ("group_norm", "moments", "pointwise"),
     "variance_not_merged": ("group_norm", "fold_group_norm"),
     "second_input_from_zero": ("group_norm",),
     "tail_of_keys_attended": ("attention",),
@@ -79,11 +87,13 @@ FAULTS = {
     "padding_not_zero": ("conv2d",),
     "activation_of_padding": ("conv2d",),
     "tile_edge_missed": ("conv2d",),
-    "tail_of_outputs_missed": ("conv2d",),
-    "tail_of_products_missed": ("conv2d",),
-    "residual_of_first_sample": ("conv2d",),
+    "tail_of_outputs_missed": ("conv2d", "pointwise"),
+    "tail_of_products_missed": ("conv2d", "pointwise"),
+    "residual_of_first_sample": ("conv2d", "pointwise"),
     "residual_not_resampled": ("conv2d",),
-    "moments_not_merged": ("conv2d", "moments"),
+    "moments_not_merged": ("conv2d", "moments", "pointwise"),
+    "last_rows_missed": ("pointwise",),
+    "part_across_samples": ("pointwise",),
     "second_moments_from_zero": ("fold_group_norm",),
     "tail_of_kernels_missed": ("conv2d",),
     "first_kernels_missed": ("conv2d",),

@@ -32,6 +32,9 @@ with native.stand_in(module, "_cpu"):
             kernels.group_norm((x, x), 4, activation="silu", backend="cpu")
             kernels.attention(x, x, x, backend="cpu")
             kernels.channel_moments(x.repeat(1, 8, 1, 1), backend="cpu")
+            for height, outputs in ((13, 3000), (13 * 17 * 8, 50)):  # threads with panels of their own, or rows
+                prepared = kernels.prepare_conv(torch.randn(outputs, 20, 1, 1), height=height, width=17)
+                kernels.conv2d(x.repeat(1, 1, height // 13, 1), prepared, moments=True, backend="cpu")
             for tile, transformed in ((1, None), (2, True), (4, True), (4, False)):
                 for outputs in (3, 160):  # threads with blocks of their own, and threads that share one
                     weight = torch.randn(outputs, 20, 3, 3)

@@ -4,7 +4,7 @@
 // The keys and values of each head are packed once into panels that the matrix products read from one end to the other.
 // A thread then has 64 queries at a time, so that a block of keys that fits in the second-level cache serves all of
 // them. bfloat16 inputs are multiplied as they are and summed in float32, the weights p rounded to bfloat16 before they
-// meet v; float16 inputs are multiplied in float32.
+// meet v; others are multiplied in float32, or rounded to bfloat16 first where that is asked for.
 #include "../functions.h"
 #include "../isa.h"
 #include "../matrix.h"
@@ -15,8 +15,8 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-constexpr int64_t QUERIES = 64;        // of a thread's piece of work, a multiple of ROWS
-constexpr int64_t KEYS = 10 * PANEL;   // of a block
+constexpr int64_t QUERIES = 64;        // of a thread's piece of work at most, a multiple of ROWS
+constexpr int64_t KEYS = 12 * PANEL;   // of a block
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -33,58 +33,64 @@ struct Heads {
     words_k = words_v = size * keys / WORD;
   }
 
-  // An element of a panel that is `width` wide; k counts down its rows.
-  static void put(uint32_t* panel, int64_t width, int64_t k, int64_t j, const float* x, int64_t count) {
-    if (PAIRS) {
-      uint16_t* to = (uint16_t*)panel + (k / 2 * width + j) * 2 + k % 2;
-      for (int64_t i = 0; i < count; ++i) {  // exact: the inputs are bfloat16
-        uint32_t w;
-        __builtin_memcpy(&w, x + i, 4);
-        to[2 * i] = (uint16_t)(w >> 16);
-      }
-    } else {
-      __builtin_memcpy(panel + k * width + j, x, 4 * count);
-    }
+  // A register of elements that are `stride` apart, of which `count` are to be had; 0 for the others.
+  CMFAST_INLINE Floats some(const void* data, int64_t at, int64_t stride, int64_t count) const {
+    return count > 0 ? gather(data, p.dtype, at, stride, (int)at_most(count, LANES)) : zeros();
   }
 
-  // Panels of the matrix whose element (k, j) is data[at + k·down + j·across], zeros beyond its rows and columns.
+  // Of the matrix whose element (k, j) is data[at + k·down + j·across]: words k / WORD of a register of columns, of
+  // which there are `columns`, as there are `rows`.
+  CMFAST_INLINE Words row_of_words(const void* data, int64_t at, int64_t down, int64_t across, int64_t k, int64_t rows,
+                                   int64_t columns) const {
+    Floats row = some(data, at + k * down, across, k < rows ? columns : 0);
+    if constexpr (!PAIRS) return bits(row);
+    Floats next = some(data, at + (k + 1) * down, across, k + 1 < rows ? columns : 0);
+    return to_bfloat16(row) | to_bfloat16(next) << 16;
+  }
+
+  // The same of a column whose elements adjoin: words k / WORD on, by way of `line`.
+  CMFAST_INLINE Words column_of_words(const void* data, int64_t at, int64_t k, int64_t rows, uint16_t* line) const {
+    Floats first = some(data, at + k, 1, rows - k);
+    if constexpr (!PAIRS) return bits(first);
+    store_bfloat16(line, first);
+    store_bfloat16(line + LANES, some(data, at + k + LANES, 1, rows - k - LANES));
+    return *(const WordsThere*)line;
+  }
+
+  // Panels of that matrix.
   void pack(uint32_t* to, const void* data, int64_t at, int64_t down, int64_t across, int64_t rows, int64_t columns,
             int64_t padded_rows) const {
-    alignas(64) float line[PANEL], square[BLOCK][BLOCK];
+    int64_t words = padded_rows / WORD;
+    alignas(64) uint16_t line[2 * LANES];
     for (int64_t j = 0; j < columns; j += PANEL) {
-      int64_t width = at_most(round_up(columns - j, BLOCK), PANEL), here = at_most(columns - j, width);
-      if (down == 1 && across != 1) {  // transposed, a square of 16 at a time
-        for (int64_t b = 0; b < width; b += BLOCK)
-          for (int64_t k = 0; k < padded_rows; k += BLOCK) {
-            for (int64_t i = 0; i < BLOCK; ++i)
-              for (int64_t l = 0; l < BLOCK; l += LANES) {
-                int64_t lanes = b + i < here ? at_most(rows - k - l, LANES) : 0;
-                store(square[i] + l, lanes > 0 ? load(data, p.dtype, at + k + l + (j + b + i) * across, (int)lanes)
-                                               : zeros());
-              }
-            for (int64_t l = 0; l < BLOCK; ++l) {
-              for (int64_t i = 0; i < BLOCK; ++i) line[i] = square[i][l];
-              put(to, width, k + l, b, line, BLOCK);
-            }
+      int64_t width = at_most(round_up(columns - j, BLOCK), PANEL);
+      for (int64_t b = 0; b < width; b += LANES, at += LANES * across) {
+        int64_t here = columns - j - b;
+        if (down == 1 && across != 1) {
+          for (int64_t w = 0; w < words; w += LANES) {
+            Words square[LANES];
+            CMFAST_UNROLL
+            for (int64_t i = 0; i < LANES; ++i)
+              square[i] = column_of_words(data, at + i * across, w * WORD, i < here ? rows : 0, line);
+            transpose(square);
+            int64_t there = at_most(words - w, LANES);
+            for (int64_t i = 0; i < there; ++i) *(WordsThere*)(to + (w + i) * width + b) = square[i];
           }
-      } else {
-        for (int64_t k = 0; k < padded_rows; ++k) {
-          for (int64_t l = 0; l < width; l += LANES) {
-            int64_t lanes = k < rows ? at_most(here - l, LANES) : 0;
-            store(line + l, lanes > 0 ? gather(data, p.dtype, at + k * down + (j + l) * across, across, (int)lanes)
-                                      : zeros());
-          }
-          put(to, width, k, 0, line, width);
+        } else {
+          for (int64_t w = 0; w < words; ++w)
+            *(WordsThere*)(to + w * width + b) = row_of_words(data, at, down, across, w * WORD, rows, here);
         }
       }
-      to += padded_rows * width / WORD;
+      to += words * width;
     }
   }
 
-  void pack_head(int64_t head) const {
+  // The keys of a head, or its values.
+  void pack_head(int64_t head, bool keys_of_it) const {
     int64_t n = head / p.heads, h = head % p.heads;
-    pack(packed_k + head * words_k, p.k.data, n * p.k.n + h * p.k.h, p.k.d, p.k.t, p.head_size, p.keys, size);
-    pack(packed_v + head * words_v, p.v.data, n * p.v.n + h * p.v.h, p.v.t, p.v.d, p.keys, p.head_size, keys);
+    if (keys_of_it)
+      pack(packed_k + head * words_k, p.k.data, n * p.k.n + h * p.k.h, p.k.d, p.k.t, p.head_size, p.keys, size);
+    else pack(packed_v + head * words_v, p.v.data, n * p.v.n + h * p.v.h, p.v.t, p.v.d, p.keys, p.head_size, keys);
   }
 
   // Eight queries as the left operand, those beyond the last 0.
@@ -104,26 +110,35 @@ struct Heads {
     else store(to + (k / BLOCK * ROWS + m) * BLOCK + k % BLOCK, x);
   }
 
-  // Turn a row of scores into weights, and rescale what was summed before by the change of the row's maximum.
-  void softmax_row(float* scores, float* weights, int64_t m, int64_t count, float* out, float& most, float& total) const {
+  // Turn a row of scores into weights where they lie, and rescale what was summed before by the change of the row's
+  // maximum. A weight of two bytes lies before the scores that are still to be read.
+  void softmax_row(float* scores, int64_t m, int64_t count, float* out, float& most, float& total) const {
     const float factor = __builtin_fabsf(p.scale) * 1.44269504f;
     auto score = [&](int64_t i) { return load(scores + (i / BLOCK * ROWS + m) * BLOCK + i % BLOCK); };
+    constexpr int TOGETHER = REGISTERS / 8;
+    constexpr int64_t STEP = TOGETHER * LANES;
     Floats top = all(most);
-    int64_t whole = count / LANES * LANES;
+    int64_t whole = count / LANES * LANES, stepped = count / STEP * STEP;
     for (int64_t i = 0; i < whole; i += LANES) top = max(top, score(i));
     if (whole < count) top = max(top, (Ints)iota() < (int)(count - whole) ? score(whole) : top);
     float next = largest(top);
     Floats sums = zeros();
-    for (int64_t i = 0; i < whole; i += LANES) {
-      Floats weight = exp2((score(i) - next) * factor);
-      sums += weight;
-      put_row(weights, i, m, weight);
+    for (int64_t i = 0; i < stepped; i += STEP) {
+      Floats weights[TOGETHER];
+      CMFAST_UNROLL
+      for (int j = 0; j < TOGETHER; ++j) weights[j] = (score(i + j * LANES) - next) * factor;
+      exp2(weights);
+      CMFAST_UNROLL
+      for (int j = 0; j < TOGETHER; ++j) {
+        sums += weights[j];
+        put_row(scores, i + j * LANES, m, weights[j]);
+      }
     }
-    for (int64_t i = whole; i < round_up(count, 2 * BLOCK); i += LANES) {
+    for (int64_t i = stepped; i < round_up(count, 2 * BLOCK); i += LANES) {
       int left = (int)(FAULT(tail_of_keys_attended) ? LANES : count - i);
       Floats weight = (Ints)iota() < left ? exp2((score(i) - next) * factor) : zeros();
       sums += weight;
-      put_row(weights, i, m, weight);
+      put_row(scores, i, m, weight);
     }
     if (next != most) {
       float change = most == -__builtin_inff() ? 0.0f : exp2(all((most - next) * factor))[0];
@@ -134,14 +149,13 @@ struct Heads {
     total += sum(sums);
   }
 
-  // Floats that a thread needs: the queries, the scores and the weights of eight of them, the sums.
-  int64_t rows() const { return QUERIES * 2 * size + ROWS * 2 * (KEYS + 2 * BLOCK); }
+  // Floats that a thread needs: the queries, the scores of eight of them, the sums.
+  int64_t rows() const { return QUERIES * 2 * size + ROWS * (KEYS + 2 * BLOCK); }
 
-  void attend(int64_t head, int64_t first, float* q) const {
-    int64_t n = head / p.heads, h = head % p.heads, count = at_most(p.queries - first, QUERIES);
+  void attend(int64_t head, int64_t first, int64_t piece, float* q) const {
+    int64_t n = head / p.heads, h = head % p.heads, count = at_most(p.queries - first, piece);
     if (FAULT(last_queries_missed) && count % ROWS) --count;
-    float *scores = q + QUERIES * size, *weights = scores + ROWS * (KEYS + 2 * BLOCK);
-    float* out = weights + ROWS * (KEYS + 2 * BLOCK);
+    float *scores = q + QUERIES * size, *out = scores + ROWS * (KEYS + 2 * BLOCK);
     float most[QUERIES], total[QUERIES];
     for (int64_t i = 0; i < QUERIES; ++i) most[i] = -__builtin_inff(), total[i] = 0;
     for (int64_t i = 0; i < QUERIES * size; i += LANES) store(out + i, zeros());
@@ -155,11 +169,11 @@ struct Heads {
                                 (int)at_most(padded - j, PANEL), size / WORD,
                                 {scores + j * ROWS, BLOCK, ROWS * BLOCK, false}, {nullptr, 0});
         for (int64_t m = 0; m < at_most(count - i, ROWS); ++m)
-          softmax_row(scores, weights, m, here, out + (i + m) * size, most[i + m], total[i + m]);
+          softmax_row(scores, m, here, out + (i + m) * size, most[i + m], total[i + m]);
         const uint32_t* v = packed_v + head * words_v;
         for (int64_t j = 0; j < size; j += PANEL) {
           int64_t width = at_most(size - j, PANEL);
-          multiply_panel<PAIRS>((const uint32_t*)weights, v + from * width / WORD, (int)width, padded / WORD,
+          multiply_panel<PAIRS>((const uint32_t*)scores, v + from * width / WORD, (int)width, padded / WORD,
                                 {out + i * size + j, size, BLOCK, true}, {nullptr, 0});
           v += keys * width / WORD;
         }
@@ -182,15 +196,20 @@ struct Heads {
     float* floats = (float*)scratch(SCRATCH_ROWS, p.threads * rows() * 4);
     if (!packed_k || !floats) return "no memory for the packed keys and values";
     packed_v = packed_k + heads * words_k;
-    int64_t groups = (p.queries + QUERIES - 1) / QUERIES;
+    bool small = heads * p.queries * p.keys * size < (3 << 16);  // a second thread would come when all is done
+    int threads = small ? 1 : p.threads;
+    int64_t piece = QUERIES;  // of queries, so that threads have the same number of them
+    while (piece > 2 * ROWS && heads * ((p.queries + piece - 1) / piece) % threads) piece /= 2;
+    int64_t groups = (p.queries + piece - 1) / piece;
     auto body = [&](Team team) {
-      Share mine = share(heads, team);
-      for (int64_t i = mine.begin; i < mine.end; ++i) pack_head(i);
+      Share mine = share(2 * heads, team);
+      for (int64_t i = mine.begin; i < mine.end; ++i) pack_head(i / 2, i % 2 == 0);
       team.barrier();
       mine = share(heads * groups, team);
-      for (int64_t i = mine.begin; i < mine.end; ++i) attend(i / groups, i % groups * QUERIES, floats + team.rank * rows());
+      for (int64_t i = mine.begin; i < mine.end; ++i)
+        attend(i / groups, i % groups * piece, piece, floats + team.rank * rows());
     };
-    parallel(heads * p.queries * p.keys < 4096 ? 1 : p.threads, body);
+    parallel(threads, body);
     return nullptr;
   }
 };
@@ -199,7 +218,7 @@ struct Heads {
 
 const char* attention(const AttentionArguments& p) {
   if (p.samples <= 0 || p.heads <= 0 || p.queries <= 0 || p.keys <= 0 || p.head_size <= 0) return "a size is not positive";
-  return p.dtype == BFLOAT16 ? Heads<true>(p).run() : Heads<false>(p).run();
+  return p.pairs || p.dtype == BFLOAT16 ? Heads<true>(p).run() : Heads<false>(p).run();
 }
 
 }  // namespace CMFAST_ISA
