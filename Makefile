@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX ?= g++
 
-.PHONY: demo test lint sanitize bench static static-check clean
+.PHONY: demo test lint sanitize bench peers static static-check clean
 
 demo: .venv/runtime
 	$(BIN)/cmfast env
@@ -32,6 +32,13 @@ bench: .venv/development
 	mkdir -p out
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-json=out/benchmarks.json
 
+# One evaluation beside ncnn, OpenVINO, ONNX Runtime, torch.compile and PyTorch: at first a quarter of an hour, most of it
+# in their converters and compilers.
+peers: .venv/peers
+	for dtype in fp32 bf16; do \
+		$(BIN)/python -m benchmarks.peers.compare --dtype $$dtype --csv out/peers/imagenet64-$$dtype.csv || exit 1; \
+	done
+
 # The kernels' resources on every architecture, compiled without a GPU: written anew, or compared with what is committed.
 static: .venv/development
 	mkdir -p benchmarks/static out
@@ -50,6 +57,10 @@ static-check: .venv/development
 
 .venv/development: .venv/runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv/peers: .venv/runtime benchmarks/peers/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peers/requirements.txt
 	touch $@
 
 clean:

@@ -1,0 +1,144 @@
+"""What is evaluated: a network with its weights, its inputs and its exact output, on files that every process reads."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+NETWORKS = ("imagenet64", "lsun256", "digits")
+SEED = 0
+
+
+class UnavailableError(Exception):
+    """A peer that cannot be measured here, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One network at one batch size, precision and number of threads, with `files` for everything that is kept."""
+
+    network: str
+    batch: int
+    dtype: str  # "fp32" or "bf16"
+    threads: int
+    files: Path
+
+    def to_json(self):
+        return json.dumps({**dataclasses.asdict(self), "files": str(self.files)})
+
+    @classmethod
+    def from_json(cls, text):
+        fields = json.loads(text)
+        return cls(**{**fields, "files": Path(fields["files"])})
+
+    @property
+    def weights(self):
+        return self.files / f"{self.network}.pt"
+
+    @property
+    def folder(self):
+        return self.files / f"{self.network}-batch{self.batch}"
+
+    def inputs(self, times="timesteps"):
+        """The arrays x [N, C, H, W], timesteps [N] and, for a conditional network, class_labels [N].
+
+        times "embedding" gives the timesteps' sinusoids [N, model_channels] in their place (see `plain.FromEmbedding`).
+        """
+        paths = [self.folder / f"{name}.npy" for name in ("x", times, "class_labels")]
+        return [np.load(path) for path in paths if path.exists()]
+
+    def reference(self):
+        """The output of the definition in float64."""
+        return np.load(self.folder / "reference.npy")
+
+    def torch_dtype(self):
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.dtype]
+
+    def unet(self):
+        """The network in float32."""
+        import torch
+
+        import cmfast
+
+        config = _bundled().config if self.network == "digits" else getattr(cmfast.UNetConfig, self.network)()
+        with torch.device("meta"):
+            unet = cmfast.UNet(config)
+        unet.load_state_dict(torch.load(self.weights, weights_only=True), assign=True)
+        return unet.eval().requires_grad_(False)
+
+    def torch_inputs(self):
+        """The inputs as tensors, x in the dtype of the network."""
+        import torch
+
+        x, *conditions = (torch.from_numpy(array) for array in self.inputs())
+        return x.to(self.torch_dtype()), *conditions
+
+    def write(self):
+        """Write the weights, the inputs and the reference where they are missing."""
+        if not self.weights.exists():
+            _write_weights(self.network, self.weights)
+        if not (self.folder / "complete").exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_inputs(self)
+            (self.folder / "complete").touch()
+
+
+def _bundled():
+    import cmfast
+
+    return cmfast.load("digits").unet
+
+
+def _write_weights(network, path):
+    """Those of the bundled model, or for the released sizes the formula weights that the tests' fixtures have too.
+
+    Normal numbers z, drawn tensor by tensor in the order of the sorted keys: matrices and kernels are z divided by the
+    square root of their number of inputs, norms' weights 1 + 0.2 z, biases 0.1 z.
+    """
+    import torch
+
+    import cmfast
+    from cmfast.files import whole_file
+
+    if network == "digits":
+        state = _bundled().state_dict()
+    else:
+        with torch.device("meta"):
+            state = cmfast.UNet(getattr(cmfast.UNetConfig, network)()).state_dict()
+        random = np.random.RandomState(SEED)
+        for key in sorted(state):
+            z = random.standard_normal(tuple(state[key].shape))
+            if z.ndim > 1:
+                z = z / np.sqrt(z[0].size)
+            elif key.endswith("weight"):
+                z = 1 + 0.2 * z
+            else:
+                z = 0.1 * z
+            state[key] = torch.from_numpy(z.astype(np.float32))
+    with whole_file(path) as file:
+        torch.save(state, file)
+
+
+def _write_inputs(case):
+    import torch
+
+    from cmfast import kernels
+    from cmfast.unet import timestep_embedding
+
+    random = np.random.RandomState(SEED)
+    unet = case.unet()
+    config = unet.config
+    x = random.standard_normal((case.batch, *config.sample_shape)).astype(np.float32)
+    timesteps = random.uniform(-1500, 1000, case.batch).astype(np.float32)  # 250 ln σ
+    labels = [] if config.num_classes is None else [random.randint(config.num_classes, size=case.batch)]
+    with torch.inference_mode(), kernels.use_backend("reference"):
+        embedding = timestep_embedding(torch.from_numpy(timesteps), config.model_channels)
+        exact = unet.double()(
+            *(torch.from_numpy(a.astype(np.float64)) for a in (x, timesteps)), *map(torch.from_numpy, labels)
+        )
+    arrays = {"x": x, "timesteps": timesteps, "embedding": embedding.numpy(), "reference": exact.numpy()}
+    for name, array in {**arrays, **({"class_labels": labels[0]} if labels else {})}.items():
+        np.save(case.folder / f"{name}.npy", array)
