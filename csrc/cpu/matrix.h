@@ -44,11 +44,13 @@ CMFAST_INLINE Floats multiply_words(Floats sum, uint32_t a, Words b, bool pairs)
 template <int M, int V, bool PAIRS>
 __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uint32_t* b, int64_t width, int64_t words,
                                                     const Product& to, int64_t column, Ahead ahead) {
-  float* c[V];
-  for (int v = 0; v < V; ++v) {
+  // Where vector v of the columns begins. Short products are many: no more is computed here than must be.
+  float* const first = to.c + (column / BLOCK * to.block + column % BLOCK);
+  auto place = [&](int v) __attribute__((always_inline)) {
+    if constexpr (LANES == BLOCK) return first + v * to.block;
     int64_t j = column + v * LANES;
-    c[v] = to.c + j / BLOCK * to.block + j % BLOCK;
-  }
+    return to.c + j / BLOCK * to.block + j % BLOCK;
+  };
   for (bool accumulate = to.accumulate; words > 0; accumulate = true) {
     Floats sums[M][V];
     CMFAST_UNROLL
@@ -79,7 +81,7 @@ __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uin
     for (int m = 0; m < M; ++m)
       CMFAST_UNROLL
       for (int v = 0; v < V; ++v) {
-        float* at = c[v] + m * to.row;
+        float* at = place(v) + m * to.row;
         store(at, accumulate ? load(at) + sums[m][v] : sums[m][v]);
       }
   }
