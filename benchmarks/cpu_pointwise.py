@@ -40,13 +40,10 @@ ERRORS = {"fp32": 1e-5, "bf16": 1e-2}
 
 def onednn(x, weight, bias, copies):
     """torch's convolution with weights that are reordered once."""
-    geometry = [1, 1], [0, 0], [1, 1], 1
+    geometry = [0, 0], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
     ordered = [torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, list(x.shape)) for _ in range(copies)]
     turns = itertools.cycle(ordered)
-    padding, stride = [0, 0], [1, 1]
-    return lambda: torch.ops.mkldnn._convolution_pointwise(
-        x, next(turns), bias, padding, stride, [1, 1], 1, "none", [], ""
-    )
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, next(turns), bias, *geometry, "none", [], "")
 
 
 def candidates(n, channels, outputs, height, width, parts):

@@ -45,11 +45,13 @@ CMFAST_INLINE Floats multiply_words(Floats sum, uint32_t a, Words b, bool pairs)
 template <int M, int V, bool PAIRS>
 __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uint32_t* b, int64_t width, int64_t words,
                                                     const Product& to, int64_t column, Ahead ahead) {
-  float* c[V];
-  for (int v = 0; v < V; ++v) {
+  // Where vector v of the columns begins. Short products are many: no more is computed here than must be.
+  float* const first = to.c + (column / BLOCK * to.block + column % BLOCK);
+  auto place = [&](int v) __attribute__((always_inline)) {
+    if constexpr (LANES == BLOCK) return first + v * to.block;
     int64_t j = column + v * LANES;
-    c[v] = to.c + j / BLOCK * to.block + j % BLOCK;
-  }
+    return to.c + j / BLOCK * to.block + j % BLOCK;
+  };
   Floats sums[M][V];
   CMFAST_UNROLL
   for (int m = 0; m < M; ++m)
@@ -77,22 +79,30 @@ __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uin
   for (int m = 0; m < M; ++m)
     CMFAST_UNROLL
     for (int v = 0; v < V; ++v) {
-      float* at = c[v] + m * to.row;
+      float* at = place(v) + m * to.row;
       store(at, to.accumulate ? load(at) + sums[m][v] : sums[m][v]);
     }
+}
+
+// The products of so many words at a time: body(first word, their number, C as these add to it, what they fetch).
+template <class Body>
+CMFAST_INLINE void for_short_sums(int64_t words, const Product& to, Ahead ahead, Body body) {
+  for (int64_t k = 0; k < words; k += LONGEST_SUM) {
+    int64_t count = words - k < LONGEST_SUM ? words - k : LONGEST_SUM;
+    body(k, count, Product{to.c, to.row, to.block, to.accumulate || k > 0},
+         Ahead{ahead.from + k / BLOCK * ahead.lines * 64, ahead.lines});
+  }
 }
 
 // Eight rows of A by one panel of B: M at a time.
 template <bool PAIRS, int M = REGISTERS == 32 ? 8 : 4>
 static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
                            Ahead ahead, int rows = ROWS) {
-  for (int64_t k = 0; k < words; k += LONGEST_SUM) {
-    int64_t count = words - k < LONGEST_SUM ? words - k : LONGEST_SUM;
-    Ahead meanwhile{ahead.from + k / BLOCK * ahead.lines * 64, ahead.lines};
+  for_short_sums(words, to, ahead, [&](int64_t k, int64_t count, const Product& sum, Ahead meanwhile) {
     for (int j = 0, vectors; j < width; j += vectors * LANES) {
       vectors = (width - j) / LANES < 3 ? (width - j) / LANES : 3;
       for (int m = 0; m < rows; m += M) {
-        Product part{to.c + m * to.row, to.row, to.block, to.accumulate || k > 0};
+        Product part{sum.c + m * sum.row, sum.row, sum.block, sum.accumulate};
         const uint32_t *top = a + k * ROWS + m * BLOCK, *columns = b + k * width + j;
         if (vectors == 3) multiply_tile<M, 3, PAIRS>(top, columns, width, count, part, j, meanwhile);
         else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, columns, width, count, part, j, meanwhile);
@@ -100,7 +110,7 @@ static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int6
         meanwhile.lines = 0;
       }
     }
-  }
+  });
 }
 
 // The first M rows of A, few enough that a register of sums for each, of all columns, is to be had.
@@ -108,12 +118,16 @@ template <int M, bool PAIRS>
 static void multiply_columns(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
                              Ahead ahead) {
   constexpr int MOST = REGISTERS == 32 || M > 2 ? 3 : 6;
-  for (int j = 0; j < width; ahead.lines = 0) {
-    int vectors = (width - j) / LANES;
-    if (vectors >= MOST) multiply_tile<M, MOST, PAIRS>(a, b + j, width, words, to, j, ahead), j += MOST * LANES;
-    else if (vectors >= 2) multiply_tile<M, 2, PAIRS>(a, b + j, width, words, to, j, ahead), j += 2 * LANES;
-    else multiply_tile<M, 1, PAIRS>(a, b + j, width, words, to, j, ahead), j += LANES;
-  }
+  for_short_sums(words, to, ahead, [&](int64_t k, int64_t count, const Product& sum, Ahead meanwhile) {
+    const uint32_t *top = a + k * ROWS, *columns = b + k * width;
+    for (int j = 0, vectors; j < width; j += vectors * LANES, meanwhile.lines = 0) {
+      vectors = (width - j) / LANES;
+      vectors = vectors >= MOST ? MOST : vectors >= 2 ? 2 : 1;
+      if (vectors == MOST) multiply_tile<M, MOST, PAIRS>(top, columns + j, width, count, sum, j, meanwhile);
+      else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, columns + j, width, count, sum, j, meanwhile);
+      else multiply_tile<M, 1, PAIRS>(top, columns + j, width, count, sum, j, meanwhile);
+    }
+  });
 }
 
 // As multiply_panel, of the first `rows` of the eight.

@@ -143,7 +143,8 @@ struct Heads {
     if (next != most) {
       float change = most == -__builtin_inff() ? 0.0f : exp2(all((most - next) * factor))[0];
       if (!FAULT(sum_not_rescaled)) total *= change;
-      for (int64_t k = 0; k < size; k += LANES) store(out + k, load(out + k) * change);
+      if (most != -__builtin_inff())
+        for (int64_t k = 0; k < size; k += LANES) store(out + k, load(out + k) * change);
       most = next;
     }
     total += sum(sums);
@@ -158,7 +159,6 @@ struct Heads {
     float *scores = q + QUERIES * size, *out = scores + ROWS * (KEYS + 2 * BLOCK);
     float most[QUERIES], total[QUERIES];
     for (int64_t i = 0; i < QUERIES; ++i) most[i] = -__builtin_inff(), total[i] = 0;
-    for (int64_t i = 0; i < QUERIES * size; i += LANES) store(out + i, zeros());
     for (int64_t i = 0; i < count; i += ROWS)
       pack_queries(q + i * size, n * p.q.n + h * p.q.h + (first + i) * p.q.t, count - i);
     for (int64_t from = 0; from < p.keys; from += KEYS) {
@@ -174,7 +174,7 @@ struct Heads {
         for (int64_t j = 0; j < size; j += PANEL) {
           int64_t width = at_most(size - j, PANEL);
           multiply_panel<PAIRS>((const uint32_t*)scores, v + from * width / WORD, (int)width, padded / WORD,
-                                {out + i * size + j, size, BLOCK, true}, {nullptr, 0});
+                                {out + i * size + j, size, BLOCK, from > 0}, {nullptr, 0});
           v += keys * width / WORD;
         }
       }

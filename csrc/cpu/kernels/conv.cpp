@@ -379,7 +379,8 @@ const char* conv2d(const ConvArguments& p) {
   if (p.h.channels + p.skip.channels != s.in_channels) return "the input has not the channels of the packed weights";
   if (s.tile != 1 && (s.kernel != 3 || p.stride != 1)) return "Winograd's form has 3 by 3 kernels and a stride of 1";
   if (s.transforms() && s.pairs) return "weights to be transformed are Winograd's, of float32";
-  if (s.kernel == 1 && p.stride == 1 && !p.padding && p.resample == RESAMPLE_NONE) return pointwise(p);
+  bool resampled = p.resample != RESAMPLE_NONE || p.residual_resample != RESAMPLE_NONE;
+  if (s.kernel == 1 && p.stride == 1 && !p.padding && !resampled) return pointwise(p);
   switch (s.tile * 2 + s.pairs) {
     case 2: return Convolution<1, false>(p).run();
     case 3: return Convolution<1, true>(p).run();
