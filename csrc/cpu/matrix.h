@@ -86,9 +86,10 @@ __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uin
 template <bool PAIRS, int M = REGISTERS == 32 ? 8 : 4>
 static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
                            Ahead ahead, int rows = ROWS) {
+  int64_t parts = (width + 3 * LANES - 1) / (3 * LANES) * ((rows + M - 1) / M);  // that fetch alike
+  Ahead meanwhile{ahead.from, (ahead.lines + parts - 1) / parts};
   for (int64_t k = 0; k < words; k += LONGEST_SUM) {
     int64_t count = words - k < LONGEST_SUM ? words - k : LONGEST_SUM;
-    Ahead meanwhile{ahead.from + k / BLOCK * ahead.lines * 64, ahead.lines};
     for (int j = 0, vectors; j < width; j += vectors * LANES) {
       vectors = (width - j) / LANES < 3 ? (width - j) / LANES : 3;
       for (int m = 0; m < rows; m += M) {
@@ -97,7 +98,7 @@ static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int6
         if (vectors == 3) multiply_tile<M, 3, PAIRS>(top, columns, width, count, part, j, meanwhile);
         else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, columns, width, count, part, j, meanwhile);
         else multiply_tile<M, 1, PAIRS>(top, columns, width, count, part, j, meanwhile);
-        meanwhile.lines = 0;
+        meanwhile.from += count / BLOCK * meanwhile.lines * 64;
       }
     }
   }
