@@ -6,8 +6,8 @@
     y = conv(u, weight) + bias + residual          the residual resampled as well
 
 x is [N, C, H, W], or a pair (h, skip) that stands for their concatenation along C. The weights are prepared once: of
-3 × 3 kernels of stride 1, transformed for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for
-Convolutional Neural Networks") of 4 × 4 or 2 × 2 outputs a tile, with 2.25 or 4 times fewer products.
+3 × 3 kernels of stride 1, for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for Convolutional
+Neural Networks") of 2 × 2 or 4 × 4 outputs a tile, with 2.25 or 4 times fewer products.
 """
 
 from typing import NamedTuple

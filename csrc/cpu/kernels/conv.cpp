@@ -3,7 +3,8 @@
 // A tile is m × m outputs of Winograd's F(m×m, 3×3), or one output of the direct form. For a block of tiles:
 //   1. Sixteen channels of the rows under the tiles are read into a strip, where activation, resampling and padding are
 //      done. Of each tile, Winograd's points or the direct form's taps are stored as left operands, eight tiles together.
-//   2. For 48 output channels, each point's product; then the tiles' outputs, to which bias and residual are added.
+//   2. For 48 output channels, each point's product, with weights that are packed transformed or are transformed here;
+//      then the tiles' outputs, to which bias and residual are added.
 // The direct form has one point, whose sums run over taps and channels.
 //
 // Threads have blocks of their own where there are enough of them. Else, with few tiles and much weight, they share a
