@@ -119,12 +119,11 @@ def _choose_tile(outputs: int, dtype: torch.dtype) -> int:
 
 
 def _transform_at_use(weight: Tensor, positions: int) -> bool:
-    """Whether few outputs use large weights.
+    """Whether so few outputs use so large weights that reading them transformed takes longer than transforming them.
 
-    At 8 x 8, reading them transformed takes longer than transforming them; at 16 x 16, 5 % less, but the memory, which
-    takes its time to be had at the start, is four times as much.
+    At 16 x 16 it takes about as long: there it would save memory, a quarter instead of the whole.
     """
-    return positions <= 256 and weight.numel() > 9 * 256 * 256
+    return positions <= 64 and weight.numel() > 9 * 256 * 256
 
 
 def conv2d(
