@@ -13,13 +13,11 @@ import itertools
 import time
 
 import torch
-from cmfast.kernels import conv2d, native, prepare_conv
+from cmfast.kernels import CONV_FORMS, conv2d, native, prepare_conv
 
 #: input and output channels, height and width: the released imagenet64 network's
 SHAPES = ((192, 192, 64), (384, 192, 64), (384, 384, 32), (768, 384, 32))
 SHAPES += ((576, 576, 16), (1152, 576, 16), (768, 768, 8), (1536, 768, 8))
-#: tile, and whether the weights are packed transformed
-FORMS = {"F2": (2, True), "F4": (4, True), "F2 at use": (2, False), "F4 at use": (4, False)}
 ERRORS = {("fp32", 2): 1e-5, ("fp32", 4): 2e-5, ("bf16", 2): 1e-2, ("bf16", 4): 3e-2}
 LAST_LEVEL_CACHE = 96 << 20  # bytes, more than there are
 
@@ -47,9 +45,8 @@ def candidates(in_channels, channels, size, batch, hot):
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         reordered = functools.partial(weight.to, dtype, memory_format=torch.channels_last, copy=True)
         calls[f"oneDNN {name}"] = onednn(x.to(dtype), bias.to(dtype), reordered, copies)
-        for form, (tile, transformed) in FORMS.items():
-            if name == "bf16" and not transformed:
-                continue
+        for tile, transformed in CONV_FORMS[dtype][1:]:
+            form = f"F{tile}{'' if transformed else ' at use'}"
             form_of = {"dtype": dtype, "tile": tile, "transformed": transformed}
             prepared = itertools.cycle(
                 [prepare_conv(weight, bias, padding=1, height=size, width=size, **form_of) for _ in range(copies)]

@@ -6,8 +6,8 @@
     y = conv(u, weight) + bias + residual          the residual resampled as well
 
 x is [N, C, H, W], or a pair (h, skip) that stands for their concatenation along C. The weights are prepared once: of
-3 × 3 kernels of stride 1, transformed for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for
-Convolutional Neural Networks") of 4 × 4 or 2 × 2 outputs a tile, with 2.25 or 4 times fewer products.
+3 × 3 kernels of stride 1, for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for Convolutional
+Neural Networks") of 2 × 2 or 4 × 4 outputs a tile, with 2.25 or 4 times fewer products.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,14 @@ from .group_norm import concatenated_shape
 from .layout import image_format
 
 _RESAMPLE = (None, "nearest", "average")
+_DIRECT = ((1, False),)
+
+#: The forms (tile, transformed) that `prepare_conv` has for 3 x 3 kernels of stride 1, by the dtype of the products. An
+#: engine that measures may take any in float32; F(4 × 4) in bfloat16 where its error is allowed.
+CONV_FORMS = {
+    torch.float32: (*_DIRECT, (2, True), (2, False), (4, True), (4, False)),
+    torch.bfloat16: (*_DIRECT, (2, True), (4, True)),
+}
 
 
 class PreparedConv(NamedTuple):
@@ -70,7 +78,7 @@ def prepare_conv(
             transformed at every use, in float32 alone; None chooses.
 
     Raises:
-        ValueError: shapes, dtypes or a tile that do not fit.
+        ValueError: shapes, dtypes or a form that do not fit.
     """
     if weight.ndim != 4 or not weight.is_floating_point() or weight.shape[2] != weight.shape[3] or not weight.numel():
         raise ValueError(
@@ -86,21 +94,15 @@ def prepare_conv(
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"prepare_conv: dtype must be float32 or bfloat16, got {dtype}")
     kernel = weight.shape[2]
-    winograd = kernel == 3 and stride == 1
+    forms = CONV_FORMS[dtype] if kernel == 3 and stride == 1 else _DIRECT
     if tile is None:
-        outputs = (height + 2 * padding - 2) * (width + 2 * padding - 2)
-        tile = choose_tile(outputs, dtype) if winograd else 1
-    elif tile not in (1, 2, 4) or (tile > 1 and not winograd):
-        raise ValueError(
-            "prepare_conv: tile must be 1, or 2 or 4 for a 3 x 3 kernel of stride 1, "
-            f"got {tile} for {kernel} x {kernel} of stride {stride}"
-        )
+        tile = choose_tile((height + 2 * padding - 2) * (width + 2 * padding - 2), dtype) if len(forms) > 1 else 1
     if transformed is None:
         transformed = tile > 1 and (dtype != torch.float32 or not transform_at_use(weight, height * width))
-    elif transformed != (tile > 1) and (tile == 1 or dtype != torch.float32):
+    if (tile, transformed) not in forms:
         raise ValueError(
-            "prepare_conv: Winograd's weights alone are transformed, and of bfloat16 always, "
-            f"got transformed={transformed} with a tile of {tile} in {dtype}"
+            f"prepare_conv: {kernel} x {kernel} kernels of stride {stride} in {dtype} have the forms "
+            f"(tile, transformed) {', '.join(map(str, forms))}: got {(tile, transformed)}"
         )
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     packed = None
@@ -117,8 +119,11 @@ def choose_tile(outputs: int, dtype: torch.dtype) -> int:
 
 
 def transform_at_use(weight: Tensor, positions: int) -> bool:
-    """Whether few outputs use large weights: reading them transformed would then take longer than transforming."""
-    return positions <= 64 and weight.numel() > 9 * 128 * 128
+    """Whether so few outputs use so large weights that reading them transformed takes longer than transforming them.
+
+    At 16 x 16 it takes about as long: there it would save memory, a quarter instead of the whole.
+    """
+    return positions <= 64 and weight.numel() > 9 * 256 * 256
 
 
 def conv2d(

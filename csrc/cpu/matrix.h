@@ -84,13 +84,12 @@ __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uin
     }
 }
 
-// The products of so many words at a time: body(first word, their number, C as these add to it, what they fetch).
+// The products of so many words at a time: body(first word, their number, C as these add to it).
 template <class Body>
-CMFAST_INLINE void for_short_sums(int64_t words, const Product& to, Ahead ahead, Body body) {
+CMFAST_INLINE void for_short_sums(int64_t words, const Product& to, Body body) {
   for (int64_t k = 0; k < words; k += LONGEST_SUM) {
     int64_t count = words - k < LONGEST_SUM ? words - k : LONGEST_SUM;
-    body(k, count, Product{to.c, to.row, to.block, to.accumulate || k > 0},
-         Ahead{ahead.from + k / BLOCK * ahead.lines * 64, ahead.lines});
+    body(k, count, Product{to.c, to.row, to.block, to.accumulate || k > 0});
   }
 }
 
@@ -98,16 +97,18 @@ CMFAST_INLINE void for_short_sums(int64_t words, const Product& to, Ahead ahead,
 template <bool PAIRS, int M = REGISTERS == 32 ? 8 : 4>
 static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
                            Ahead ahead, int rows = ROWS) {
-  for_short_sums(words, to, ahead, [&](int64_t k, int64_t count, const Product& sum, Ahead meanwhile) {
+  int64_t parts = (width + 3 * LANES - 1) / (3 * LANES) * ((rows + M - 1) / M);  // that fetch alike
+  ahead.lines = (ahead.lines + parts - 1) / parts;
+  for_short_sums(words, to, [&](int64_t k, int64_t count, const Product& sum) {
     for (int j = 0, vectors; j < width; j += vectors * LANES) {
       vectors = (width - j) / LANES < 3 ? (width - j) / LANES : 3;
       for (int m = 0; m < rows; m += M) {
         Product part{sum.c + m * sum.row, sum.row, sum.block, sum.accumulate};
         const uint32_t *top = a + k * ROWS + m * BLOCK, *columns = b + k * width + j;
-        if (vectors == 3) multiply_tile<M, 3, PAIRS>(top, columns, width, count, part, j, meanwhile);
-        else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, columns, width, count, part, j, meanwhile);
-        else multiply_tile<M, 1, PAIRS>(top, columns, width, count, part, j, meanwhile);
-        meanwhile.lines = 0;
+        if (vectors == 3) multiply_tile<M, 3, PAIRS>(top, columns, width, count, part, j, ahead);
+        else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, columns, width, count, part, j, ahead);
+        else multiply_tile<M, 1, PAIRS>(top, columns, width, count, part, j, ahead);
+        ahead.from += count / BLOCK * ahead.lines * 64;
       }
     }
   });
@@ -118,8 +119,10 @@ template <int M, bool PAIRS>
 static void multiply_columns(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
                              Ahead ahead) {
   constexpr int MOST = REGISTERS == 32 || M > 2 ? 3 : 6;
-  for_short_sums(words, to, ahead, [&](int64_t k, int64_t count, const Product& sum, Ahead meanwhile) {
+  for_short_sums(words, to, [&](int64_t k, int64_t count, const Product& sum) {
     const uint32_t *top = a + k * ROWS, *columns = b + k * width;
+    Ahead meanwhile = ahead;  // the first columns' products fetch for all
+    ahead.from += count / BLOCK * ahead.lines * 64;
     for (int j = 0, vectors; j < width; j += vectors * LANES, meanwhile.lines = 0) {
       vectors = (width - j) / LANES;
       vectors = vectors >= MOST ? MOST : vectors >= 2 ? 2 : 1;

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from cmfast.kernels import BackendError, conv2d, fold_group_norm, group_norm, native, prepare_conv
+from cmfast.kernels import CONV_FORMS, BackendError, conv2d, fold_group_norm, group_norm, native, prepare_conv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -15,15 +15,8 @@ from .winograd import convolve, error_scale
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# tile, and whether its weights are packed transformed
-FORMS = {
-    "chosen": (None, None),
-    "direct": (1, None),
-    "F2": (2, True),
-    "F4": (4, True),
-    "F2-transformed-at-use": (2, False),
-    "F4-transformed-at-use": (4, False),
-}
+FORMS = {"chosen": (None, None), "direct": (1, False)}
+FORMS |= {f"F{tile}{'' if packed else '-at-use'}": (tile, packed) for tile, packed in CONV_FORMS[torch.float32][1:]}
 
 # N, C, Cout, H, W, k, stride, padding: whole tiles and panels, and one more or less of each
 SHAPES = {
@@ -185,7 +178,7 @@ def test_the_bounds_matrices_are_winograds(tile):
 def test_shapes(shape, form, products, backend):
     if form[0] in (2, 4) and shape[5:7] != (3, 1):
         pytest.skip("Winograd's forms have 3 x 3 kernels of stride 1")
-    if form[1] is False and products != torch.float32:
+    if form not in (FORMS["chosen"], *CONV_FORMS[products]):
         pytest.skip("weights are transformed as they are used in float32")
     x, weight, bias, arguments = make(shape, parts=("affine", "residual"))
     check(x, weight, bias, arguments, *shape[6:], form[0], products, backend, form[1])
@@ -244,9 +237,7 @@ def test_drawn(
     backend, n, c, out, h, w, kernel, stride, padding, dtype, products, layout, parts, residual, form, seed, data
 ):
     out = min(out, max(1, 4_000_000 // (n * h * w * c)))  # the answer in float64 takes its time
-    tile, transformed = form if (kernel, stride) == (3, 1) else (None, None)
-    if products != torch.float32:
-        transformed = None
+    tile, transformed = form if (kernel, stride) == (3, 1) and form in CONV_FORMS[products] else (None, None)
     if "nearest" in parts:
         parts -= {"average"}
     smallest = kernel * (2 if "average" in parts else 1)
@@ -334,6 +325,22 @@ def test_prepared_weights_can_be_kept(backend):
     assert torch.equal(conv2d(x, kept, backend=backend).out, conv2d(x, prepared, backend=backend).out)
 
 
+@pytest.mark.parametrize(
+    ("channels", "size", "dtype", "form"),
+    [
+        (192, 64, torch.float32, (4, True)),
+        (384, 8, torch.float32, (4, False)),
+        (384, 2, torch.float32, (2, False)),
+        (32, 8, torch.float32, (4, True)),
+        (384, 8, torch.bfloat16, (2, True)),
+    ],
+)
+def test_the_form_fits_the_size(channels, size, dtype, form):
+    weight = torch.zeros(channels, channels, 3, 3)
+    prepared = prepare_conv(weight, padding=1, height=size, width=size, dtype=dtype)
+    assert (prepared.tile, prepared.transformed) == form
+
+
 @pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("shape", [(0, 3, 4, 8, 8, 3, 1, 1)])
 def test_no_samples(shape, backend):
@@ -393,10 +400,13 @@ W = torch.ones(4, 2, 3, 3)
         (lambda x: prepared_for(W, stride=0), "must be positive"),
         (lambda x: prepared_for(W, padding=-1), "must be positive"),
         (lambda x: prepared_for(W, dtype=torch.float16), "float32 or bfloat16, got torch.float16"),
-        (lambda x: prepared_for(W, tile=3), "tile must be 1, or 2 or 4"),
-        (lambda x: prepared_for(W, tile=2, stride=2), "got 2 for 3 x 3 of stride 2"),
-        (lambda x: prepared_for(W, tile=1, transformed=True), "with a tile of 1"),
-        (lambda x: prepared_for(W, tile=2, transformed=False, dtype=torch.bfloat16), "with a tile of 2 in torch.bf"),
+        (lambda x: prepared_for(W, tile=3), r"\(4, False\): got \(3, True\)"),
+        (lambda x: prepared_for(W, tile=2, stride=2), r"stride 2 .* \(1, False\): got \(2, True\)"),
+        (lambda x: prepared_for(W, tile=1, transformed=True), r"got \(1, True\)"),
+        (
+            lambda x: prepared_for(W, tile=2, transformed=False, dtype=torch.bfloat16),
+            r"in torch.bfloat16 .*: got \(2, False\)",
+        ),
         (lambda x: conv2d(x[0], prepared_for(W)), "x must be"),
         (lambda x: conv2d(x.long(), prepared_for(W)), "x must be"),
         (lambda x: conv2d((x, x[:1]), prepared_for(W)), "must agree"),

@@ -3,7 +3,8 @@
 // A tile is m × m outputs of Winograd's F(m×m, 3×3), or one output of the direct form. For a block of tiles:
 //   1. Sixteen channels of the rows under the tiles are read into a strip, where activation, resampling and padding are
 //      done. Of each tile, Winograd's points or the direct form's taps are stored as left operands, eight tiles together.
-//   2. For 48 output channels, each point's product; then the tiles' outputs, to which bias and residual are added.
+//   2. For 48 output channels, each point's product, with weights that are packed transformed or are transformed here;
+//      then the tiles' outputs, to which bias and residual are added.
 // The direct form has one point, whose sums run over taps and channels.
 //
 // Threads have blocks of their own where there are enough of them. Else, with few tiles and much weight, they share a
@@ -25,7 +26,6 @@ namespace {
 
 constexpr int64_t WIDEST = 16;         // tiles of a row in a block
 constexpr int64_t LINE = 16;           // floats of a cache line
-constexpr int64_t LARGE_WEIGHTS = 8 << 20;
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -57,8 +57,8 @@ struct Convolution {
     blocks_k = ceil_divide(words, BLOCK);
     columns = at_most(tiles_x, WIDEST);
     blocks_x = ceil_divide(tiles_x, columns);
-    // So many tiles that the weights are used often once they are in the cache, and no more than keep their points there.
-    int64_t wanted = M != 4 || p.shape.packed_words() * 4 > LARGE_WEIGHTS ? 64 : 32;
+    // So many tiles that the weights are used often once they are in the cache, and few enough to keep the points near.
+    constexpr int64_t wanted = M == 4 ? 32 : 64;
     rows = at_most(tiles_y, ceil_divide(wanted, columns));
     samples = rows < tiles_y ? 1 : at_most(p.samples, wanted / (tiles_y * columns) > 1 ? wanted / (tiles_y * columns) : 1);
     while (!shared() && blocks() < p.threads && rows * samples > 1) {
@@ -153,30 +153,37 @@ struct Convolution {
   // The outputs of a panel that are still to be fetched to the cache, with what is added to them, while its products
   // are taken: so many pixels a time.
   struct Outputs {
-    int64_t o, width, next, end, step;
+    int64_t o, width, step;
+    int64_t i, parts;
+    Part b;
+    int64_t y, x;  // of the next pixel within the part
   };
 
   CMFAST_INLINE void fetch(int64_t block, Outputs& f) const {
     const int64_t size = p.dtype == FLOAT32 ? 4 : 2, line = 64 / size;
     bool added = p.residual.data && p.residual_resample == RESAMPLE_NONE;
-    for (int64_t to = at_most(f.end, f.next + f.step); f.next < to; ++f.next) {
-      Part b = part(block, f.next / (rows * columns * M * M));
-      int64_t i = f.next % (rows * columns * M * M), y = b.y * M + i / (columns * M), x = b.x * M + i % (columns * M);
-      if (y >= p.out_height || x >= p.out_width) continue;
-      for (int64_t o = f.o; o < f.o + f.width; o += line) {
-        __builtin_prefetch((const char*)p.out.data + (b.n * p.out.n + y * p.out.y + x * p.out.x + o) * size, 1);
-        if (!added) continue;
-        int64_t at = b.n * p.residual.n + y * p.residual.y + x * p.residual.x + o;
-        __builtin_prefetch((const char*)p.residual.data + at * size, 0, 2);
-      }
+    for (int64_t left = f.step; left > 0 && f.i < f.parts; --left) {
+      int64_t y = f.b.y * M + f.y, x = f.b.x * M + f.x;
+      if (y < p.out_height && x < p.out_width)
+        for (int64_t o = f.o; o < f.o + f.width; o += line) {
+          __builtin_prefetch((const char*)p.out.data + (f.b.n * p.out.n + y * p.out.y + x * p.out.x + o) * size, 1);
+          if (!added) continue;
+          int64_t at = f.b.n * p.residual.n + y * p.residual.y + x * p.residual.x + o;
+          __builtin_prefetch((const char*)p.residual.data + at * size, 0, 2);
+        }
+      if (++f.x < f.b.columns * M) continue;
+      f.x = 0;
+      if (++f.y < f.b.rows * M) continue;
+      f.y = 0;
+      if (++f.i < f.parts) f.b = part(block, f.i);
     }
   }
 
   // A point's products of `count` words from k on with all tiles. Meanwhile so many lines from `next` on are fetched.
-  CMFAST_INLINE void multiply_point(int64_t block, int point, int64_t k, int64_t count, const float* from,
+  CMFAST_INLINE void multiply_point(int64_t block, int64_t left, int point, int64_t k, int64_t count, const float* from,
                                     const uint32_t* weights, int width, float* to, const char* next, int64_t lines,
                                     Outputs& outputs) const {
-    int64_t left = tiles_in(block), blocks = ceil_divide(count, BLOCK);
+    int64_t blocks = ceil_divide(count, BLOCK);
     int64_t ahead = ceil_divide(lines, ceil_divide(left, ROWS) * blocks);  // for each block of k
     for (int64_t g = 0; left > 0; ++g, left -= ROWS, next += blocks * ahead * 64) {
       const uint32_t* rows = (const uint32_t*)(from + point * point_stride + (g * blocks_k * BLOCK + k) * ROWS);
@@ -192,12 +199,13 @@ struct Convolution {
   void multiply(int64_t block, int64_t panel, const float* from, float* made, float* to) const {
     int width = (int)at_most(p.shape.width() - panel * PANEL, PANEL);
     const uint32_t* weights = p.weights + panel * PANEL * p.shape.stored() * words;
-    int64_t pixels = parts(block) * rows * columns * M * M, parts_k = made ? ceil_divide(words, MADE_WORDS) : 1;
-    int64_t o = panel * PANEL, products = POINTS * ceil_divide(tiles_in(block), ROWS) * parts_k;
-    Outputs outputs{o, at_most(p.shape.out_channels - o, PANEL), 0, pixels, ceil_divide(pixels, products)};
+    int64_t used = tiles_in(block), parts_k = made ? ceil_divide(words, MADE_WORDS) : 1;
+    int64_t o = panel * PANEL, products = POINTS * ceil_divide(used, ROWS) * parts_k;
+    int64_t step = ceil_divide(used * M * M, products);
+    Outputs outputs{o, at_most(p.shape.out_channels - o, PANEL), step, 0, parts(block), part(block, 0), 0, 0};
     if (!made) {
       for (int point = 0; point < POINTS; ++point, weights += words * width)
-        multiply_point(block, point, 0, words, from, weights, width, to, (const char*)(weights + words * width),
+        multiply_point(block, used, point, 0, words, from, weights, width, to, (const char*)(weights + words * width),
                        words * width / LINE, outputs);
       return;
     }
@@ -207,20 +215,19 @@ struct Convolution {
         transform_weights<M>((const float*)weights, count - FAULT(tail_of_kernels_missed), width, made);
         int64_t lines = ceil_divide(9 * count * width / LINE, POINTS);  // of the next kernels
         for (int point = 0; point < POINTS; ++point)
-          multiply_point(block, point, k, count, from, (const uint32_t*)(made + point * MADE_STRIDE), width, to,
+          multiply_point(block, used, point, k, count, from, (const uint32_t*)(made + point * MADE_STRIDE), width, to,
                          (const char*)(weights + 9 * count * width) + point * lines * 64, lines, outputs);
       }
   }
 
   // ---- the outputs
 
-  // What is added to channels o on of output (y, x).
-  CMFAST_INLINE Floats residual(const ConvTensor& r, int resample, int dtype, int64_t n, int64_t y, int64_t x,
-                                int64_t o, int lanes) const {
+  // What a residual of another resolution adds to channels o on of output (y, x).
+  CMFAST_INLINE Floats resampled(const ConvTensor& r, int resample, int dtype, int64_t n, int64_t y, int64_t x,
+                                 int64_t o, int lanes) const {
     auto at = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
       return load(r.data, dtype, n * r.n + y * r.y + x * r.x + o, lanes);
     };
-    if (resample == RESAMPLE_NONE) return at(y, x);
     if (FAULT(residual_not_resampled)) return at(y / 2, x);
     if (resample == RESAMPLE_UP) return at(y / 2, x / 2);
     return 0.25f * ((at(2 * y, 2 * x) + at(2 * y, 2 * x + 1)) + (at(2 * y + 1, 2 * x) + at(2 * y + 1, 2 * x + 1)));
@@ -254,17 +261,29 @@ struct Convolution {
     if (FAULT(tile_edge_missed) && wide < M) --wide;
     int64_t to = n * out.n + ty * M * out.y + tx * M * out.x + o;
     int64_t of = FAULT(residual_of_first_sample) ? 0 : n;
-    CMFAST_UNROLL
-    for (int i = 0; i < M; ++i)
+    auto each = [&](auto body) __attribute__((always_inline)) {
       CMFAST_UNROLL
-      for (int j = 0; j < M; ++j) {
-        if (!WHOLE && (i >= high || j >= wide)) continue;
-        Floats value = y[i * M + j] + bias;
-        if (added.data) value += residual(added, resample, dtype, of, ty * M + i, tx * M + j, o, lanes);
-        store((void*)out.data, dtype, to + i * out.y + j * out.x, value, lanes);
-        if (first && i == 0 && j == 0) sums.begin(value);
-        sums.add(value);
-      }
+      for (int i = 0; i < M; ++i)
+        CMFAST_UNROLL
+        for (int j = 0; j < M; ++j)
+          if (WHOLE || (i < high && j < wide)) body(i, j, y[i * M + j]);
+    };
+    each([&](int, int, Floats& value) __attribute__((always_inline)) { value += bias; });
+    if (added.data && resample == RESAMPLE_NONE) {
+      int64_t at = of * added.n + ty * M * added.y + tx * M * added.x + o;
+      each([&](int i, int j, Floats& value) __attribute__((always_inline)) {
+        value += load(added.data, dtype, at + i * added.y + j * added.x, lanes);
+      });
+    } else if (added.data) {
+      each([&](int i, int j, Floats& value) __attribute__((always_inline)) {
+        value += resampled(added, resample, dtype, of, ty * M + i, tx * M + j, o, lanes);
+      });
+    }
+    if (first) sums.begin(y[0]);
+    each([&](int i, int j, Floats& value) __attribute__((always_inline)) {
+      store((void*)out.data, dtype, to + i * out.y + j * out.x, value, lanes);
+      sums.add(value);
+    });
     moments = sums;
   }
 
