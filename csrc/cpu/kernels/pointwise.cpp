@@ -21,8 +21,6 @@ namespace {
 constexpr int64_t PART = 64;               // rows whose moments are taken together, and the least of a thread
 constexpr int64_t LONGEST = 512;           // rows of a block
 constexpr int64_t OPERAND = 160 << 10;     // floats of a block: with a panel or two, they fit in the second-level cache
-constexpr int64_t FEW = ROWS;              // rows for which the weights are read at the pace of the memory
-constexpr int64_t FAR = 8192;              // bytes: how far ahead they are then fetched
 constexpr int64_t LINE = 16;               // words of a cache line
 
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -156,9 +154,9 @@ struct Pointwise {
     int width = (int)at_most(p.shape.width() - panel * PANEL, PANEL);
     const uint32_t* weights = p.weights + panel * PANEL * words;
     int64_t groups = ceil_divide(count, ROWS), lines = words * width / LINE;
-    // Each product fetches its part of the next panel; a few rows' fetches what it is about to read itself.
+    // Each product fetches its part of the next panel.
     int64_t ahead = ceil_divide(lines, groups * blocks_k);
-    const char* next = (const char*)weights + (rows <= FEW ? FAR : words * width * 4);
+    const char* next = (const char*)(weights + words * width);
     Sums sums{{}, first, first};
     bool whole = p.dtype == FLOAT32 && p.shape.out_channels - panel * PANEL >= PANEL;
     for (int64_t i = 0; i < count; i += ROWS, from += blocks_k * (ROWS * BLOCK), next += blocks_k * ahead * 64) {
