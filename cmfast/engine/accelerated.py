@@ -1,19 +1,20 @@
 """A network that is run by the engine."""
 
+import dataclasses
 import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import cache
 from .capture import capture
 from .executable import Executable
-from .forms import choose
+from .forms import Form, choose
 from .give_up import giver_up
 from .lower import lower
 from .passes import PASSES
@@ -22,6 +23,17 @@ from .weights import Weights
 
 #: Shapes of the inputs that are kept ready; each has memory of its own for its values.
 _MOST_SHAPES = 8
+
+
+@dataclasses.dataclass
+class _Made:
+    """What was made of the parameters as they are."""
+
+    choose: Callable[[fx.Node], Form]
+    weights: Weights = dataclasses.field(default_factory=Weights)
+    executables: OrderedDict[Any, Executable] = dataclasses.field(default_factory=OrderedDict)
+    stored: cache.Stored | None = None
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
 class AcceleratedUNet(nn.Module):
@@ -77,7 +89,7 @@ class AcceleratedUNet(nn.Module):
 
         Raises:
             RuntimeError: in training mode, or for inputs that require a gradient.
-            ValueError: what the network itself says of inputs that do not fit.
+            ValueError: inputs on another device, or what the network itself says of those that do not fit.
         """
         if self.training:
             raise RuntimeError("an accelerated network serves inference: call eval(), or train the network itself")
@@ -87,6 +99,8 @@ class AcceleratedUNet(nn.Module):
                 "the network itself"
             )
         inputs = [x, timesteps] if class_labels is None else [x, timesteps, class_labels]
+        if any(t.device.type != "cpu" for t in inputs):
+            raise ValueError(f"an accelerated network expects inputs on the CPU, got {[str(t.device) for t in inputs]}")
         with torch.no_grad():
             return self.executable(inputs)(inputs, x.dtype)
 
@@ -97,31 +111,35 @@ class AcceleratedUNet(nn.Module):
             inputs.append(torch.zeros(batch_size, dtype=torch.int64))
         self.executable(inputs)
 
+    @property
+    def weights(self) -> Weights:
+        """The convolutions' weights as they have been packed so far."""
+        return self._made.weights
+
     def executable(self, inputs: Sequence[Tensor]) -> Executable:
         """What evaluates the network for inputs of these shapes, made where there is none yet."""
         if self._version != self._current_version():
             self._forget()
-        key = tuple((t.shape, t.is_floating_point()) for t in inputs)
-        found = self._executables.get(key)
+        made, key = self._made, tuple((t.shape, t.is_floating_point()) for t in inputs)
+        found = made.executables.get(key)
         if found is None:
-            with self._making:
-                found = self._executables.get(key) or self._make(inputs)
-                self._executables[key] = found
-                while len(self._executables) > _MOST_SHAPES:
-                    self._executables.popitem(last=False)
+            with made.lock:
+                found = made.executables.get(key) or self._make(made, inputs)
+                made.executables[key] = found
+                while len(made.executables) > _MOST_SHAPES:
+                    made.executables.popitem(last=False)
         return found
 
-    def _make(self, inputs: Sequence[Tensor]) -> Executable:
+    def _make(self, made: _Made, inputs: Sequence[Tensor]) -> Executable:
         graph = capture(self.accelerated, inputs)
         rewrites = {name: PASSES[name](graph) for name in self.passes}
-        file = None if self.cache is None else self.cache / f"{self._fingerprint()}.safetensors"
-        if file is not None and not self.weights.packed:
-            self.weights.packed.update(cache.read(file))
+        if self.cache is not None and made.stored is None:
+            made.stored = cache.Stored(self.cache / f"{self._fingerprint()}.safetensors")
         done = (lambda name: None) if self.keep_weights else giver_up(self.accelerated, graph)
-        if self.weights.prepare(graph, self._choose, done) and file is not None:
-            cache.write(file, self.weights.packed)
-        if isinstance(self._choose, Tuner):
-            self._choose.save()
+        if made.weights.prepare(graph, made.choose, made.stored, done) and made.stored is not None:
+            cache.write(made.stored.path, made.weights.packed)
+        if isinstance(made.choose, Tuner):
+            made.choose.save()
         if not self.keep_weights:
             self._watch()
         return Executable(lower(graph, self.products), rewrites)
@@ -139,10 +157,7 @@ class AcceleratedUNet(nn.Module):
     def _forget(self) -> None:
         """Start anew: with the parameters as they are now."""
         self._watch()
-        self._executables: OrderedDict[Any, Executable] = OrderedDict()
-        self.weights = Weights()
-        self._choose = self._tuner() if self.tune else functools.partial(choose, products=self.products)
-        self._making = threading.Lock()
+        self._made = _Made(self._tuner() if self.tune else functools.partial(choose, products=self.products))
 
     def _watch(self) -> None:
         """Remember the parameters and how often they have been written to."""
@@ -150,12 +165,14 @@ class AcceleratedUNet(nn.Module):
         self._version = self._current_version()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "AcceleratedUNet":
+        if any(p.is_meta for p in self._watched):
+            raise RuntimeError("this network gave up its weights (keep_weights=False): it cannot be moved or converted")
         super()._apply(fn, recurse)
         self._forget()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_executables", "_making", "_choose", "weights")}
+        return {k: v for k, v in self.__dict__.items() if k != "_made"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

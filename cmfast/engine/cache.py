@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -30,47 +31,55 @@ def fingerprint(tensors: Mapping[str, Tensor], products: torch.dtype) -> str:
     return names.hexdigest()[:32]
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The packed weights in a file; none where there is no such file.
+class Stored:
+    """The packed weights in a file that `write` wrote: each is read when it is wanted.
 
-    Raises:
-        ValueError: the file is not one that `write` wrote, or not whole.
+    Attributes:
+        path: of the file; where there is none, there are no weights.
     """
-    if not path.exists():
-        return {}
-    try:
-        return _read(path)
-    except (safetensors.SafetensorError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole file of packed weights ({error}): delete it") from error
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError where the file is not one of packed weights, or not whole."""
+        self.path = path
+        self._places: dict[str, tuple[torch.dtype, int, int]] = {}
+        if not path.exists():
+            return
+        try:
+            with safetensors.safe_open(path, "pt") as file:  # checks that the file is whole
+                names = file.keys()
+            with path.open("rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(size))
+            for name in names:
+                begin, end = header[name]["data_offsets"]
+                self._places[name] = _DTYPES[header[name]["dtype"]], 8 + size + begin, end - begin
+        except (safetensors.SafetensorError, OSError, KeyError) as error:
+            raise ValueError(f"{path} is not a whole file of packed weights ({error}): delete it") from error
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the file has what was packed under this name."""
+        return name in self._places
+
+    def read(self, name: str) -> Tensor:
+        """Read by all threads at once, straight into memory of huge pages. Raises OSError, and EOFError at the end."""
+        dtype, begin, size = self._places[name]
+        raw = memory.empty(size)
+        target = memoryview(raw.numpy())
+        threads = torch.get_num_threads()
+        bounds = [size * i // threads for i in range(threads + 1)]
+        with self.path.open("rb") as stream, concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            parts = [pool.submit(_fill, stream.fileno(), target[a:b], begin + a) for a, b in itertools.pairwise(bounds)]
+            for part in parts:
+                part.result()
+        return raw.view(dtype)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """By all threads at once, straight into memory of huge pages: the file is larger than the network's own."""
-    with safetensors.safe_open(path, "pt") as file:  # checks that the file is whole
-        names = file.keys()
-    with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-        found = {}
-        places = []
-        for name in names:
-            begin, end = header[name]["data_offsets"]
-            raw = memory.empty(end - begin)
-            found[name] = raw.view(_DTYPES[header[name]["dtype"]])
-            places.append((raw, 8 + size + begin))
-        with concurrent.futures.ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            for _ in pool.map(lambda place: _fill(stream.fileno(), *place), places):
-                pass
-    return found
-
-
-def _fill(file: int, raw: Tensor, begin: int) -> None:
-    target = memoryview(raw.numpy())  # type: ignore[arg-type]
+def _fill(file: int, target: memoryview, begin: int) -> None:
     done = 0
     while done < len(target):
         count = os.preadv(file, [target[done:]], begin + done)
         if not count:
-            raise EOFError("it ends too soon")
+            raise EOFError("a file of packed weights ends too soon")
         done += count
 
 

@@ -18,19 +18,16 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
     views: dict[int, list[str]] = defaultdict(list)
     for name, tensor in graph.tensors.items():
         views[_storage(tensor)].append(name)
-    parameters: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            parameters[_storage(parameter)].append((owner, name))
 
     def give_up(name: str) -> None:
-        storage = _storage(graph.tensors[name])
-        for view in views[storage]:
+        for view in views[_storage(graph.tensors[name])]:
             graph.tensors[view] = _without_data(graph.tensors[view])
-        for owner, parameter in parameters[storage]:
-            empty = _without_data(getattr(owner, parameter))
-            setattr(owner, parameter, nn.Parameter(empty, requires_grad=False))
+            owner, _, parameter = view.rpartition(".")
+            if view in parameters:
+                empty = _without_data(parameters.pop(view))
+                setattr(module.get_submodule(owner), parameter, nn.Parameter(empty, requires_grad=False))
 
+    parameters = dict(module.named_parameters())
     read = {_storage(graph.tensors[str(n.target)]) for n in graph.nodes.nodes if n.op == "get_attr"}
     for storage in views.keys() - read:
         if graph.tensors[views[storage][0]].ndim > 1:

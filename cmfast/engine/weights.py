@@ -6,6 +6,7 @@ from collections.abc import Callable
 from torch import Tensor, fx
 
 from ..kernels.cpu.conv import pack
+from .cache import Stored
 from .forms import Form
 from .graph import CONV, Graph, arguments, change
 
@@ -23,12 +24,16 @@ class Weights:
     packed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def prepare(
-        self, graph: Graph, choose: Callable[[fx.Node], Form], done: Callable[[str], None] = lambda name: None
+        self,
+        graph: Graph,
+        choose: Callable[[fx.Node], Form],
+        stored: Stored | None = None,
+        done: Callable[[str], None] = lambda name: None,
     ) -> int:
         """Give every conv2d call of the graph its packed weights; how many were packed for it.
 
-        `choose` gives the form of a call whose weights have none yet. `done` is called with the name of each tensor of
-        the graph that is not read any more.
+        `choose` gives the form of a call whose weights have none yet. What is `stored` is read, not packed. `done` is
+        called with the name of each tensor of the graph that is not read any more.
 
         Raises:
             RuntimeError: weights are to be packed that were given up.
@@ -43,10 +48,14 @@ class Weights:
             form = self.forms[name]
             key = f"{name}: {form}"
             if key not in self.packed:
-                if weight.is_meta:
+                if stored is not None and key in stored:
+                    done(name)
+                    self.packed[key] = stored.read(key)
+                elif weight.is_meta:
                     raise RuntimeError(f"{name} was given up (keep_weights=False): accelerate the whole model again")
-                self.packed[key] = pack(weight, *form)
-                count += 1
+                else:
+                    self.packed[key] = pack(weight, *form)
+                    count += 1
             packed = graph.attribute(key, self.packed[key], node)
             change(node, packed=packed, **form._asdict())
             done(name)

@@ -1,6 +1,7 @@
 import copy
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_many_shapes_do_not_fill_the_memory():
     for batch in range(1, 14):
         inputs = network("film", batch)[1]
         assert error(fast(*inputs), exact(unet, inputs)) < 1e-5
-    assert len(fast._executables) == 8
+    assert len(fast._made.executables) == 8
 
 
 @pytest.mark.parametrize("through", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])
@@ -216,6 +217,8 @@ def test_inputs_that_do_not_fit():
         fast(x, t)
     with pytest.raises(IndexError):
         fast(x, t, labels + 100)
+    with pytest.raises(ValueError, match=r"expects inputs on the CPU, got \['meta', 'cpu', 'cpu'\]"):
+        fast(x.to("meta"), t, labels)
     assert error(fast(x, t, labels), exact(unet, [x, t, labels])) < 1e-5
 
 
@@ -267,6 +270,20 @@ def test_weights_can_be_given_up(tmp_path):
     assert not (tmp_path / "saved").exists()
     with pytest.raises(RuntimeError, match=r"was given up \(keep_weights=False\): accelerate"):
         copy.deepcopy(fast)(*inputs)
+    with pytest.raises(RuntimeError, match="cannot be moved or converted"):
+        fast.float()
+    assert error(fast(*inputs), exact(kept, inputs)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_given_up_are_freed(dtype, tmp_path):
+    unet, inputs = network("film")
+    kept = [weakref.ref(p) for p in unet.to(dtype).parameters() if p.ndim > 1 and p.shape[0] != 10]
+    fast = cmfast.accelerate(unet, keep_weights=False, cache=tmp_path)
+    assert [p for p in kept if p() is not None] == []
+    expected = fast(inputs[0], *inputs[1:])
+    again, _ = network("film")
+    assert torch.equal(cmfast.accelerate(again.to(dtype), keep_weights=False, cache=tmp_path)(*inputs), expected)
 
 
 def test_weights_are_packed_once_for_all_batches(packs):

@@ -1,5 +1,8 @@
 """Programs of recorded calls, and what else the engine takes from the CPU kernels."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from cmfast.kernels import native
@@ -102,6 +105,18 @@ def test_a_checksum_is_the_same_by_any_number_of_threads():
     assert checksum(data, 2) != checksum(data[:-1], 2)
 
 
+def flags_of(address):
+    """What the system notes of the memory at an address, where it is the process's own and not shared."""
+    of_ours = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        place = re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ", line)
+        if place:
+            of_ours = int(place[1], 16) <= address < int(place[2], 16) and place[3] == "rw-p"
+        elif of_ours and line.startswith("VmFlags:"):
+            return {*line.split()[1:]}
+    return set()
+
+
 @pytest.mark.parametrize("size", [0, 1, 4095, (4 << 20) - 1, 4 << 20, (9 << 20) + 12])
 def test_memory(size):
     tensor = memory.empty(size)
@@ -109,6 +124,8 @@ def test_memory(size):
     assert tensor.numel() == size
     tensor.fill_(7)
     assert tensor.data_ptr() % (2 << 20 if size >= 4 << 20 else 64) == 0
+    if size >= 4 << 20 and Path("/proc/self/smaps").exists():
+        assert flags_of(tensor.data_ptr()) >= {"hg"}
     kept = tensor[-3:]
     del tensor
     assert (kept == 7).all()
