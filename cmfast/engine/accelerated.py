@@ -140,8 +140,6 @@ class AcceleratedUNet(nn.Module):
             cache.write(made.stored.path, made.weights.packed)
         if isinstance(made.choose, Tuner):
             made.choose.save()
-        if not self.keep_weights:
-            self._watch()
         return Executable(lower(graph, self.products), rewrites)
 
     def _tuner(self) -> Tuner:
@@ -160,12 +158,13 @@ class AcceleratedUNet(nn.Module):
         self._made = _Made(self._tuner() if self.tune else functools.partial(choose, products=self.products))
 
     def _watch(self) -> None:
-        """Remember the parameters and how often they have been written to."""
-        self._watched = [*self.accelerated.parameters(), *self.accelerated.buffers()]
+        """Remember the parameters, unless they are to be given up, and how often they have been written to."""
+        own = [*self.accelerated.parameters(), *self.accelerated.buffers()]
+        self._watched = own if self.keep_weights else []
         self._version = self._current_version()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "AcceleratedUNet":
-        if any(p.is_meta for p in self._watched):
+        if any(p.is_meta for p in self.accelerated.parameters()):
             raise RuntimeError("this network gave up its weights (keep_weights=False): it cannot be moved or converted")
         super()._apply(fn, recurse)
         self._forget()
