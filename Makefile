@@ -25,7 +25,7 @@ lint: .venv/development
 sanitize: .venv/development
 	CMFAST_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(BIN)/pytest tests/kernels -k "cuda or cpu or emulation" -p no:cacheprovider
+		$(BIN)/pytest -n auto tests/kernels -k "cuda or cpu or emulation" -p no:cacheprovider
 	CMFAST_SANITIZE=thread $(BIN)/pytest tests/kernels/test_cpu_races.py -p no:cacheprovider
 
 bench: .venv/development

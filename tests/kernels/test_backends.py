@@ -241,7 +241,7 @@ print(native.cpu().build_info()["isa"])
 
 def test_a_cpu_launchers_message_is_raised(cpu_kernels):
     with pytest.raises(RuntimeError, match=r"cmfast\._cpu\.attention: a size is not positive"):
-        native.run("attention", (1, 1, 0, 1, 1), 0, *[(0, 0, 0, 0, 0)] * 4, 0, 1.0)
+        native.run("attention", (1, 1, 0, 1, 1), 0, False, *[(0, 0, 0, 0, 0)] * 4, 0, 1.0)
 
 
 @needs_emulation
