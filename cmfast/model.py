@@ -55,8 +55,8 @@ class ConsistencyModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+        """Where the parameters are; those that an accelerated network gave up are nowhere."""
+        return next((p for p in self.parameters() if not p.is_meta), next(self.parameters())).device
 
     @property
     def dtype(self) -> torch.dtype:

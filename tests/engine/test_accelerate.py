@@ -183,6 +183,13 @@ def test_an_accelerated_model_is_saved_as_the_model(tmp_path):
     assert torch.equal(loaded.sample(2), model.sample(2))
 
 
+def test_a_model_samples_without_its_own_weights():
+    expected = cmfast.load("digits").sample(3, class_labels=[1, 2, 3])
+    fast = cmfast.accelerate(cmfast.load("digits"), keep_weights=False)
+    assert fast.device.type == "cpu"
+    torch.testing.assert_close(fast.sample(3, class_labels=[1, 2, 3]), expected, rtol=0, atol=1e-4)
+
+
 def test_training_is_refused():
     unet, inputs = network("film")
     fast = cmfast.accelerate(unet)
