@@ -123,7 +123,8 @@ class AcceleratedUNet(nn.Module):
         made, key = self._made, tuple((t.shape, t.is_floating_point()) for t in inputs)
         found = made.executables.get(key)
         if found is None:
-            with made.lock:
+            # In inference mode composite operators do not show their parts, and tensors cannot be used outside it.
+            with made.lock, torch.inference_mode(False), torch.no_grad():
                 found = made.executables.get(key) or self._make(made, inputs)
                 made.executables[key] = found
                 while len(made.executables) > _MOST_SHAPES:

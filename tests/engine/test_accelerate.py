@@ -116,6 +116,21 @@ def test_outputs_are_the_callers_own():
     first.requires_grad_()  # not an inference tensor
 
 
+@pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_network_made_in_one_mode_serves_in_the_others(first):
+    unet, inputs = network("film")
+    unet.requires_grad_(False)
+    fast = AcceleratedUNet(unet, torch.float32)
+    with first():
+        expected = fast(*inputs)
+    steps = [step.operator for step in fast.executable(inputs).steps.steps]
+    assert steps.count("conv2d") > 30
+    assert not any(step.startswith("aten.conv") for step in steps)
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            assert torch.equal(fast(*inputs), expected)
+
+
 def test_changed_weights_are_packed_anew():
     unet, inputs = network("film")
     fast = cmfast.accelerate(unet)
