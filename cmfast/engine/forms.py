@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from ..kernels.conv import choose_tile, transform_at_use
+from ..kernels.conv import CONV_FORMS, choose_tile, transform_at_use
 from .graph import arguments, shape
 
 #: With fewer channels on either side a convolution costs next to nothing, and stays in float32.
@@ -54,6 +54,6 @@ def candidates(node: fx.Node, products: torch.dtype) -> list[Form]:
     chosen = choose(node, products)
     if chosen.tile == 1:
         return [chosen]
-    if chosen.dtype == torch.bfloat16:
-        return [Form(tile, True, chosen.dtype) for tile in {2, chosen.tile}]
-    return [Form(tile, transformed, chosen.dtype) for tile in (2, 4) for transformed in (True, False)]
+    largest = chosen.tile if chosen.dtype == torch.bfloat16 else 4
+    forms = CONV_FORMS[chosen.dtype]
+    return [Form(tile, transformed, chosen.dtype) for tile, transformed in forms if 1 < tile <= largest]

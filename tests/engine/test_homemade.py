@@ -54,6 +54,7 @@ NETWORKS = {
         a=convolution(),
         n=nn.GroupNorm(2, 4),
     ),
+    "norm-without-weight": Homemade(lambda m, x, e: m.a(group_norm(x, 2, activation="silu")), a=convolution()),
     "norm-of-the-input": Homemade(
         lambda m, x, e: m.a(group_norm(x, 2, m.n.weight, m.n.bias, add=e[:, :4], activation="silu")),
         a=convolution(),

@@ -15,12 +15,13 @@ _MOMENTS = torch.ops.cmfast.channel_moments.default
 
 
 def fuse(graph: Graph) -> int:
-    """Fold the group norms of images that are read by conv2d calls alone."""
+    """Fold the group norms, with weight and bias, of images that are read by conv2d calls alone."""
     count = 0
     for norm in graph.calls(_NORM):
         out = graph.item(norm, 0)
         readers = list(out.users)
-        if set(norm.users) == {out} and readers and all(_reads_it_plain(reader, out) for reader in readers):
+        affine = arguments(norm)["weight"] is not None and arguments(norm)["bias"] is not None
+        if affine and set(norm.users) == {out} and readers and all(_reads_it_plain(reader, out) for reader in readers):
             _fold(graph, norm, readers)
             count += 1
     return count
