@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .backends import available, resolve
 from .group_norm import concatenated_shape
-from .layout import image_format
+from .layout import describe, image_format
 
 _RESAMPLE = (None, "nearest", "average")
 _DIRECT = ((1, False),)
@@ -82,10 +82,10 @@ def prepare_conv(
     """
     if weight.ndim != 4 or not weight.is_floating_point() or weight.shape[2] != weight.shape[3] or not weight.numel():
         raise ValueError(
-            f"prepare_conv: weight must be a floating-point tensor [Cout, Cin, k, k], got {_describe(weight)}"
+            f"prepare_conv: weight must be a floating-point tensor [Cout, Cin, k, k], got {describe(weight)}"
         )
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_floating_point()):
-        raise ValueError(f"prepare_conv: bias must be floating point of shape [{len(weight)}], got {_describe(bias)}")
+        raise ValueError(f"prepare_conv: bias must be floating point of shape [{len(weight)}], got {describe(bias)}")
     if stride < 1 or padding < 0 or height < 1 or width < 1:
         raise ValueError(
             "prepare_conv: stride, height and width must be positive and padding not negative, "
@@ -204,13 +204,13 @@ def _check(
     residual_resample: str | None,
 ) -> None:
     if h.ndim != 4 or not h.is_floating_point():
-        raise ValueError(f"conv2d: x must be a floating-point tensor [N, C, H, W], got {_describe(h)}")
+        raise ValueError(f"conv2d: x must be a floating-point tensor [N, C, H, W], got {describe(h)}")
     if skip is not None and (
         skip.ndim != 4 or skip.shape[0] != h.shape[0] or skip.shape[2:] != h.shape[2:] or skip.dtype != h.dtype
     ):
         raise ValueError(
             "conv2d: a pair (h, skip) must agree in everything but the number of channels, "
-            f"got {_describe(h)} and {_describe(skip)}"
+            f"got {describe(h)} and {describe(skip)}"
         )
     n, c = concatenated_shape(h, skip)[:2]
     if c != prepared.weight.shape[1]:
@@ -219,7 +219,7 @@ def _check(
         raise ValueError("conv2d: gain and offset belong together: give both or neither")
     for name, t in (("gain", gain), ("offset", offset)):
         if t is not None and (t.shape != (n, c) or not t.is_floating_point()):
-            raise ValueError(f"conv2d: {name} must be a floating-point tensor [{n}, {c}], got {_describe(t)}")
+            raise ValueError(f"conv2d: {name} must be a floating-point tensor [{n}, {c}], got {describe(t)}")
     for name, value in (("resample", resample), ("residual_resample", residual_resample)):
         if value not in _RESAMPLE:
             raise ValueError(f'conv2d: {name} must be None, "nearest" or "average", got {value!r}')
@@ -227,7 +227,7 @@ def _check(
     if min(shape[2:]) < 1:
         raise ValueError(
             f"conv2d: a {prepared.weight.shape[2]} x {prepared.weight.shape[2]} kernel with padding {prepared.padding} "
-            f"does not fit in {_describe(h)}"
+            f"does not fit in {describe(h)}"
         )
     if residual is None:
         if residual_resample is not None:
@@ -238,7 +238,7 @@ def _check(
         or residual.dtype != h.dtype
     ):
         resampled = "" if residual_resample is None else f" once resampled ({residual_resample})"
-        raise ValueError(f"conv2d: residual must be {h.dtype} of shape {shape}{resampled}, got {_describe(residual)}")
+        raise ValueError(f"conv2d: residual must be {h.dtype} of shape {shape}{resampled}, got {describe(residual)}")
 
 
 def _output_shape(h: Tensor, weight: Tensor, stride: int, padding: int, resample: str | None) -> list[int]:
@@ -248,10 +248,6 @@ def _output_shape(h: Tensor, weight: Tensor, stride: int, padding: int, resample
 
 def _resampled_sizes(t: Tensor, resample: str | None) -> list[int]:
     return [2 * s if resample == "nearest" else s // 2 if resample == "average" else s for s in t.shape[2:]]
-
-
-def _describe(t: Tensor) -> str:
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
 torch.library.define(

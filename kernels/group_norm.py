@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .backends import resolve
-from .layout import accumulation_dtype, empty_in_order
+from .layout import accumulation_dtype, describe, empty_in_order
 
 
 def group_norm(
@@ -77,13 +77,13 @@ def _check(
     activation: str | None,
 ) -> None:
     if h.ndim < 2 or not h.is_floating_point():
-        raise ValueError(f"group_norm: x must be a floating-point tensor [N, C, *spatial], got {_describe(h)}")
+        raise ValueError(f"group_norm: x must be a floating-point tensor [N, C, *spatial], got {describe(h)}")
     if skip is not None and (
         skip.ndim != h.ndim or skip.shape[0] != h.shape[0] or skip.shape[2:] != h.shape[2:] or skip.dtype != h.dtype
     ):
         raise ValueError(
             "group_norm: a pair (h, skip) must agree in everything but the number of channels, "
-            f"got {_describe(h)} and {_describe(skip)}"
+            f"got {describe(h)} and {describe(skip)}"
         )
     n, c = h.shape[0], h.shape[1] + (skip.shape[1] if skip is not None else 0)
     if num_groups < 1 or c % num_groups:
@@ -99,14 +99,10 @@ def _check(
     ):
         if tensor is not None and (tensor.shape != shape or not tensor.is_floating_point()):
             raise ValueError(
-                f"group_norm: {name} must be a floating-point tensor {list(shape)}, got {_describe(tensor)}"
+                f"group_norm: {name} must be a floating-point tensor {list(shape)}, got {describe(tensor)}"
             )
     if activation not in (None, "silu"):
         raise ValueError(f'group_norm: activation must be None or "silu", got {activation!r}')
-
-
-def _describe(t: Tensor) -> str:
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
 torch.library.define(

@@ -1,4 +1,4 @@
-"""Memory layouts: an operator's output lies in memory in the order of its input."""
+"""Memory layouts and dtypes: an operator's output lies in memory in the order of its input."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,6 +26,11 @@ def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> 
     if result.is_contiguous() and like.is_contiguous() and result.dtype == (dtype or like.dtype):
         return result
     return empty_in_order(like, result.shape, dtype).copy_(result)
+
+
+def describe(t: Tensor) -> str:
+    """Shape and dtype, for errors."""
+    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

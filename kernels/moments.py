@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .backends import resolve
+from .layout import describe
 
 
 def channel_moments(x: Tensor, *, backend: str | None = None) -> Tensor:
@@ -30,7 +31,7 @@ def channel_moments(x: Tensor, *, backend: str | None = None) -> Tensor:
         BackendError: the backend asked for cannot serve the call.
     """
     if x.ndim < 2 or not x.is_floating_point() or 0 in x.shape[1:]:
-        raise ValueError(f"channel_moments: x must be a floating-point tensor [N, C, *spatial], got {_describe(x)}")
+        raise ValueError(f"channel_moments: x must be a floating-point tensor [N, C, *spatial], got {describe(x)}")
     _refuse_gradients("channel_moments", x)
     return torch.ops.cmfast.channel_moments(x, backend)
 
@@ -94,10 +95,10 @@ def _check(
 ) -> None:
     for moments in (first, second):
         if moments is not None and (moments.ndim != 3 or moments.shape[1] != 2 or moments.dtype != torch.float32):
-            raise ValueError(f"fold_group_norm: moments must be float32 [N, 2, C], got {_describe(moments)}")
+            raise ValueError(f"fold_group_norm: moments must be float32 [N, 2, C], got {describe(moments)}")
     if second is not None and second.shape[0] != first.shape[0]:
         raise ValueError(
-            f"fold_group_norm: a pair must agree in N, got moments {_describe(first)} and {_describe(second)}"
+            f"fold_group_norm: a pair must agree in N, got moments {describe(first)} and {describe(second)}"
         )
     n, c = len(first), first.shape[2] + (0 if second is None else second.shape[2])
     if size < 1:
@@ -108,16 +109,12 @@ def _check(
     films = (("add", add, (n, c)), ("scale", scale, (n, c)), ("shift", shift, (n, c)))
     for name, t, shape in (*rows, *films):
         if t is not None and (t.shape != shape or not t.is_floating_point()):
-            raise ValueError(f"fold_group_norm: {name} must be floating point {list(shape)}, got {_describe(t)}")
+            raise ValueError(f"fold_group_norm: {name} must be floating point {list(shape)}, got {describe(t)}")
 
 
 def _refuse_gradients(op: str, *tensors: Tensor | None) -> None:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise RuntimeError(f"{op}: it serves inference: call it under torch.no_grad()")
-
-
-def _describe(t: Tensor) -> str:
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
 torch.library.define("cmfast::channel_moments", "(Tensor x, str? backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
