@@ -6,12 +6,10 @@ The shapes are those of the released networks, imagenet64's and LSUN-256's, and 
 float32 tensors in bfloat16. Each output is checked before it is timed. The least of so many rounds, in milliseconds.
 """
 
-import argparse
-import time
-
 import torch
-from cmfast.kernels import native, split_qkv
+from cmfast.kernels import split_qkv
 from cmfast.kernels.cpu.attention import attention
+from interleaved import options, print_table, settle
 from torch.nn import functional as F
 
 #: samples, positions, heads and head size
@@ -44,27 +42,8 @@ def candidates(n, t, h, d):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--isa", default=native.cpu().build_info()["isa"])
-    arguments.add_argument("--rounds", type=int, default=15)
-    given = arguments.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    error = native.cpu().set_isa(given.isa)
-    if error:
-        arguments.error(error)
-    for row, (n, t, h, d) in enumerate(SHAPES):
-        calls = candidates(n, t, h, d)
-        least = dict.fromkeys(calls, float("inf"))
-        for _ in range(given.rounds):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
-        if not row:
-            print(f"| {given.isa}, threads: {given.threads} | {' | '.join(calls)} |\n|---{'|---' * len(calls)}|")
-        print(f"| N{n} T{t} H{h} D{d} | {' | '.join(f'{ms:.3f}' for ms in least.values())} |", flush=True)
+    given = settle(options(__doc__))
+    print_table(given, [("N{} T{} H{} D{}".format(*shape), shape) for shape in SHAPES], candidates, digits=3)
 
 
 if __name__ == "__main__":

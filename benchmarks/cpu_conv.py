@@ -7,13 +7,12 @@ alone. Each output is checked before it is timed. The least of so many rounds, i
 weights than the last, as in a network: they come from memory, unless --hot repeats the same.
 """
 
-import argparse
 import functools
 import itertools
-import time
 
 import torch
-from cmfast.kernels import CONV_FORMS, conv2d, native, prepare_conv
+from cmfast.kernels import CONV_FORMS, conv2d, prepare_conv
+from interleaved import options, print_table, settle
 
 #: input and output channels, height and width: the released imagenet64 network's
 SHAPES = ((192, 192, 64), (384, 192, 64), (384, 384, 32), (768, 384, 32))
@@ -71,30 +70,12 @@ def candidates(in_channels, channels, size, batch, hot):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--isa", default=native.cpu().build_info()["isa"])
-    arguments.add_argument("--rounds", type=int, default=15)
+    arguments = options(__doc__)
     arguments.add_argument("--batch", type=int, default=1)
     arguments.add_argument("--hot", action="store_true")
-    given = arguments.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    error = native.cpu().set_isa(given.isa)
-    if error:
-        arguments.error(error)
-    for row, (in_channels, channels, size) in enumerate(SHAPES):
-        calls = candidates(in_channels, channels, size, given.batch, given.hot)
-        least = dict.fromkeys(calls, float("inf"))
-        for _ in range(given.rounds):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
-        if not row:
-            print(f"| {given.isa}, threads: {given.threads} | {' | '.join(calls)} |\n|---{'|---' * len(calls)}|")
-        times = " | ".join(f"{ms:.2f}" for ms in least.values())
-        print(f"| {in_channels} → {channels} at {size}² | {times} |", flush=True)
+    given = settle(arguments)
+    rows = [("{} → {} at {}²".format(*shape), (*shape, given.batch, given.hot)) for shape in SHAPES]
+    print_table(given, rows, candidates, digits=2)
 
 
 if __name__ == "__main__":

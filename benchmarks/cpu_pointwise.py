@@ -8,13 +8,12 @@ torch's has its bias alone. Weights are read from memory, not from a cache: as m
 turns. Each output is checked before it is timed. The least of so many rounds, in milliseconds.
 """
 
-import argparse
 import itertools
-import time
 
 import torch
-from cmfast.kernels import native, prepare_conv
+from cmfast.kernels import prepare_conv
 from cmfast.kernels.cpu.conv import conv2d
+from interleaved import options, print_table, settle
 from torch.nn import functional as F
 
 #: bytes of all copies of a layer's weights
@@ -66,8 +65,9 @@ def candidates(n, channels, outputs, height, width, parts):
         turns = itertools.cycle([prepared, *(prepared._replace(packed=prepared.packed.clone()) for _ in range(copies))])
 
         def ours(turns=turns):
-            rest = (None, gain, offset, "silu" in parts, residual, "moments" in parts)
-            return conv2d(inputs[0], inputs[1] if len(inputs) > 1 else None, *next(turns), *rest)[0]
+            fused = {"gain": gain, "offset": offset, "silu": "silu" in parts, "residual": residual}
+            fused |= {"resample": None, "residual_resample": None, "moments": "moments" in parts}
+            return conv2d(inputs[0], inputs[1] if len(inputs) > 1 else None, *next(turns), **fused)[0]
 
         error = ((ours().double() - exact).norm() / exact.norm()).item()
         assert error < ERRORS[name], f"{name}: relative error {error:.2g}"
@@ -76,27 +76,7 @@ def candidates(n, channels, outputs, height, width, parts):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--isa", default=native.cpu().build_info()["isa"])
-    arguments.add_argument("--rounds", type=int, default=15)
-    given = arguments.parse_args()
-    torch.set_num_threads(given.threads)
-    torch.manual_seed(0)
-    error = native.cpu().set_isa(given.isa)
-    if error:
-        arguments.error(error)
-    for row, (shape, sizes) in enumerate(SHAPES.items()):
-        calls = candidates(*sizes)
-        least = dict.fromkeys(calls, float("inf"))
-        for _ in range(given.rounds):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
-        if not row:
-            print(f"| {given.isa}, threads: {given.threads} | {' | '.join(calls)} |\n|---{'|---' * len(calls)}|")
-        print(f"| {shape} | {' | '.join(f'{ms:.3f}' for ms in least.values())} |", flush=True)
+    print_table(settle(options(__doc__)), SHAPES.items(), candidates, digits=3)
 
 
 if __name__ == "__main__":
