@@ -9,6 +9,7 @@ import concurrent.futures
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -18,8 +19,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent
 
 #: Machine code for these, and PTX for what is newer: without clusters, and with them.
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
-PTX = ("compute_80", "compute_90")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "compute_80", "compute_90")
 
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
@@ -42,9 +42,9 @@ def find_host_compiler() -> str | None:
 
 def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
     """Compile cmfast._cuda to the file `target`; a warning of either compiler, or a spilled register, is an error."""
-    machine_code = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHITECTURES]
-    ptx = [f"-gencode=arch={arch},code={arch}" for arch in PTX]
-    options = ["-std=c++17", "-O3", "-lineinfo", *machine_code, *ptx]
+    architectures = cuda_architectures()
+    targets = [f"-gencode=arch={arch.replace('sm_', 'compute_')},code={arch}" for arch in architectures]
+    options = ["-std=c++17", "-O3", "-lineinfo", *targets]
     options += ["-Xfatbin=-compress-all"]  # with line numbers, the code would be five times as large
     options += ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"]
     options += ["-Xcompiler=" + ",".join((*_WARNINGS, "-fPIC", "-fvisibility=hidden"))]
@@ -52,9 +52,40 @@ def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
         options += ["-ccbin", os.environ["CXX"]]
     jobs = [([nvcc, *options, "-c"], source) for source in sorted(SOURCES.glob("cuda/*.cu"))]
     description = f"nvcc {_version(nvcc, 'V')} and {_host_version()}"
-    host = [*_module("_cuda"), *_build_info(description, (*ARCHITECTURES, *(f"PTX {arch}" for arch in PTX)))]
+    names = tuple(arch if arch.startswith("sm_") else f"PTX {arch}" for arch in architectures)
+    host = [*_module("_cuda"), *_build_info(description, names)]
     jobs += [([nvcc, "-std=c++17", "-O2", options[-1], *host, "-c"], SOURCES / "cuda_bindings.cpp")]
     _link([nvcc, "-shared", "-cudart=static"], _compile(jobs, objects, description), target)
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """What cmfast._cuda is compiled for: ARCHITECTURES, or those that CMFAST_CUDA_ARCHITECTURES names.
+
+    It holds names separated by commas, sm_90 for machine code or compute_90 for PTX, or is "native": the GPUs that
+    nvidia-smi finds. ValueError for anything else, or where it finds none.
+    """
+    given = os.environ.get("CMFAST_CUDA_ARCHITECTURES", "")
+    if not given:
+        return ARCHITECTURES
+    if given == "native":
+        return tuple(sorted({f"sm_{capability.replace('.', '')}" for capability in _capabilities()}))
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
+    wrong = [name for name in names if not re.fullmatch(r"(sm|compute)_\d+[af]?", name)]
+    if wrong:
+        raise ValueError(f"CMFAST_CUDA_ARCHITECTURES is {given!r}: {wrong[0]!r} is no sm_90, compute_90 or native")
+    return names
+
+
+def _capabilities() -> list[str]:
+    """The compute capability of each GPU, "9.0" say."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"CMFAST_CUDA_ARCHITECTURES is 'native', and nvidia-smi finds no GPU: {error}") from error
+    if not found:
+        raise ValueError("CMFAST_CUDA_ARCHITECTURES is 'native', and nvidia-smi finds no GPU")
+    return found
 
 
 def build_cpu(target: Path, objects: Path, compiler: str, *, check: str | None = None) -> None:

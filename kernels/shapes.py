@@ -62,25 +62,33 @@ def _size(*shapes: Sequence[int]) -> str:
 _SAMPLES = ((1, 3, 64, 64), (16, 3, 64, 64), (1, 3, 256, 256), (1, 4, 128, 128))
 
 
+def step_call(shape: Sequence[int], layout: str, dtype: torch.dtype, seeded: bool) -> Call:
+    """The consistency step of samples [N, C, *spatial]: `denoised` alone, or (seeded) all three outputs with noise."""
+    x = _meta(shape, dtype, layout)
+    seed = 1 if seeded else None
+    arguments = (x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None, seed, 1, 0, seeded, seeded)
+    form = "clip seed input_scale" if seeded else "clip"
+    flops = (x.numel() * (7 if seeded else 3),)
+    return Call("consistency_step", _size(shape), layout, form, _name(dtype), arguments, flops)
+
+
 def _consistency_steps() -> Iterator[Call]:
-    for shape, layout, dtype, seeded in itertools.product(
-        _SAMPLES, ("nchw", "nhwc"), (torch.bfloat16, torch.float32), (False, True)
-    ):
-        x = _meta(shape, dtype, layout)
-        seed = 1 if seeded else None
-        arguments = (x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None, seed, 1, 0, seeded, seeded)
-        form = "clip seed input_scale" if seeded else "clip"
-        flops = (x.numel() * (7 if seeded else 3),)
-        yield Call("consistency_step", _size(shape), layout, form, _name(dtype), arguments, flops)
+    for choice in itertools.product(_SAMPLES, ("nchw", "nhwc"), (torch.bfloat16, torch.float32), (False, True)):
+        yield step_call(*choice)
+
+
+def step_gradient_call(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Call:
+    """The gradients of a clipped consistency step of samples [N, C, *spatial], from those of denoised and sample."""
+    x = _meta(shape, dtype, layout)
+    arguments = ([x.clone(), x.clone(), None], x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None)
+    form = "clip grads of denoised, sample"
+    flops = (x.numel() * 8,)
+    return Call("consistency_step_backward", _size(x.shape), layout, form, _name(dtype), arguments, flops)
 
 
 def _consistency_step_gradients() -> Iterator[Call]:
-    for layout, dtype in itertools.product(("nchw", "nhwc"), (torch.bfloat16, torch.float32)):
-        x = _meta((16, 3, 64, 64), dtype, layout)
-        arguments = ([x.clone(), x.clone(), None], x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None)
-        flops = (x.numel() * 8,)
-        form = "clip grads of denoised, sample"
-        yield Call("consistency_step_backward", _size(x.shape), layout, form, _name(dtype), arguments, flops)
+    for choice in itertools.product(("nchw", "nhwc"), (torch.bfloat16, torch.float32)):
+        yield step_gradient_call((16, 3, 64, 64), *choice)
 
 
 # Shapes of x (of h and skip where there are two), layout, dtype and arguments: imagenet64's levels and joins, the first
@@ -111,23 +119,37 @@ def _norm_arguments(shapes, layout: str, dtype: torch.dtype, form: str):
     return h, skip, weight, bias, add, scale, shift, "silu" in form
 
 
+def norm_call(
+    shapes: Sequence[Sequence[int]], layout: str, dtype: torch.dtype, form: str, groups: int = _GROUPS
+) -> Call:
+    """Group norm of x (of h and skip where there are two shapes); form names what is fused: "affine add film silu"."""
+    h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
+    arguments = (h, skip, groups, weight, bias, 1e-5, *rest)
+    elements = sum(math.prod(shape) for shape in shapes)
+    flops = (4 * elements, 6 * elements)  # statistics and application, in two launches or in one
+    return Call("group_norm", _size(*shapes), layout, form, _name(dtype), arguments, flops)
+
+
 def _group_norms() -> Iterator[Call]:
-    for shapes, layout, dtype, form in _NORMS:
-        h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
-        arguments = (h, skip, _GROUPS, weight, bias, 1e-5, *rest)
-        elements = sum(math.prod(shape) for shape in shapes)
-        flops = (4 * elements, 6 * elements)  # statistics and application, in two launches or in one
-        yield Call("group_norm", _size(*shapes), layout, form, _name(dtype), arguments, flops)
+    for norm in _NORMS:
+        yield norm_call(*norm)
+
+
+def norm_gradient_call(
+    shapes: Sequence[Sequence[int]], layout: str, dtype: torch.dtype, form: str, groups: int = _GROUPS
+) -> Call:
+    """The gradients of `norm_call`'s group norm."""
+    h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
+    grad = _meta((h.shape[0], weight.shape[0], *h.shape[2:]), dtype, layout)
+    statistics = [_meta((h.shape[0], groups), torch.float32) for _ in range(2)]
+    arguments = (grad, h, skip, groups, weight, bias, *rest, *statistics)
+    flops = (14 * grad.numel(), 16 * grad.numel())
+    return Call("group_norm_backward", _size(*shapes), layout, form, _name(dtype), arguments, flops)
 
 
 def _group_norm_gradients() -> Iterator[Call]:
-    for shapes, layout, dtype, form in _NORMS[:9]:
-        h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
-        grad = _meta((h.shape[0], weight.shape[0], *h.shape[2:]), dtype, layout)
-        statistics = [_meta((h.shape[0], _GROUPS), torch.float32) for _ in range(2)]
-        arguments = (grad, h, skip, _GROUPS, weight, bias, *rest, *statistics)
-        flops = (14 * grad.numel(), 16 * grad.numel())
-        yield Call("group_norm_backward", _size(*shapes), layout, form, _name(dtype), arguments, flops)
+    for norm in _NORMS[:9]:
+        yield norm_gradient_call(*norm)
 
 
 # N, H, T, S, D, dtype, form: imagenet64's three levels, LSUN-256's widest, a latent model's cross-attention.
@@ -151,21 +173,31 @@ def _attention_arguments(n: int, heads: int, t: int, s: int, d: int, dtype: torc
     return split_qkv(_meta((n, t, 3 * heads * d), dtype), heads, form.removeprefix("packed "))
 
 
+def attention_call(n: int, heads: int, t: int, s: int, d: int, dtype: torch.dtype, form: str) -> Call:
+    """Attention of q [N, H, T, D] and k, v [N, H, S, D]; form is "packed 3hd", "packed h3d" (T = S) or "cross"."""
+    q, k, v = _attention_arguments(n, heads, t, s, d, dtype, form)
+    flops = (4 * n * heads * t * s * d,)
+    return Call("attention", _size(q.shape, k.shape), "ntc", form, _name(dtype), (q, k, v, d**-0.5), flops)
+
+
 def _attentions() -> Iterator[Call]:
-    for n, heads, t, s, d, dtype, form in _ATTENTIONS:
-        q, k, v = _attention_arguments(n, heads, t, s, d, dtype, form)
-        flops = (4 * n * heads * t * s * d,)
-        yield Call("attention", _size(q.shape, k.shape), "ntc", form, _name(dtype), (q, k, v, d**-0.5), flops)
+    for sizes in _ATTENTIONS:
+        yield attention_call(*sizes)
+
+
+def attention_gradient_call(n: int, heads: int, t: int, s: int, d: int, dtype: torch.dtype, form: str) -> Call:
+    """The gradients of `attention_call`'s attention."""
+    q, k, v = _attention_arguments(n, heads, t, s, d, dtype, form)
+    lse = _meta((n, heads, t), torch.float32)
+    product = 2 * n * heads * t * s * d
+    flops = (3 * product, 4 * product)  # dq, then dk and dv
+    arguments = (q.clone(), q, k, v, q.clone(), lse, d**-0.5)
+    return Call("attention_backward", _size(q.shape, k.shape), "ntc", form, _name(dtype), arguments, flops)
 
 
 def _attention_gradients() -> Iterator[Call]:
-    for n, heads, t, s, d, dtype, form in (*_ATTENTIONS[:3], _ATTENTIONS[4], _ATTENTIONS[6]):
-        q, k, v = _attention_arguments(n, heads, t, s, d, dtype, form)
-        lse = _meta((n, heads, t), torch.float32)
-        product = 2 * n * heads * t * s * d
-        flops = (3 * product, 4 * product)  # dq, then dk and dv
-        arguments = (q.clone(), q, k, v, q.clone(), lse, d**-0.5)
-        yield Call("attention_backward", _size(q.shape, k.shape), "ntc", form, _name(dtype), arguments, flops)
+    for sizes in (*_ATTENTIONS[:3], _ATTENTIONS[4], _ATTENTIONS[6]):
+        yield attention_gradient_call(*sizes)
 
 
 #: The calls of each operator.

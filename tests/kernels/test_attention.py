@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from .backends import FORWARD_ONLY, served
+from .plain import rounded_attention, worse
 from .tolerance import assert_as_accurate
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -56,31 +57,6 @@ def make(shape, dtype, packing="ntc", order="3hd", frame=16, seed=0, amount=1.0)
     return q, k, v, grad
 
 
-def rounded(q, k, v, scale, grad=None, scale_first=False):
-    """The definition at the precision of q: sums in float32, the operands of its products in the dtype of q.
-
-    So p and the gradient of the scores are rounded to 16 bits before they meet operands of 16 bits, as the tensor cores
-    of any fused attention need it. Returns out and lse, or dq, dk and dv where grad is given.
-    """
-    q_, k_, v_ = (x.float() for x in (q, k, v))
-    scores = (q_ * scale) @ k_.mT if scale_first else q_ @ k_.mT * scale
-    lse = scores.logsumexp(3)
-    p = torch.exp(scores - lse[..., None])
-    narrow = p.to(q.dtype).float()
-    out = (narrow @ v_).to(q.dtype)
-    if grad is None:
-        return out, lse
-    grad = grad.float()
-    dscores = p * (grad @ v_.mT - (grad * out.float()).sum(3, keepdim=True))
-    dscores = dscores.to(q.dtype).float()
-    return tuple(x.to(q.dtype) for x in (dscores @ k_ * scale, dscores.mT @ q_ * scale, narrow.mT @ grad))
-
-
-def worse(exact, *plain):
-    """Of several ways to write the formula the one with the larger error: on few elements one may be right by luck."""
-    return max(plain, key=lambda x: (x.double() - exact).abs().amax() if x.numel() else 0)
-
-
 def order(x):
     """The strides that count."""
     return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
@@ -89,7 +65,7 @@ def order(x):
 def check(q, k, v, backend, scale=None):
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     exact = torch.ops.cmfast.attention(q.double(), k.double(), v.double(), scale, "reference")
-    plain = worse(exact[0], *(rounded(q, k, v, scale, scale_first=first)[0] for first in (False, True)))
+    plain = worse(exact[0], *(rounded_attention(q, k, v, scale, scale_first=first)[0] for first in (False, True)))
     actual = torch.ops.cmfast.attention(q, k, v, scale, backend)
     assert order(actual[0]) == order(empty_in_order(q, q.shape))
     assert_as_accurate("out", actual[0], exact[0], plain)
@@ -102,7 +78,7 @@ def check_gradients(grad, q, k, v, backend, scale=None):
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
     leaves = [x.double().detach().requires_grad_() for x in (q, k, v)]
     exact = torch.autograd.grad(torch.softmax(leaves[0] @ leaves[1].mT * scale, 3) @ leaves[2], leaves, grad.double())
-    plain = zip(*(rounded(q, k, v, scale, grad, first) for first in (False, True)), strict=True)
+    plain = zip(*(rounded_attention(q, k, v, scale, grad, first) for first in (False, True)), strict=True)
     out, lse = torch.ops.cmfast.attention(q, k, v, scale, backend)
     actual = torch.ops.cmfast.attention_backward(grad, q, k, v, out, lse, scale, backend)
     for name, x, a, e, p in zip(("dq", "dk", "dv"), (q, k, v), actual, exact, plain, strict=True):
@@ -140,7 +116,7 @@ def test_products_of_bfloat16(shape, dtype, packing, backend):
     actual = attend(q, k, v, scale, torch.bfloat16)
     exact = torch.ops.cmfast.attention(q.double(), k.double(), v.double(), scale, "reference")[0]
     narrow = [x.bfloat16() for x in (q, k, v)]
-    plain = worse(exact, *(rounded(*narrow, scale, scale_first=first)[0] for first in (False, True)))
+    plain = worse(exact, *(rounded_attention(*narrow, scale, scale_first=first)[0] for first in (False, True)))
     assert_as_accurate("out", actual[0], exact, plain.to(dtype))
     lse = torch.ops.cmfast.attention(*(x.double() for x in narrow), scale, "reference")[1]
     torch.testing.assert_close(actual[1], lse.float(), rtol=5e-7, atol=1e-6)

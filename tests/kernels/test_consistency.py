@@ -6,13 +6,13 @@ from unittest import mock
 import pytest
 import torch
 from cmfast.kernels import consistency_step
-from cmfast.kernels.reference.philox import philox4x32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from .backends import FORWARD_ONLY, served
 from .memory import GUARD, guarded, memory_strides
+from .plain import plain_noise
 from .tolerance import assert_as_accurate
 
 # dtypes of x and of model_output
@@ -74,17 +74,6 @@ def wide(value):
     if isinstance(value, dict):
         return {k: wide(v) for k, v in value.items()}
     return value.double() if isinstance(value, Tensor) else value
-
-
-def plain_noise(shape, seed, draw, first_sample) -> Tensor:
-    """The counter-based noise by the same formula in float32."""
-    size = math.prod(shape[1:])
-    block, sample = torch.arange(-(-size // 4)), torch.arange(shape[0])[:, None] + first_sample
-    word = [torch.tensor(v & 0xFFFFFFFF) for v in (draw, seed >> 32, seed)]
-    r = philox4x32((block, word[0], word[1], torch.tensor(0)), (word[2], sample))
-    u = [(2 * (w >> 9) + 1).float() * 2.0**-24 for w in r]
-    z = [torch.sqrt(-2 * torch.log(u[i])) * f(2 * math.pi * u[i + 1]) for i in (0, 2) for f in (torch.cos, torch.sin)]
-    return torch.stack(z, -1).reshape(shape[0], -1)[:, :size].reshape(shape)
 
 
 def plain(x, model_output, arguments):

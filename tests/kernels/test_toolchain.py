@@ -47,3 +47,27 @@ def test_a_source_that_does_not_compile_is_an_error(toolchain, tmp_path):
     source.write_text("int answer() { return unheard_of; }")
     with pytest.raises(RuntimeError, match="unheard_of"):
         toolchain._compile([([toolchain.find_host_compiler(), "-c"], source)], tmp_path / "objects", "")
+
+
+def test_architectures(toolchain, monkeypatch):
+    monkeypatch.delenv("CMFAST_CUDA_ARCHITECTURES", raising=False)
+    assert toolchain.cuda_architectures() == toolchain.ARCHITECTURES
+    monkeypatch.setenv("CMFAST_CUDA_ARCHITECTURES", "sm_90, compute_90,sm_90,sm_100a")
+    assert toolchain.cuda_architectures() == ("sm_90", "compute_90", "sm_100a")
+    monkeypatch.setenv("CMFAST_CUDA_ARCHITECTURES", "sm_90,9.0")
+    with pytest.raises(ValueError, match=r"is 'sm_90,9.0': '9.0' is no sm_90, compute_90 or native"):
+        toolchain.cuda_architectures()
+
+
+def test_native_architectures_are_those_of_nvidia_smi(toolchain, monkeypatch, tmp_path):
+    monkeypatch.setenv("CMFAST_CUDA_ARCHITECTURES", "native")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="native.* nvidia-smi finds no GPU"):
+        toolchain.cuda_architectures()
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '9.0\\n8.6\\n9.0\\n'\n")
+    program.chmod(0o755)
+    assert toolchain.cuda_architectures() == ("sm_86", "sm_90")
+    program.write_text("#!/bin/sh\n")
+    with pytest.raises(ValueError, match="native.* nvidia-smi finds no GPU"):
+        toolchain.cuda_architectures()

@@ -1,0 +1,97 @@
+"""Stage c: each operator's time at the networks' shapes: cuda, triton, torch, and what torch.compile makes of torch's.
+
+Times are of CUDA graph replays: over buffers that together exceed the L2 cache twice (cold), and over one (warm). A row
+of the wrong result has none. The share of the ceiling is that of the cold time: bytes by the measured copy, or an
+attention's operations by the measured matrix product, whichever takes longer.
+"""
+
+import json
+
+import torch
+
+from . import calls, stage
+
+#: Calls of a graph, at least and at most.
+CALLS, MOST = 20, 256
+#: Relative errors of the norm above which torch's own result is not the same function.
+WRONG = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+def cases(device, folder, until):
+    """Each call on each backend and in torch; then torch.compile, which takes longest."""
+    ceilings = _ceilings(folder)
+    timed = calls.sizes(device).timed
+    for call in timed:
+        for backend in (*calls.BACKENDS, "torch"):
+            work = lambda call=call, backend=backend: [measure(call, backend, device, ceilings)]  # noqa: E731
+            yield stage.Case(f"{calls.name(call)} on {backend}", work)
+    for call in timed[-1:] if device.emulated else timed:
+        work = lambda call=call: [measure(call, "torch.compile", device, ceilings)]  # noqa: E731
+        yield stage.Case(f"{calls.name(call)} on torch.compile", work, patience=90, optional=True)
+
+
+def _ceilings(folder) -> dict[str, dict]:
+    path = folder / "machine.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {row["ceiling"]: row for row in rows if "ceiling" in row}
+
+
+def measure(call, backend: str, device, ceilings) -> dict:
+    """A row: cold and warm microseconds with their quartiles, and what share of the ceiling the cold time is."""
+    row = {**calls.fields(call), "backend": backend}
+    if device.refusal(backend):
+        return {**row, "error": f"backend {backend!r} is not here: {device.refusal(backend)}"}
+    given = calls.values(call, device)
+    try:
+        run = _runner(call, backend, given)
+        row["largest_error"] = _judge(call, backend, given, run(), device)
+    except (AssertionError, RuntimeError) as error:
+        return {**row, "error": str(error)}
+    moved = calls.bytes_moved(call, given)
+    count = min(MOST, max(CALLS, -(-2 * device.cache_bytes // moved) + 1), max(2, (8 << 30) // moved))
+    sets = [
+        run,
+        *(_runner(call, backend, calls.values(call, device, i)) for i in range(1, 2 if device.emulated else count)),
+    ]
+    cold = device.replayed(sets)
+    del sets
+    warm = device.replayed([run] * min(CALLS, count))
+    device.free()
+    row |= {"cold_us": cold.median, "cold_low_us": cold.low, "cold_high_us": cold.high}
+    row |= {"warm_us": warm.median, "warm_low_us": warm.low, "warm_high_us": warm.high}
+    row |= {"bytes": moved, "flops": sum(call.flops), "buffers": count}
+    floor = _floor_us(call, moved, ceilings)
+    return {**row, "floor_us": round(floor, 3), "share": round(floor / cold.median, 4)} if floor else row
+
+
+def _runner(call, backend: str, given):
+    if backend in calls.BACKENDS:
+        return calls.served(call, backend, given)
+    return calls.peer(call, given, compiled=backend == "torch.compile")
+
+
+def _judge(call, backend: str, given, actual, device) -> float:
+    if backend in calls.BACKENDS:
+        return calls.judge(call, given, actual, device)
+    if call.op in ("group_norm_backward", "attention_backward", "consistency_step"):
+        # Its outputs are others: gradients of all parameters, another noise. The forward is compared where it is timed.
+        assert all(torch.isfinite(t).all() for t in calls.tensors(actual)), "not finite"
+        return 0.0
+    exact = calls.tensors(getattr(calls.reference, call.op)(*calls.wide(given)))[0]
+    result = calls.tensors(actual)[0]
+    off = ((result.double() - exact).norm() / exact.norm()).item()
+    assert off < WRONG[call.dtype], f"off by {off:.2g} of the norm"
+    return off
+
+
+def _floor_us(call, moved: int, ceilings) -> float:
+    if "copy" not in ceilings:
+        return 0.0
+    seconds = moved / ceilings["copy"]["bytes_per_s"]
+    if call.op.startswith("attention") and f"product {call.dtype}" in ceilings:
+        seconds = max(seconds, sum(call.flops) / ceilings[f"product {call.dtype}"]["flops_per_s"])
+    return 1e6 * seconds
+
+
+if __name__ == "__main__":
+    stage.main("operators", cases)

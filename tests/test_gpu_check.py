@@ -1,0 +1,261 @@
+"""benchmarks/gpu_check.py without a GPU: its dry run, what it does about faults, and what is made of its results."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .kernels import emulation
+
+ROOT = Path(__file__).parent.parent
+CHECK = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--emulate"]
+
+needs_emulation = pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
+
+
+@pytest.fixture(autouse=True)
+def _root(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def module(name):
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def seeded(folder, code):
+    """An environment in which the processes of the stages begin with some code."""
+    begin = f"""
+import sys
+stage = next((a.rpartition(".")[2] for a in sys.orig_argv if a.startswith("benchmarks.gpu.")), "")
+if stage:
+    sys.path.insert(0, {str(ROOT)!r})
+    import os, signal, time
+    import torch
+    from benchmarks.gpu import calls, device
+    calls.DTYPES = (torch.float32,)
+"""
+    (folder / "sitecustomize.py").write_text(begin + "".join(f"    {line}\n" for line in code.strip().splitlines()))
+    return os.environ | {"PYTHONPATH": str(folder)}
+
+
+def results(folder):
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@needs_emulation
+def test_a_dry_run(tmp_path):
+    stages = ["machine", "correctness", "network", "sampling", "conformance"]
+    command = [*CHECK, "--minutes", "5", "--out", str(tmp_path / "out"), "--stages", *stages]
+    done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, "pass"), timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(tmp_path / "out")
+    assert set(found) == {"emulation", *stages}
+    assert all(result["state"] == "done" and result["rows"] and not result["problems"] for result in found.values())
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+    rows = found["correctness"]["rows"]
+    assert {row["backend"] for row in rows} == {"cuda", "triton"}
+    assert {row["op"] for row in rows} == set(module("gpu.calls").shapes.OPERATORS)
+    assert all(0 <= row["largest_error"] < 2e-2 for row in rows)
+    assert {row["ceiling"] for row in found["machine"]["rows"] if "ceiling" in row} >= {"copy", "read", "launch"}
+    assert all(row["launches"] > 50 and row["replayed_us"] > 0 for row in found["network"]["rows"])
+    assert [row["evaluations"] for row in found["sampling"]["rows"]] == [1, 2, 3]
+    assert found["conformance"]["rows"][0]["passed"] == 12
+    table = done.stdout[done.stdout.rindex("\n\n") :].strip().splitlines()
+    assert len(table) <= 60
+    assert table[-1] == "nothing was wrong"
+
+
+FAULTS = """
+served = calls.served
+def wrong(call, backend, given):
+    run = served(call, backend, given)
+    if call.op == "group_norm" and backend == "triton":
+        return lambda: tuple(1.01 * t for t in run())
+    if call.op == "attention" and backend == "cuda" and stage == "correctness":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if call.op == "attention" and stage == "operators":  # it is asked for one backend, and another serves
+        from cmfast.kernels import backends
+        backends._function = lambda name, op: calls.reference.attention
+        return served(call, backend, given)
+    return run
+calls.served = wrong
+if stage == "machine":
+    device.Emulated.replayed = lambda *_: time.sleep(1e6)
+"""
+
+
+@needs_emulation
+def test_faults_are_reported_and_the_other_cases_run(tmp_path):
+    stages = ["machine", "correctness", "operators", "sampling"]
+    command = [*CHECK, "--minutes", "2", "--out", str(tmp_path / "out"), "--stages", *stages]
+    started = time.time()
+    done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, FAULTS), timeout=400)
+    assert time.time() - started < 180
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = results(tmp_path / "out")
+
+    machine = found["machine"]
+    assert machine["state"] == "stopped"
+    assert "copy: stopped" in machine["problems"][0]
+    assert [row["case"] for row in machine["rows"]] == ["environment"]
+
+    correctness = found["correctness"]
+    norms = [r for r in correctness["rows"] if r["op"] == "group_norm" and r["backend"] == "triton"]
+    assert norms
+    assert all("off by" in row["error"] for row in norms)
+    died = [problem for problem in correctness["problems"] if "died by SIGSEGV" in problem]
+    assert died
+    assert all(problem.startswith("attention ") and " on cuda" in problem for problem in died)
+    rest = [r for r in correctness["rows"] if r not in norms]
+    assert {(r["op"], r["backend"]) for r in rest} >= {("attention", "triton"), ("consistency_step_backward", "cuda")}
+    assert not any(r.get("error") for r in rest)
+
+    for row in found["operators"]["rows"]:
+        if row["op"] == "group_norm" and row["backend"] == "triton":
+            assert "off by" in row["error"]
+        if row["op"] == "attention" and row["backend"] in ("cuda", "triton"):
+            assert "cmfast.kernels.reference.attention serves attention" in row["error"]
+        assert ("cold_us" in row) == ("error" not in row)
+    assert found["sampling"]["state"] == "done"
+    assert "wrong (" in done.stdout
+
+
+def test_a_missing_compiler_is_said_and_triton_is_checked(tmp_path):
+    environment = seeded(tmp_path, "pass") | {"CXX": str(tmp_path / "nothing")}
+    command = [*CHECK, "--minutes", "3", "--out", str(tmp_path / "out"), "--stages", "correctness"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    assert done.returncode == 1
+    rows = results(tmp_path / "out")["correctness"]["rows"]
+    assert {"error" in row for row in rows if row["backend"] == "triton"} == {False}
+    assert all("no host compiler was found" in row["error"] for row in rows if row["backend"] == "cuda")
+
+
+@needs_emulation
+def test_a_run_that_is_killed_leaves_whole_files(tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*CHECK, "--out", str(out), "--stages", "machine", "sampling"],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (out / "machine.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = results(out)
+    assert set(found) == {"emulation", "machine"}
+    assert found["machine"]["state"] == "done"
+
+
+def test_a_journal_that_was_cut_off(tmp_path):
+    path = tmp_path / "stage-0.jsonl"
+    assert module("gpu.supervisor").read_journal(path) == []
+    path.write_text('{"begin": "a"}\n{"end": "a", "ro{"begin": "b"}\n{"end": "b", "rows": []}\n{"begin": "c"')
+    assert module("gpu.supervisor").read_journal(path) == [{"begin": "a"}, {"end": "b", "rows": []}]
+
+
+def test_outcomes_of_tests():
+    said = """
+tests/a.py::test_x[1 2] PASSED                                           [ 50%]
+[gw0] [ 10%] PASSED tests/a.py::test_y[3]
+[gw1] [ 20%] FAILED tests/a.py::test_z[a b]
+FAILED tests/a.py::test_z[a b] - AssertionError: PASSED
+"""
+    found = [match.groupdict() for match in module("gpu.conformance")._OUTCOME.finditer(said)]
+    assert [(m["kind"] or m["verdict"], m["test"] or m["name"]) for m in found] == [
+        ("PASSED", "tests/a.py::test_x[1 2]"),
+        ("PASSED", "tests/a.py::test_y[3]"),
+        ("FAILED", "tests/a.py::test_z[a b]"),
+    ]
+
+
+def a_run(folder):
+    """Results as of a GPU."""
+    call = {"op": "group_norm", "shape": "1x2", "layout": "nhwc", "form": "affine", "dtype": "bfloat16"}
+    figures = {"cold_us": 4.0, "share": 0.5, "warm_us": 3.0}
+    rows = {
+        "machine": [{"card": "NVIDIA H100 80GB HBM3", "commit": "abc"}, {"ceiling": "copy", "bytes_per_s": 3e12}],
+        "operators": [{**call, "backend": b, **figures} for b in ("cuda", "torch")] * 40,
+        "network": [
+            {"variant": "cuda", "dtype": "bfloat16", "batch": 1, "called_us": 9e3, "replayed_us": 2e3, "launches": 470}
+        ],
+    }
+    folder.mkdir()
+    for stage, found in rows.items():
+        problems = [f"problem {i}" for i in range(90)] if stage == "network" else []
+        result = {"stage": stage, "state": "done", "seconds": 1.0, "problems": problems, "left": [], "rows": found}
+        (folder / f"{stage}.json").write_text(json.dumps(result))
+
+
+def test_the_table_has_at_most_sixty_lines(tmp_path):
+    a_run(tmp_path / "run")
+    table = module("gpu.table")
+    lines = table.lines(table.read(tmp_path / "run"))
+    assert len(lines) <= 60
+    assert any("4  50%" in line for line in lines)
+    assert lines[-1].endswith("… and 77 more, in the stages' JSON")
+    assert any(line.startswith("cuda, bfloat16, batch 1") and "2.000" in line and "470" in line for line in lines)
+
+
+def results_command(folder, readme):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_results.py"), str(folder)]
+    command += ["--results", str(folder.parent / "kept"), "--readme", str(readme)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_results_are_kept_and_drawn(tmp_path):
+    a_run(tmp_path / "run")
+    readme = tmp_path / "README.md"
+    begin, end = module("gpu_results").BEGIN, module("gpu_results").END
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    done = results_command(tmp_path / "run", readme)
+    assert done.returncode == 0, done.stderr
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert kept.name.startswith("nvidia-h100-80gb-hbm3-20")
+    assert {path.name for path in kept.iterdir()} == {"machine.json", "operators.json", "network.json", "operators.png"}
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\nNVIDIA H100 80GB HBM3, ")
+    assert text.endswith(f"{end}\nafter\n")
+    assert "old" not in text
+    assert "| cuda | 1 | bfloat16 | 9.00 | 2.00 | 470 |" in text
+    assert "4 (50%)" in text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run, readme: (run / "machine.json").unlink(), "has no machine.json and operators.json"),
+        (lambda run, readme: (run / "emulation.json").write_text((run / "machine.json").read_text()), "a dry run"),
+        (lambda run, readme: readme.write_text("nothing"), "must have the lines"),
+    ],
+    ids=["incomplete", "dry", "readme"],
+)
+def test_results_that_cannot_be_kept(tmp_path, spoil, message):
+    a_run(tmp_path / "run")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{module('gpu_results').BEGIN}\n{module('gpu_results').END}\n")
+    spoil(tmp_path / "run", readme)
+    before = readme.read_text()
+    done = results_command(tmp_path / "run", readme)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "kept").exists()
+    assert readme.read_text() == before
+
+
+def test_the_committed_readme_takes_the_table():
+    text = (ROOT / "README.md").read_text()
+    assert text.count(module("gpu_results").BEGIN) == text.count(module("gpu_results").END) == 1
+
+
+def test_bad_options():
+    done = subprocess.run([*CHECK, "--minutes", "0"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--minutes must be more than 0, got 0" in done.stderr
