@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX ?= g++
 
-.PHONY: demo test lint sanitize bench peers static static-check clean
+.PHONY: demo test test-newest lint sanitize bench peers static static-check clean
 
 demo: .venv/runtime
 	$(BIN)/cmfast env
@@ -13,6 +13,10 @@ demo: .venv/runtime
 
 test: .venv/development
 	$(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term
+
+# The same with the newest torch and triton (a build for GPUs of several GB), in an environment of its own.
+test-newest: .venv-newest/development
+	.venv-newest/bin/pytest -n auto --dist loadfile
 
 lint: .venv/development
 	$(BIN)/ruff check
@@ -59,9 +63,14 @@ static-check: .venv/development
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+.venv-newest/development: pyproject.toml setup.py $(shell find csrc -type f)
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	CMFAST_BUILD_CUDA=0 .venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade torch triton -e ".[dev]"
+	touch $@
+
 .venv/peers: .venv/runtime benchmarks/peers/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peers/requirements.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist out *.egg-info cmfast/*.so
+	rm -rf .venv .venv-newest build dist out *.egg-info cmfast/*.so

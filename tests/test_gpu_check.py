@@ -214,7 +214,7 @@ def test_results_are_kept_and_drawn(tmp_path):
     a_run(tmp_path / "run")
     readme = tmp_path / "README.md"
     begin, end = module("gpu_results").BEGIN, module("gpu_results").END
-    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    readme.write_text(f"before\n{begin}\nan older table\n{end}\nafter\n")
     done = results_command(tmp_path / "run", readme)
     assert done.returncode == 0, done.stderr
     (kept,) = (tmp_path / "kept").iterdir()
@@ -223,7 +223,7 @@ def test_results_are_kept_and_drawn(tmp_path):
     text = readme.read_text()
     assert text.startswith(f"before\n{begin}\nNVIDIA H100 80GB HBM3, ")
     assert text.endswith(f"{end}\nafter\n")
-    assert "old" not in text
+    assert "an older table" not in text
     assert "| cuda | 1 | bfloat16 | 9.00 | 2.00 | 470 |" in text
     assert "4 (50%)" in text
 

@@ -23,6 +23,9 @@ def group_norm(
     """Return y [N, C, *spatial], and the mean and 1/√(variance + eps) of each group [N, num_groups]."""
     u = _input(h, skip, add)
     n, c, size = u.shape[0], u.shape[1], math.prod(u.shape[2:])
+    if not u.numel():  # of which newer versions of torch make an error
+        mean = u.new_zeros((n, num_groups))
+        return to_order(u, h), mean, torch.full_like(mean, eps**-0.5)
     normalised, mean, rstd = torch.native_group_norm(u, None, None, n, c, size, num_groups, eps)
     y = _affine(normalised, weight, bias, scale, shift)
     return to_order(torch.nn.functional.silu(y) if silu else y, h), mean, rstd

@@ -112,6 +112,8 @@ def test_worse_says_what():
     spoilt = {"spill_bytes": 8, "load_bytes_min": 4, "blocks_per_sm": 1, "shared_bytes": row["shared_bytes"] + 1}
     found = common.worse([row | spoilt], [row | {"matrix_instructions": {"HGMMA": 4}}])
     assert len(found) == 5
+    other = common.worse([row | spoilt | {"triton": "another version"}], [row])
+    assert [message.split(": ")[1].split()[0] for message in other] == ["spill_bytes", "load_bytes_min"]
     assert any(message.endswith("spill_bytes 0 → 8") for message in found)
     assert any(message.endswith("no HGMMA any more") for message in found)
 

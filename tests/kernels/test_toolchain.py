@@ -62,12 +62,12 @@ def test_architectures(toolchain, monkeypatch):
 def test_native_architectures_are_those_of_nvidia_smi(toolchain, monkeypatch, tmp_path):
     monkeypatch.setenv("CMFAST_CUDA_ARCHITECTURES", "native")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="native.* nvidia-smi finds no GPU"):
+    with pytest.raises(ValueError, match=r"native.* nvidia-smi finds no GPU"):
         toolchain.cuda_architectures()
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\nprintf '9.0\\n8.6\\n9.0\\n'\n")
     program.chmod(0o755)
     assert toolchain.cuda_architectures() == ("sm_86", "sm_90")
     program.write_text("#!/bin/sh\n")
-    with pytest.raises(ValueError, match="native.* nvidia-smi finds no GPU"):
+    with pytest.raises(ValueError, match=r"native.* nvidia-smi finds no GPU"):
         toolchain.cuda_architectures()
