@@ -13,6 +13,7 @@ from .noise import GaussianNoise
 from .preconditioning import EDM, Consistency, Preconditioning
 from .sampling import SAMPLERS
 from .sampling.protocol import Callback, NoiseFunction
+from .sampling.schedules import host_levels
 
 
 class ConsistencyModel(nn.Module):
@@ -245,7 +246,7 @@ class ConsistencyModel(nn.Module):
                 f"the sampler {sampler!r} needs an EDM or Consistency preconditioning, not {type(p).__name__}"
             )
         if sigmas is not None:
-            return SAMPLERS[sampler], list(sigmas)
+            return SAMPLERS[sampler], host_levels(sigmas, final_zero=not few)
         if timesteps is not None:
             return SAMPLERS[sampler], self._grid_levels(timesteps, grid_steps, few)
         if steps is None:

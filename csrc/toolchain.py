@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -35,9 +36,18 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
-def find_host_compiler() -> str | None:
-    """The compiler that CXX names, or g++."""
-    return shutil.which(os.environ.get("CXX", "g++"))
+def find_host_compiler() -> list[str] | None:
+    """The command that CXX holds, a compiler and options, or g++; None where there is no g++.
+
+    FileNotFoundError where CXX names a compiler that is not there.
+    """
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    program = shutil.which(command[0])
+    if program is None:
+        if os.environ.get("CXX"):
+            raise FileNotFoundError(f"CXX is {os.environ['CXX']!r}, and there is no {command[0]}")
+        return None
+    return [program, *command[1:]]
 
 
 def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
@@ -48,8 +58,8 @@ def build_cuda(target: Path, objects: Path, nvcc: str) -> None:
     options += ["-Xfatbin=-compress-all"]  # with line numbers, the code would be five times as large
     options += ["-Werror=all-warnings", "-Xptxas=-warn-spills,-Werror"]
     options += ["-Xcompiler=" + ",".join((*_WARNINGS, "-fPIC", "-fvisibility=hidden"))]
-    if os.environ.get("CXX"):
-        options += ["-ccbin", os.environ["CXX"]]
+    if os.environ.get("CXX") and (compiler := find_host_compiler()):
+        options += ["-ccbin", compiler[0], *(f"-Xcompiler={option}" for option in compiler[1:])]
     jobs = [([nvcc, *options, "-c"], source) for source in sorted(SOURCES.glob("cuda/*.cu"))]
     description = f"nvcc {_version(nvcc, 'V')} and {_host_version()}"
     names = tuple(arch if arch.startswith("sm_") else f"PTX {arch}" for arch in architectures)
@@ -88,12 +98,12 @@ def _capabilities() -> list[str]:
     return found
 
 
-def build_cpu(target: Path, objects: Path, compiler: str, *, check: str | None = None) -> None:
+def build_cpu(target: Path, objects: Path, compiler: Sequence[str], *, check: str | None = None) -> None:
     """Compile the CPU kernels to the module `target`, each file of csrc/cpu/kernels once for every instruction set.
 
     `check` builds them for tests: with the sanitizers "address,undefined" or "thread", or with seeded "faults".
     """
-    options = [compiler, "-std=c++17", *_WARNINGS, "-fPIC", "-fvisibility=hidden"]
+    options = [*compiler, "-std=c++17", *_WARNINGS, "-fPIC", "-fvisibility=hidden"]
     sanitizers = _sanitizers(check) if check in ("address,undefined", "thread") else []
     options += [*sanitizers, *_CPU_OPTIONS[check]]
     kernels = [*options, *_VECTORS, "-c"]
@@ -105,7 +115,7 @@ def build_cpu(target: Path, objects: Path, compiler: str, *, check: str | None =
         command = [*kernels, *flags, f"-DCMFAST_ISA={isa}"]
         jobs += [(command, source) for source in sorted(SOURCES.glob("cpu/kernels/*.cpp"))]
     # The threads are those of the libgomp that torch has loaded: nothing is linked for them.
-    _link([compiler, "-shared", *sanitizers], _compile(jobs, objects, _host_version()), target)
+    _link([*compiler, "-shared", *sanitizers], _compile(jobs, objects, _host_version()), target)
 
 
 def cpu_isas() -> dict[str, list[str]]:
@@ -147,7 +157,7 @@ def build_emulation(
     compiler = find_host_compiler()
     if compiler is None:
         raise FileNotFoundError("no host compiler was found: install g++, or name one in CXX")
-    command = [compiler, "-std=c++17", *_WARNINGS, "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
+    command = [*compiler, "-std=c++17", *_WARNINGS, "-Wno-unknown-pragmas", "-fPIC", "-fvisibility=hidden"]
     # A thread's stack is small, and ends in a page without access that no frame may leap over.
     checks = _sanitizers("address,undefined") if sanitize else []
     command += ["-fstack-clash-protection", "-DCMFAST_EMULATE", *(checks or ["-O2"]), *options]
@@ -155,7 +165,7 @@ def build_emulation(
     jobs = [([*command, "-x", "c++", "-c"], source) for source in sources]
     jobs += [([*command, "-c"], source) for source in sorted(SOURCES.glob("emulation/*.cpp"))]
     host = [*command, *_module(module), *_build_info(_host_version(), ("emulated",)), "-x", "c++", "-c"]
-    linker = [compiler, "-shared", *checks]
+    linker = [*compiler, "-shared", *checks]
     _link(linker, _compile([*jobs, (host, bindings)], objects, _host_version()), target)
 
 
@@ -183,8 +193,8 @@ def _host_version() -> str:
     compiler = find_host_compiler()
     if compiler is None:
         return "no host compiler"
-    first = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
-    return " ".join((Path(compiler).name, first.split()[-1]))
+    first = subprocess.run([*compiler, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+    return " ".join((Path(compiler[0]).name, first.split()[-1]))
 
 
 def _compile(jobs: list[tuple[list[str], Path]], objects: Path, compiler: str) -> list[Path]:

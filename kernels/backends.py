@@ -60,19 +60,34 @@ def resolve(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None
 
     Raises BackendError where a backend asked for by name (argument, `use_backend` or CMFAST_BACKEND) cannot.
     """
-    name = backend or _override or os.environ.get("CMFAST_BACKEND") or "auto"
+    name = chosen(backend)
     if name != "auto":
-        _check_name(name)
         ok, reason = available(name, op, tensors)
         if not ok:
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}")
         return _function(name, op)
-    for candidate in BACKENDS:
+    for candidate in _candidates(tensors):
         ok, reason = available(candidate, op, tensors)
         if ok:
             return _function(candidate, op)
         _log_refusal(candidate, op, reason)
     raise BackendError(f"no backend can serve {op}")  # pragma: no cover - the reference serves everything
+
+
+def _candidates(tensors: Sequence[torch.Tensor]) -> Sequence[str]:
+    """The backends that `auto` asks: of CPU tensors not those of GPUs, whose answer takes longer than a small call."""
+    on_cpu = len(tensors) > 0 and all(t.is_cpu for t in tensors) and os.environ.get("CMFAST_GPU_ON_CPU") != "1"
+    return BACKENDS[2:] if on_cpu else BACKENDS
+
+
+def chosen(backend: str | None = None) -> str:
+    """The name that is asked for: the argument, that of `use_backend`, CMFAST_BACKEND, or "auto".
+
+    Raises BackendError for a name that does not exist.
+    """
+    name = backend or _override or os.environ.get("CMFAST_BACKEND") or "auto"
+    _check_name(name)
+    return name
 
 
 def available(name: str, op: str, tensors: Sequence[torch.Tensor] = ()) -> tuple[bool, str]:

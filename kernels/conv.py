@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import available, resolve
+from .backends import BackendError, available, chosen, resolve
 from .group_norm import concatenated_shape
 from .layout import describe, image_format
 
@@ -183,14 +183,9 @@ def conv2d(
         residual,
         residual_resample,
         moments,
-        _backend(prepared, backend),
+        backend,
     )
     return ConvOutput(out, sums if moments else None)
-
-
-def _backend(prepared: PreparedConv, backend: str | None) -> str | None:
-    """Without packed weights the CPU kernels serve nothing: then the reference is the automatic choice."""
-    return "reference" if prepared.packed is None and backend is None else backend
 
 
 def _check(
@@ -262,6 +257,12 @@ torch.library.define(
 @torch.library.impl("cmfast::conv2d", "default")
 def _conv2d(h, skip, weight, bias, packed, *rest):
     *others, backend = rest
+    if packed is None and chosen(backend) in ("auto", "cpu"):
+        if chosen(backend) == "cpu":
+            raise BackendError(
+                "backend 'cpu' cannot serve conv2d: the weights were prepared without its kernels: prepare them here"
+            )
+        backend = "reference"
     tensors = [t for t in (h, skip, weight, bias, *others) if isinstance(t, Tensor)]
     return resolve("conv2d", tensors, backend)(h, skip, weight, bias, packed, *others)
 

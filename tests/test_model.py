@@ -212,6 +212,21 @@ def test_bad_inputs(model, x, sigma, labels, message):
         model.denoise(x, sigma, torch.tensor(labels))
 
 
+@pytest.mark.parametrize("sampler", ["multistep", "onestep", "heun"])
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [([], "at least"), (torch.tensor([]), "at least"), ([1.0, 2.0], "decrease"), ([float("nan"), 0.0], "finite")],
+    ids=["none", "empty", "increasing", "nan"],
+)
+def test_bad_levels(model, sampler, sigmas, message):
+    if sampler == "onestep" and message == "decrease":
+        sigmas, message = [-1.0], "positive"  # only the first is used
+    with pytest.raises(ValueError, match=message):
+        model.sample(2, sampler=sampler, sigmas=sigmas)
+    with pytest.raises(ValueError, match=message):
+        sampling.SAMPLERS[sampler](lambda x, sigma: x, torch.zeros(1, 1, 2, 2), sigmas)
+
+
 def test_labels_for_an_unconditional_model():
     model = ConsistencyModel(tiny_unet(num_classes=None))
     assert model.sample(1).shape == (1, 1, 8, 8)

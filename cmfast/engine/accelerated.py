@@ -16,6 +16,7 @@ from .capture import capture
 from .executable import Executable
 from .forms import Form, choose
 from .give_up import giver_up
+from .graph import CONV, Graph, arguments
 from .lower import lower
 from .passes import PASSES
 from .tuning import Tuner
@@ -135,7 +136,7 @@ class AcceleratedUNet(nn.Module):
         graph = capture(self.accelerated, inputs)
         rewrites = {name: PASSES[name](graph) for name in self.passes}
         if self.cache is not None and made.stored is None:
-            made.stored = cache.Stored(self.cache / f"{self._fingerprint()}.safetensors")
+            made.stored = cache.Stored(self.cache / f"{self._fingerprint(graph)}.safetensors")
         done = (lambda name: None) if self.keep_weights else giver_up(self.accelerated, graph)
         if made.weights.prepare(graph, made.choose, made.stored, done) and made.stored is not None:
             cache.write(made.stored.path, made.weights.packed)
@@ -146,9 +147,10 @@ class AcceleratedUNet(nn.Module):
     def _tuner(self) -> Tuner:
         return Tuner(self.products, None if self.cache is None else self.cache / "forms.json")
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, graph: Graph) -> str:
         named = {**dict(self.accelerated.named_parameters()), **dict(self.accelerated.named_buffers())}
-        return cache.fingerprint(named, self.products)
+        packed = sorted({str(arguments(node)["weight"].target) for node in graph.calls(CONV)})
+        return cache.fingerprint(named, packed, self.products)
 
     def _current_version(self) -> int:
         return sum(p._version for p in self._watched)

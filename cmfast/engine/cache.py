@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -17,13 +17,18 @@ from torch import Tensor
 from ..files import whole_file
 from ..kernels import native
 from ..kernels.cpu import memory
+from ..kernels.cpu.conv import PACKING
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
-def fingerprint(tensors: Mapping[str, Tensor], products: torch.dtype) -> str:
-    """A name for what is packed of these tensors by this version of cmfast, from their names, shapes and contents."""
-    names = hashlib.sha256(f"{metadata.version('cmfast')} {products}".encode())
+def fingerprint(tensors: Mapping[str, Tensor], packed: Iterable[str], products: torch.dtype) -> str:
+    """A name for what is packed of these tensors: their names, shapes and contents, and what was computed of them.
+
+    `packed` are the names of the weights that are packed, each an expression of the tensors. The version of cmfast and
+    that of the packing are in the name too.
+    """
+    names = hashlib.sha256(f"{metadata.version('cmfast')} {PACKING} {products} {list(packed)}".encode())
     for name, tensor in tensors.items():
         tensor = tensor.detach().contiguous()
         sum_ = native.cpu().checksum(tensor.data_ptr(), tensor.nbytes, torch.get_num_threads())

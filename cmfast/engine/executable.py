@@ -65,7 +65,7 @@ class Executable:
         )
 
     def __call__(self, inputs: Sequence[Tensor], dtype: torch.dtype) -> Any:
-        """Evaluate; outputs are contiguous tensors of `dtype`."""
+        """Evaluate; outputs are contiguous tensors, those of floating-point numbers of `dtype`."""
         with self._lock:
             self._fill(inputs)
             threads = torch.get_num_threads()
@@ -73,7 +73,7 @@ class Executable:
                 error = segment.run(threads)
                 if error:
                     raise RuntimeError(f"cmfast._cpu: {error}")
-            return pytree.tree_map_only(Tensor, lambda t: torch.empty(t.shape, dtype=dtype).copy_(t), self._outputs)
+            return pytree.tree_map_only(Tensor, lambda t: _own(t, dtype), self._outputs)
 
     def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
         """Evaluate once, and take the time of each step."""
@@ -90,6 +90,10 @@ class Executable:
     def _fill(self, inputs: Sequence[Tensor]) -> None:
         for slot, given in zip(self._inputs, inputs, strict=True):
             slot.copy_(given)
+
+
+def _own(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype).copy_(t)
 
 
 class _Torch:

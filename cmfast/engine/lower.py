@@ -20,6 +20,8 @@ _aten = torch.ops.aten
 
 #: Operators that only copy: where nothing is written in place, the result may be what they copy.
 _COPIES = (_aten.clone.default, _aten.alias.default, _aten.detach.default)
+#: Operators of strides in memory.
+_STRIDED = (_aten.as_strided.default, _aten.as_strided_copy.default, _aten.as_strided_scatter.default)
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 
 
@@ -57,10 +59,29 @@ def _call(steps: Steps, node: fx.Node, given: dict[str, Any], products: torch.dt
         except RuntimeError:
             given = {"self": given["self"], "shape": given["size"]}
             return _by_torch(steps, node, _aten.reshape.default, given, "a view that needs a copy")
+    if node.target in _STRIDED:
+        return _strided(steps, node, given)
     return _by_torch(steps, node, node.target, given, reason)
 
 
-def _by_torch(steps: Steps, node: fx.Node, target: Any, given: dict[str, Any], reason: str) -> Any:
+def _strided(steps: Steps, node: fx.Node, given: dict[str, Any]) -> Any:
+    """An operator of strides, such as as_strided: its input is copied to where it lay when it was captured."""
+    source = node.args[0] if node.args else node.kwargs["self"]
+    assert isinstance(source, fx.Node)
+    lay = source.meta["val"]
+
+    def apply(**arguments: Any) -> Any:
+        x = arguments.pop("self")
+        memory = x.new_empty(lay.untyped_storage().nbytes() // lay.element_size())
+        there = memory.as_strided(lay.shape, lay.stride(), lay.storage_offset()).copy_(x)
+        return node.target(there, **arguments)  # type: ignore[operator]
+
+    return _by_torch(steps, node, apply, given, "it names strides", str(node.target))
+
+
+def _by_torch(
+    steps: Steps, node: fx.Node, target: Any, given: dict[str, Any], reason: str, name: str | None = None
+) -> Any:
     """Let torch compute it, unless it is a view of what is there."""
     without_data = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
     result = target(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
@@ -71,7 +92,7 @@ def _by_torch(steps: Steps, node: fx.Node, target: Any, given: dict[str, Any], r
         steps.image(part.shape, part.dtype) if part.ndim > 2 and part.is_floating_point() else steps.keep(_dense(part))
         for part in parts
     ]
-    name = str(target).removesuffix(".default")
+    name = (name or str(target)).removesuffix(".default")
     steps.add(Step(node.name, name, _Computed(target), (outs, given), reason))
     return outs[0] if isinstance(result, Tensor) else outs
 

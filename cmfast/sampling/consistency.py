@@ -31,7 +31,7 @@ def sample_onestep(
     Raises:
         ValueError: levels that do not decrease.
     """
-    sigma = host_levels(list(sigmas)[:1], final_zero=False)[0]
+    sigma = host_levels(sigmas[:1], final_zero=False)[0]
     denoised = evaluate(denoiser, x, sigma)
     report(callback, 0, denoised, sigma, denoised)
     return denoised

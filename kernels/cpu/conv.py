@@ -9,6 +9,9 @@ from .. import native
 from ..layout import image_format
 from . import memory
 
+#: Counts the changes of what `pack` writes: weights that were packed by another number are not read.
+PACKING = 1
+
 _RESAMPLE = {None: 0, "nearest": 1, "average": 2}
 _Shape = tuple[int, int, int, int, bool, bool]
 
@@ -46,8 +49,7 @@ def conv2d(
 
     Tensors whose channels are not adjacent in memory are copied first, and such an output afterwards.
     """
-    if packed is None:
-        raise RuntimeError("conv2d: the weights were prepared without the CPU kernels: prepare them here")
+    assert packed is not None  # kernels/conv.py
     n, _, height, width = h.shape
     kernel, scale = weight.shape[2], {None: (1, 1), "nearest": (2, 1), "average": (1, 2)}[resample]
     sizes = [(s * scale[0] // scale[1] + 2 * padding - kernel) // stride + 1 for s in (height, width)]

@@ -4,6 +4,7 @@ CPU tensors are served only where CMFAST_GPU_ON_CPU=1 says that Triton's interpr
 simulator takes the launches.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -25,7 +26,7 @@ _MODULES = {
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     """Serve float32, float16 and bfloat16 tensors of a GPU that Triton knows."""
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return False, 'the package triton is not installed: pip install "cmfast[triton]"'
     if op not in _MODULES:
         return False, f"there is no Triton kernel for {op}"
@@ -41,6 +42,11 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     if any(t.dtype == torch.float64 for t in tensors):
         return False, "float64 is served by the reference"
     return True, ""
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def __getattr__(op: str) -> Callable:

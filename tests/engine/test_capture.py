@@ -58,6 +58,11 @@ def test_tensors_made_on_the_way_are_constants():
         (lambda x: x if x.sum() > 0 else -x, "reads the values"),
         (lambda x: x.add_(1), "in place"),
         (lambda x: x[x > 0], "reads the values"),
+        (lambda x: x * x.tolist()[0], "reads the values"),
+        (lambda x: x * x.sum().item(), "reads the values"),
+        (lambda x: x + torch.randn(3), "draws random numbers, with aten.randn"),
+        (lambda x: x + torch.rand_like(x), "draws random numbers, with aten.rand_like"),
+        (lambda x: nn.functional.dropout(x, training=True), "draws random numbers"),
     ],
 )
 def test_what_cannot_be_captured_is_said(function, message):
@@ -69,3 +74,19 @@ def test_the_networks_own_errors_come_through():
     unet, inputs = network("film")
     with pytest.raises(ValueError, match="multiples of 2"):
         capture(unet, [torch.zeros(2, 1, 8, 7), *inputs[1:]])
+
+
+def test_the_networks_own_words_on_meta_come_through():
+    def function(x):
+        raise RuntimeError("the metadata of this picture is missing")
+
+    with pytest.raises(RuntimeError, match="metadata of this picture") as caught:
+        capture(Lambda(function), [torch.ones(3), None])
+    assert not isinstance(caught.value, CaptureError)
+
+
+def test_attention_without_dropout_is_not_random():
+    q = torch.randn(1, 2, 5, 8)
+    graph = capture(Lambda(lambda x: nn.functional.scaled_dot_product_attention(x, x, x)), [q, None])
+    expected = nn.functional.scaled_dot_product_attention(q, q, q)
+    torch.testing.assert_close(graph.run(q, None), expected, rtol=1e-5, atol=1e-5)

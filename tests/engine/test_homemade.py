@@ -60,6 +60,53 @@ NETWORKS = {
         a=convolution(),
         n=nn.GroupNorm(2, 4),
     ),
+    "strides-by-number": Homemade(lambda m, x, e: m.a(x).as_strided((len(x), 6, 9), (378, 63, 7), 1), a=convolution()),
+    "siblings-of-which-one-is-padded": Homemade(
+        lambda m, x, e: m.a(e[..., None, None]) * m.b(e[..., None, None]),
+        a=nn.Conv2d(12, 6, 1),
+        b=nn.Conv2d(12, 6, 1, padding=1),
+    ),
+    "siblings-of-which-one-has-no-bias": Homemade(
+        lambda m, x, e: m.a(x) * m.b(e)[..., None, None] + m.c(e)[..., None, None],
+        a=convolution(),
+        b=nn.Linear(12, 6, bias=False),
+        c=nn.Linear(12, 6),
+    ),
+    "products-of-one-weight": Homemade(
+        lambda m, x, e: F.conv2d(x, m.a.weight * 1.0) + F.conv2d(x, m.a.weight * 3.0)[..., :1], a=convolution()
+    ),
+    "weighted-addmm": Homemade(
+        lambda m, x, e: torch.addmm(m.b.bias, e, m.b.weight.t(), alpha=2.0, beta=3.0), b=nn.Linear(12, 6)
+    ),
+    "addmm-of-a-column": Homemade(
+        lambda m, x, e: torch.addmm(m.b.bias[:2, None], e, m.b.weight.t()), b=nn.Linear(12, 6)
+    ),
+    "padded-rows": Homemade(lambda m, x, e: m.a(x.flatten(2)), a=nn.Conv1d(4, 6, 1, padding=1)),
+    "strided-rows": Homemade(lambda m, x, e: m.a(x.flatten(2)), a=nn.Conv1d(4, 6, 1, stride=2)),
+    "tanh-after-a-norm": Homemade(
+        lambda m, x, e: m.a(torch.tanh(group_norm(x, 2, m.n.weight, m.n.bias))), a=convolution(), n=nn.GroupNorm(2, 4)
+    ),
+    "silu-after-an-activated-norm": Homemade(
+        lambda m, x, e: m.a(F.silu(group_norm(x, 2, m.n.weight, m.n.bias, activation="silu"))),
+        a=convolution(),
+        n=nn.GroupNorm(2, 4),
+    ),
+    "upsampled-by-two-ratios": Homemade(
+        lambda m, x, e: m.a(F.interpolate(x, scale_factor=(2.0, 4.0))), a=convolution()
+    ),
+    "upsampled-rows": Homemade(lambda m, x, e: m.a(F.interpolate(x, size=(18, 7))), a=convolution()),
+    "padded-pooling": Homemade(lambda m, x, e: m.a(F.avg_pool2d(x[..., :8, :6], 2, padding=1)), a=convolution()),
+    "pooling-that-rounds-up": Homemade(lambda m, x, e: m.a(F.avg_pool2d(x, 2, ceil_mode=True)), a=convolution()),
+    "overlapping-pooling": Homemade(lambda m, x, e: m.a(F.avg_pool2d(x[..., :8, :6], 2, stride=1)), a=convolution()),
+    "pooling-with-a-divisor": Homemade(
+        lambda m, x, e: m.a(F.avg_pool2d(x[..., :8, :6], 2, divisor_override=3)), a=convolution()
+    ),
+    "three-residuals": Homemade(
+        lambda m, x, e: (m.a(x) + m.b(x)) + m.c(x) + x[:, :1], a=convolution(), b=convolution(), c=convolution()
+    ),
+    "one-output-added-twice": Homemade(lambda m, x, e: m.a(x) + x + 2 * x, a=convolution(4)),
+    "stacked-rows": Homemade(lambda m, x, e: m.a(torch.cat((x, 2 * x), 2)), a=convolution()),
+    "stacked-columns": Homemade(lambda m, x, e: m.a(torch.cat((x, 2 * x), -1)), a=convolution()),
     "two-outputs-of-one-embedding": Homemade(
         lambda m, x, e: m.a(x) * m.b(e)[..., None, None] + m.c(e)[..., None, None],
         a=convolution(),
@@ -84,3 +131,80 @@ def test_a_network_of_ones_own(name, dtype):
 def exact_of(unet, inputs):
     with cmfast.kernels.use_backend("reference"):
         return exact(unet, inputs)
+
+
+def test_integers_stay_integers():
+    unet = Homemade(lambda m, x, e: (m.a(x), m.a(x).flatten(1).argmax(1), x > 0), a=convolution()).eval()
+    inputs = [torch.randn(2, 4, 9, 7), torch.tensor([3.0, 700.0])]
+    found, expected = cmfast.accelerate(unet)(*inputs), unet(*inputs)
+    assert [t.dtype for t in found] == [torch.float32, torch.int64, torch.bool]
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[2], expected[2])
+
+
+def test_an_early_output_is_not_written_over():
+    def function(m, x, e):
+        first = m.a(x)
+        last = first
+        for _ in range(6):
+            last = m.b(torch.tanh(last))
+        return first, last
+
+    unet = Homemade(function, a=convolution(), b=nn.Conv2d(6, 6, 3, padding=1)).eval()
+    inputs = [torch.randn(2, 4, 9, 7), torch.tensor([3.0, 700.0])]
+    for found, expected in zip(cmfast.accelerate(unet)(*inputs), unet(*inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [(1.0, 3.0), (3.0, 1.0)])
+def test_weights_that_were_computed_otherwise_are_not_read_from_the_folder(tmp_path, order):
+    torch.manual_seed(0)
+    a, x = convolution(), torch.randn(2, 4, 9, 7)
+    for factor in (*order, *order):
+        unet = Homemade(lambda m, x, e, factor=factor: F.conv2d(x, m.a.weight * factor), a=a).eval()
+        unet.embed.weight.data.zero_()
+        unet.embed.bias.data.zero_()
+        found = cmfast.accelerate(unet, cache=tmp_path)(x, torch.zeros(2))
+        torch.testing.assert_close(found, F.conv2d(x, a.weight * factor), rtol=1e-5, atol=1e-5)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_constants_that_are_no_parameters_are_told_apart_in_the_folder(tmp_path):
+    a, x = convolution(), torch.randn(2, 4, 9, 7)
+    for factor in (torch.tensor(1.0), torch.tensor(3.0)):
+        unet = Homemade(lambda m, x, e, factor=factor: F.conv2d(x, m.a.weight * factor), a=a).eval()
+        found = cmfast.accelerate(unet, cache=tmp_path)(x, torch.zeros(2))
+        torch.testing.assert_close(found, F.conv2d(x, a.weight * factor), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_depend_on_the_shape_are_packed_for_each():
+    a = convolution()
+    unet = Homemade(lambda m, x, e: F.conv2d(x, m.a.weight * (1.0 if x.shape[2] > 8 else 3.0)), a=a).eval()
+    fast = cmfast.accelerate(unet)
+    for size in (9, 7):
+        x = torch.randn(2, 4, size, size)
+        expected = F.conv2d(x, a.weight * (1.0 if size > 8 else 3.0))
+        torch.testing.assert_close(fast(x, torch.zeros(2)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_another_packing_is_not_read(tmp_path, monkeypatch):
+    from cmfast.engine import cache
+
+    unet, inputs = NETWORKS["shared"].eval(), [torch.randn(2, 4, 9, 7), torch.zeros(2)]
+    for version in (cache.PACKING, cache.PACKING + 1):
+        monkeypatch.setattr(cache, "PACKING", version)
+        cmfast.accelerate(unet, cache=tmp_path)(*inputs)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_of_packed_weights_that_ends_while_it_is_read(tmp_path):
+    from cmfast.engine import cache
+
+    cache.write(tmp_path / "w.safetensors", {"a": torch.randn(1000)})
+    stored = cache.Stored(tmp_path / "w.safetensors")
+    assert "a" in stored
+    whole = (tmp_path / "w.safetensors").read_bytes()
+    (tmp_path / "w.safetensors").write_bytes(whole[:-8])
+    with pytest.raises(EOFError, match="ends too soon"):
+        stored.read("a")

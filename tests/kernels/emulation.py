@@ -40,9 +40,11 @@ def missing() -> str:
         return "the sources of the CUDA kernels are not here"
     if importlib.util.find_spec("pybind11") is None:
         return 'pybind11 is not installed: pip install "cmfast[dev]"'
-    if toolchain().find_host_compiler() is None:
-        return "no host compiler was found: install g++, or name one in CXX"
-    return ""
+    try:
+        found = toolchain().find_host_compiler()
+    except FileNotFoundError as error:
+        return str(error)
+    return "" if found else "no host compiler was found: install g++, or name one in CXX"
 
 
 def folder() -> Path:

@@ -2,7 +2,16 @@ import pickle
 
 import pytest
 import torch
-from cmfast.kernels import CONV_FORMS, BackendError, conv2d, fold_group_norm, group_norm, native, prepare_conv
+from cmfast.kernels import (
+    CONV_FORMS,
+    BackendError,
+    conv2d,
+    fold_group_norm,
+    group_norm,
+    native,
+    prepare_conv,
+    use_backend,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -377,10 +386,15 @@ def test_without_packed_weights_the_reference_serves(monkeypatch):
         patch.setattr(native, "cpu", missing)
         prepared = prepare_conv(weight, bias, padding=1, height=5, width=5)
         assert prepared.packed is None
-        with pytest.raises(BackendError, match="not built"):
-            conv2d(x, prepared, backend="cpu")
+    for name, reason in (("cpu", "without its kernels: prepare them here"), ("cuda", "cannot serve conv2d")):
+        with pytest.raises(BackendError, match=reason):
+            conv2d(x, prepared, backend=name)
+        with use_backend(name), pytest.raises(BackendError, match=reason):
+            conv2d(x, prepared)
     expected = F.conv2d(x, weight, bias, padding=1)
-    torch.testing.assert_close(conv2d(x, prepared).out, expected)
+    for name in ("auto", "reference"):
+        with use_backend(name):
+            torch.testing.assert_close(conv2d(x, prepared).out, expected)
 
 
 def prepared_for(weight, **arguments):

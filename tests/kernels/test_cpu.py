@@ -134,7 +134,7 @@ def test_nothing_that_the_linker_merges_is_compiled_for_a_newer_processor(tmp_pa
     isa = list(flags)[-1]
     for path in source.glob("*.cpp"):
         target = tmp_path / f"{path.stem}.o"
-        command = [toolchain.find_host_compiler(), "-std=c++17", "-O0", "-fno-exceptions", "-Wno-psabi", *flags[isa]]
+        command = [*toolchain.find_host_compiler(), "-std=c++17", "-O0", "-fno-exceptions", "-Wno-psabi", *flags[isa]]
         subprocess.run([*command, f"-DCMFAST_ISA={isa}", "-c", str(path), "-o", str(target)], check=True, timeout=120)
         symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
         weak = [line for line in symbols.splitlines() if line.split()[-2:-1] and line[17:18] in "WVu"]

@@ -50,7 +50,7 @@ def run(*fault):
     toolchain = emulation.toolchain()
     module = emulation.cpu_module("thread")
     library = subprocess.run(
-        [toolchain.find_host_compiler(), "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True
+        [*toolchain.find_host_compiler(), "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
     # Addresses that are not drawn: the sanitizer of g++ 12 knows fewer of them than newer kernels draw from.
     command = ["setarch", "-R", sys.executable, "-c", CODE, str(module), *fault]

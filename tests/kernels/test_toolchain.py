@@ -28,10 +28,26 @@ def test_nvcc_is_that_of_cuda_home_or_on_path(toolchain, tmp_path, monkeypatch):
     assert toolchain.find_nvcc() == str(program)
 
 
+def test_cxx_is_a_command(toolchain, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    (program,) = toolchain.find_host_compiler()
+    monkeypatch.setenv("CXX", f"{program} -m64 -DANSWER=42")
+    assert toolchain.find_host_compiler() == [program, "-m64", "-DANSWER=42"]
+    source = tmp_path / "answer.cpp"
+    source.write_text("static_assert(ANSWER == 42);")
+    assert toolchain._compile([([*toolchain.find_host_compiler(), "-c"], source)], tmp_path / "objects", "")
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(FileNotFoundError, match="CXX is 'no-such-compiler -m64', and there is no no-such-compiler"):
+        toolchain.find_host_compiler()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert toolchain.find_host_compiler() is None
+
+
 def test_what_did_not_change_is_not_compiled_again(toolchain, tmp_path):
     source, compiler = tmp_path / "answer.cpp", toolchain.find_host_compiler()
     source.write_text("int answer() { return 42; }")
-    job = ([compiler, "-c"], source)
+    job = ([*compiler, "-c"], source)
     (first,) = toolchain._compile([job], tmp_path / "objects", "")
     written = first.stat().st_mtime_ns
     assert toolchain._compile([job], tmp_path / "objects", "") == [first]
@@ -46,7 +62,7 @@ def test_a_source_that_does_not_compile_is_an_error(toolchain, tmp_path):
     source = tmp_path / "wrong.cpp"
     source.write_text("int answer() { return unheard_of; }")
     with pytest.raises(RuntimeError, match="unheard_of"):
-        toolchain._compile([([toolchain.find_host_compiler(), "-c"], source)], tmp_path / "objects", "")
+        toolchain._compile([([*toolchain.find_host_compiler(), "-c"], source)], tmp_path / "objects", "")
 
 
 def test_architectures(toolchain, monkeypatch):

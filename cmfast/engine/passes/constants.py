@@ -1,6 +1,7 @@
 """Compute beforehand what depends on the parameters alone: transposed weights, the frequencies of an embedding."""
 
 import operator
+import re
 
 from torch import Tensor, fx
 
@@ -17,13 +18,15 @@ def fold(graph: Graph) -> int:
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), graph.tensor)
         result = node.target(*args, **kwargs)
-        graph.replace(node, graph.attribute(_name(graph, node), result, node))
+        graph.replace(node, graph.attribute(_name(node), result, node))
         count += 1
     return count
 
 
-def _name(graph: Graph, node: fx.Node) -> str:
-    """What was computed of what, as the cache of packed weights knows it."""
-    operator_name = str(node.target).split(".")[1]
-    name = f"{operator_name}({', '.join(str(given.target) for given in node.all_input_nodes)})"
-    return name if name not in graph.tensors else f"{name} {node.name}"
+def _name(node: fx.Node) -> str:
+    """The expression that was computed, with all its arguments: the name of packed weights tells what they are."""
+    given = [*map(str, node.args), *(f"{name}={value}" for name, value in node.kwargs.items())]
+    read = {str(attribute): str(attribute.target) for attribute in node.all_input_nodes}
+    words = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in read)) if read else None
+    text = ", ".join(given)
+    return f"{node.target}({words.sub(lambda match: read[match[0]], text) if words else text})"

@@ -53,7 +53,7 @@ def _linear(graph: Graph, node: fx.Node) -> bool:
         or (a.get("alpha", 1), a.get("beta", 1)) != (1, 1)
     ):
         return False
-    weight = graph.attribute(f"{a['mat2'].target} as 1x1", matrix.t()[:, :, None, None], node)
+    weight = graph.attribute(f"{a['mat2'].target} transposed as 1x1", matrix.t()[:, :, None, None], node)
     out = _conv(graph, node, graph.call(node, VIEW, x, [*shape(x), 1, 1]), weight, bias)
     graph.replace(node, graph.call(node, VIEW, out, shape(node)))
     return True

@@ -1,6 +1,7 @@
 """Take all linear layers of one input as one: the projections of the embedding, one a residual block."""
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import fx
@@ -9,12 +10,16 @@ from ..graph import CONV, Graph, arguments, shape
 
 
 def merge(graph: Graph) -> int:
-    """Concatenate the weights of conv2d calls on the same image of one position; their outputs become slices."""
-    siblings: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    """Concatenate the weights of conv2d calls on the same image of one position; their outputs become slices.
+
+    They are alike in all but their weights.
+    """
+    siblings: dict[Any, list[fx.Node]] = defaultdict(list)
     for node in graph.calls(CONV):
         a = arguments(node)
         if shape(a["weight"])[2:] == [1, 1] and shape(a["h"])[2:] == [1, 1] and a["residual"] is None:
-            siblings[_source(a["h"])].append(node)
+            others = tuple(value for name, value in a.items() if name not in ("h", "weight", "bias"))
+            siblings[_source(a["h"]), tuple(shape(a["h"])), others].append(node)
     count = 0
     for calls in siblings.values():
         if len(calls) > 1 and all(arguments(call)["skip"] is None for call in calls):
@@ -38,9 +43,9 @@ def _merge(graph: Graph, calls: list[fx.Node]) -> None:
         weights.append(weight)
         biases.append(weight.new_zeros(len(weight)) if bias is None else bias)
     a = arguments(first)
-    names = [f"{a['weight'].target} and {len(calls) - 1} more", f"{a['weight'].target}, biases"]
-    weight_node = graph.attribute(names[0], torch.cat(weights), first)
-    bias_node = graph.attribute(names[1], torch.cat(biases), first)
+    name = " and ".join(str(arguments(call)["weight"].target) for call in calls)
+    weight_node = graph.attribute(name, torch.cat(weights), first)
+    bias_node = graph.attribute(f"biases of {name}", torch.cat(biases), first)
     call = graph.call(first, CONV, **(a | {"weight": weight_node, "bias": bias_node}))
     merged, begin = graph.item(call, 0), 0
     for old, weight in zip(calls, weights, strict=True):
