@@ -75,7 +75,8 @@ class _Recorder(TorchDispatchMode):
             if tensor.is_meta:
                 raise CaptureError("a tensor was made outside the network, without data")
             # By its content, which is a part of what is computed of it.
-            content = hashlib.sha256(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()[:16]
+            bytes_ = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+            content = hashlib.sha256(bytes_).hexdigest()[:16]
             self.attribute(f"constant {list(tensor.shape)} {tensor.dtype} {content}", tensor.detach())
             self.nodes[id(tensor)] = self.nodes[id(self.alive[-1])]
             self.alive.append(tensor)
