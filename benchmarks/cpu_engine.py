@@ -17,6 +17,7 @@ from cmfast.kernels import native
 
 import cmfast
 from cmfast import ConsistencyModel, UNet, UNetConfig
+from cmfast.engine.accelerator import accelerator_of
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -47,7 +48,7 @@ def start(folder, dtype):
         make, fast = seconds(lambda model=model: cmfast.accelerate(model, dtype, cache=cache))
         print(f"start-up {what}: load {load:.2f} s, accelerate {make:.2f} s".replace(" :", ":"), flush=True)
     network = fast.unet
-    packed = sum(t.nbytes for t in network.weights.packed.values())
+    packed = sum(t.nbytes for t in accelerator_of(network).weights.packed.values())
     print(f"weights {own / 1e9:.2f} GB, packed {packed / 1e9:.2f} GB")
     return network
 
@@ -95,7 +96,7 @@ def main():
     for (isa, n, batch), median in medians.items():
         each = median / batch
         print(f"| {isa} | {n} | {batch} | {median:.3f} | {each:.3f} | {each / first:.2f} |")
-    values = sum(fast.executable(inputs[batch]).bytes for batch in batches)
+    values = sum(accelerator_of(fast).executable(inputs[batch]).bytes for batch in batches)
     print(f"values {values / 1e6:.0f} MB for batches of {given.batches}")
 
 

@@ -6,7 +6,7 @@
 from importlib import metadata
 
 from . import kernels, noise, preconditioning, sampling
-from .accelerate import accelerate
+from .accelerate import accelerate, restore
 from .checkpoints import CheckpointError, load, save
 from .model import ConsistencyModel
 from .unet import UNet, UNetConfig
@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "noise",
     "preconditioning",
+    "restore",
     "sampling",
     "save",
 ]

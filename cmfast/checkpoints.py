@@ -88,7 +88,7 @@ def save(model: ConsistencyModel, path: str | Path, *, dtype: torch.dtype | None
         ValueError: the network is not a UNet, or has given up its weights.
         OSError: the folder cannot be written to.
     """
-    unet = getattr(model.unet, "accelerated", model.unet)
+    unet = model.unet
     if not isinstance(unet, UNet):
         raise ValueError(f"save: only models of a cmfast.UNet can be saved, got {type(unet).__name__}")
     if any(p.is_meta for p in unet.parameters()):

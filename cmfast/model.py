@@ -166,7 +166,7 @@ class ConsistencyModel(nn.Module):
             from tqdm.auto import tqdm
 
             starts, progress = tqdm(starts, desc="sampling", unit="batch"), False
-        was_training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             batches = []
@@ -180,7 +180,8 @@ class ConsistencyModel(nn.Module):
                     function(denoiser, x, levels, noise=noise, callback=callback, progress=progress, **sampler_options)
                 )
         finally:
-            self.train(was_training)
+            for module in training:
+                module.training = True
         return torch.cat(batches)
 
     def save(self, path: str | Path) -> None:

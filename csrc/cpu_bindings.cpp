@@ -257,6 +257,21 @@ std::string run_program(const Program& program, int threads, std::vector<double>
   return error ? error : "";
 }
 
+// The first of the pairs of dicts that do not hold the very same objects in the same order; -1 where all do.
+int64_t first_difference(const py::list& dicts, const py::list& others) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dicts.ptr()); ++i) {
+    PyObject *a = PyList_GET_ITEM(dicts.ptr(), i), *b = PyList_GET_ITEM(others.ptr(), i);
+    if (PyDict_Size(a) != PyDict_Size(b)) return i;
+    Py_ssize_t at = 0, other_at = 0;
+    PyObject *key, *value, *other_key, *other_value;
+    while (PyDict_Next(a, &at, &key, &value)) {
+      PyDict_Next(b, &other_at, &other_key, &other_value);
+      if (key != other_key || value != other_value) return i;
+    }
+  }
+  return -1;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(CMFAST_MODULE, m) {
@@ -274,6 +289,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
     py::gil_scoped_release unlocked;
     return checksum(at(data), bytes, threads);
   });
+  m.def("sampled_checksum", sampled_checksum);
+  m.def("first_difference", first_difference);
   m.def("build_info", [] {
     const Kernels* found = kernels();
     return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),

@@ -15,7 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ..engine import AcceleratedUNet
+from ..engine import Accelerator
 from ..engine.executable import Executable, StepTime
 from ..engine.forms import Form
 from ..engine.passes import PASSES
@@ -59,7 +59,7 @@ def profile(
     if config.num_classes is not None:
         inputs.append(torch.arange(batch_size) % config.num_classes)
     products = getattr(torch, dtype)
-    fast = AcceleratedUNet(unet, products, tune=tune)
+    fast = Accelerator(unet, products, tune=tune)
     executable = fast.executable(inputs)
     seconds, steps = _measure(executable, inputs, rounds)
     console = Console()
@@ -94,11 +94,11 @@ def _random_network(name: str) -> UNet:
 
 def _measure(executable: Executable, inputs: Sequence[Tensor], rounds: int) -> tuple[float, list[StepTime]]:
     """The median time of an evaluation, and of each of its steps."""
-    executable(inputs, torch.float32)
+    executable(inputs)
     whole, each = [], []
     for _ in range(rounds):
         begin = time.perf_counter()
-        executable(inputs, torch.float32)
+        executable(inputs)
         whole.append(time.perf_counter() - begin)
         each.append(executable.time(inputs))
     medians = [StepTime(of[0].step, statistics.median(t.seconds for t in of)) for of in zip(*each, strict=True)]
@@ -128,7 +128,7 @@ def _kind(step: Any) -> str:
     return f"conv {kernel}x{kernel} at {' x '.join(map(str, out.shape[2:]))}, {form}"
 
 
-def _explain(console: Console, fast: AcceleratedUNet, executable: Executable) -> None:
+def _explain(console: Console, fast: Accelerator, executable: Executable) -> None:
     for name in PASSES:
         summary = (sys.modules[PASSES[name].__module__].__doc__ or "").splitlines()[0]
         console.print(f"{name}: {executable.rewrites.get(name, 0)} times. {summary}", highlight=False)
@@ -145,7 +145,7 @@ def _gains(unet: Any, products: torch.dtype, inputs: Sequence[Tensor], rounds: i
     """The median time of an evaluation without each of the passes."""
     found = {}
     for name in track(PASSES, "leaving out passes", console=Console(file=sys.stderr)):
-        fast = AcceleratedUNet(unet, products, passes=[other for other in PASSES if other != name])
+        fast = Accelerator(unet, products, passes=[other for other in PASSES if other != name])
         found[name] = _measure(fast.executable(inputs), inputs, rounds)[0]
     return found
 

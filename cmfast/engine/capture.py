@@ -7,44 +7,82 @@ depends on the values of tensors cannot be captured. It takes a twentieth of tor
 import hashlib
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .graph import Graph
+from .structure import Structure, flatten
 
 
 class CaptureError(RuntimeError):
     """A network cannot be captured; the message says what stands in the way."""
 
 
-def capture(module: nn.Module, inputs: Sequence[Tensor | None]) -> Graph:
-    """Record the operators of `module(*inputs)`, of which only shapes and dtypes are read.
+def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Graph:
+    """Record the operators of `module(*args, **kwargs)`; of tensors only shapes and dtypes are read.
 
     Floating-point parameters, buffers and inputs are taken as float32, whatever they are.
 
     Raises:
-        CaptureError: the network reads the values of its tensors, writes to one in place, or draws random numbers.
+        CaptureError: the network reads the values of its tensors, writes to one in place, draws random numbers, or
+            returns something that is not made of tensors, numbers, tuples, lists, dicts and dataclasses.
         Exception: what the network itself raises for inputs of these shapes.
     """
     recorder = _Recorder()
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     replaced = {name: recorder.attribute(name, _wide(tensor.detach())) for name, tensor in named.items()}
-    given = [None if x is None else recorder.placeholder(f"input_{i}", _wide(x)) for i, x in enumerate(inputs)]
+    tensors, structure = flatten((tuple(args), dict(kwargs or {})))
+    given = [recorder.placeholder(f"input_{i}", _wide(x)) for i, x in enumerate(tensors)]
+    returned: list[Structure] = []
+
+    def call(replaced: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
+        result = torch.func.functional_call(module, replaced, *structure.build(given))
+        try:
+            outputs, found = flatten(result)
+        except TypeError as error:
+            raise CaptureError(f"{type(module).__name__} returns a value of an unknown type: {error}") from error
+        returned.append(found)
+        return outputs
+
     try:
-        with torch.no_grad(), recorder:
-            result = torch.func.functional_call(module, replaced, tuple(given))
+        # Functional: what is written in place within the network becomes another value.
+        with torch.no_grad(), recorder, _RealConstants():
+            outputs = torch.func.functionalize(call)(replaced, given)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, CaptureError) or not _WITHOUT_DATA.search(str(error)):
             raise
         raise CaptureError(f"{type(module).__name__} reads the values of tensors while it runs: {error}") from error
-    recorder.graph.output(pytree.tree_map_only(Tensor, recorder.node_of, result))
+    recorder.graph.output([recorder.node_of(t) for t in outputs])
     recorder.graph.eliminate_dead_code()
-    return Graph(recorder.graph, recorder.tensors)
+    return Graph(recorder.graph, recorder.tensors, returned[0])
+
+
+def output_dtypes(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], computed: Sequence[torch.dtype]
+) -> list[torch.dtype]:
+    """The dtypes of the tensors that `module(*args, **kwargs)` returns, of which `computed` are those of its graph.
+
+    They differ where parameters or inputs are not float32. Inputs that the network would not take in their dtypes, but
+    the graph does, give their own dtype (the first one's) to the floating-point outputs.
+    """
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tensors, structure = flatten((tuple(args), dict(kwargs)))
+    floating = [t.dtype for t in (*tensors, *named.values()) if t.is_floating_point()]
+    if all(dtype == torch.float32 for dtype in floating):
+        return list(computed)
+    empty = {name: torch.empty_like(t, device="meta") for name, t in named.items()}
+    given = structure.build([torch.empty_like(t, device="meta") for t in tensors])
+    try:
+        return [t.dtype for t in flatten(torch.func.functional_call(module, empty, *given))[0]]
+    except (NotImplementedError, RuntimeError):
+        first = next(dtype for dtype in floating)
+        return [first if dtype.is_floating_point else dtype for dtype in computed]
 
 
 #: What torch says where the values of a tensor without data are asked for and no operator is called.
@@ -53,6 +91,21 @@ _WITHOUT_DATA = re.compile(r"Cannot copy out of meta tensor|cannot be called on 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float32 else tensor
+
+
+class _RealConstants(TorchFunctionMode):
+    """Makes tensors of Python's numbers with their data, also where a network asks for them on its inputs' device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.new_tensor:
+            like, *args = args
+            func, kwargs = torch.tensor, {"dtype": like.dtype, "device": like.device, **kwargs}
+        if func in (torch.tensor, torch.as_tensor, torch.asarray):
+            data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
+            if torch.device(kwargs.get("device") or "cpu").type == "meta" and not isinstance(data, Tensor):
+                kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
 
 
 class _Recorder(TorchDispatchMode):
@@ -92,7 +145,9 @@ class _Recorder(TorchDispatchMode):
         if _is_random(func, args, kwargs or {}):
             raise CaptureError(f"the network draws random numbers, with {func}: give it the noise as an input")
         if func._schema.is_mutable:
-            raise CaptureError(f"the network writes to a tensor in place, with {func}")
+            raise CaptureError(
+                f"the network writes in place to what it is given, a parameter or a constant, with {func}"
+            )
         recorded = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs or {}))
         args, kwargs = fx.node.map_arg(recorded, lambda node: node.meta["val"])
         try:

@@ -64,8 +64,13 @@ class Executable:
             Tensor, lambda t: arena.view(self._arena, self.steps.buffer(t), t) if t.is_meta else t, values
         )
 
-    def __call__(self, inputs: Sequence[Tensor], dtype: torch.dtype) -> Any:
-        """Evaluate; outputs are contiguous tensors, those of floating-point numbers of `dtype`."""
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Those in which the outputs are computed."""
+        return [t.dtype for t in self._outputs]
+
+    def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
+        """Evaluate; outputs are contiguous tensors of the dtypes, by default those in which they are computed."""
         with self._lock:
             self._fill(inputs)
             threads = torch.get_num_threads()
@@ -73,7 +78,8 @@ class Executable:
                 error = segment.run(threads)
                 if error:
                     raise RuntimeError(f"cmfast._cpu: {error}")
-            return pytree.tree_map_only(Tensor, lambda t: _own(t, dtype), self._outputs)
+            wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
+            return [torch.empty(t.shape, dtype=dtype).copy_(t) for t, dtype in wanted]
 
     def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
         """Evaluate once, and take the time of each step."""
@@ -90,10 +96,6 @@ class Executable:
     def _fill(self, inputs: Sequence[Tensor]) -> None:
         for slot, given in zip(self._inputs, inputs, strict=True):
             slot.copy_(given)
-
-
-def _own(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype).copy_(t)
 
 
 class _Torch:

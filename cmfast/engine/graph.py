@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import kernels
+from .structure import Structure
 
 CONV = torch.ops.cmfast.conv2d.default
 VIEW = torch.ops.aten.view.default
@@ -21,10 +22,12 @@ class Graph:
     Attributes:
         nodes: the torch.fx graph. meta["val"] of a node is its value as a tensor without data (or several of them).
         tensors: what get_attr nodes read: parameters, buffers and constants, and what passes made of them.
+        structure: of what the network returns, whose tensors are the output's in order.
     """
 
     nodes: fx.Graph
     tensors: dict[str, Tensor]
+    structure: Structure
 
     def calls(self, *targets: Callable) -> Iterator[fx.Node]:
         """The calls of these operators, in order; nodes may be replaced meanwhile."""
@@ -76,14 +79,14 @@ class Graph:
     def run(self, *inputs: Tensor | None) -> Any:
         """Execute the graph node by node in plain PyTorch: what every pass must leave as it was."""
         values: dict[fx.Node, Any] = {}
-        given = iter(inputs)
+        given = iter([x for x in inputs if x is not None])
         for node in self.nodes.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "get_attr":
                 values[node] = self.tensors[str(node.target)]
             elif node.op == "output":
-                return fx.node.map_arg(node.args[0], values.__getitem__)
+                return self.structure.build(fx.node.map_arg(node.args[0], values.__getitem__))
             else:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 with kernels.use_backend("reference"):

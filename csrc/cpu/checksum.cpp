@@ -9,6 +9,8 @@ namespace cmfast {
 namespace {
 
 constexpr int64_t CHUNK = 1 << 20;
+constexpr int64_t SMALL = 1024;  // bytes
+constexpr int SAMPLES = 16;
 constexpr int LANES = 8;  // chains of multiplications that run beside one another
 
 uint64_t mix(uint64_t x) {  // splitmix64's finalizer (Steele, Lea and Flood 2014)
@@ -48,6 +50,27 @@ uint64_t checksum(const void* data, int64_t bytes, int threads) {
   parallel(sums.size() > 1 ? threads : 1, body);
   uint64_t sum = mix(bytes);
   for (uint64_t of : sums) sum = mix(sum + of);
+  return sum;
+}
+
+uint64_t sampled_checksum(const std::vector<std::pair<uintptr_t, int64_t>>& parts) {
+  uint64_t sum = mix(parts.size());
+  for (auto [address, bytes] : parts) {
+    auto* data = (const unsigned char*)address;
+    if (bytes <= SMALL) {
+      sum = mix(sum + of_chunk(data, bytes));
+      continue;
+    }
+    // One in each of as many equal stretches, so that they lie neither in a row nor in a column of a matrix.
+    int64_t words = bytes / 8, stretch = words / SAMPLES;
+    uint64_t sampled = 0;
+    for (int i = 0; i < SAMPLES; ++i) {
+      uint64_t word;
+      std::memcpy(&word, data + 8 * (i * stretch + (int64_t)(mix(i + 1) % stretch)), 8);
+      sampled += mix(word ^ mix(i));
+    }
+    sum = mix(sum + sampled + of_chunk(data + bytes - 8, 8));
+  }
   return sum;
 }
 

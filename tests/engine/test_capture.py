@@ -56,7 +56,7 @@ def test_tensors_made_on_the_way_are_constants():
     ("function", "message"),
     [
         (lambda x: x if x.sum() > 0 else -x, "reads the values"),
-        (lambda x: x.add_(1), "in place"),
+        (lambda x: x.add_(1), "writes in place to what it is given"),
         (lambda x: x[x > 0], "reads the values"),
         (lambda x: x * x.tolist()[0], "reads the values"),
         (lambda x: x * x.sum().item(), "reads the values"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cmfast.engine import AcceleratedUNet, capture
+from cmfast.engine import Accelerator, capture
 from cmfast.engine.graph import CONV, arguments
 from cmfast.engine.passes import PASSES
 
@@ -32,7 +32,7 @@ def test_a_pass_changes_no_result(kind, name):
 @torch.no_grad()
 def test_a_pass_can_be_left_out(name):
     unet, inputs = network("film")
-    fast = AcceleratedUNet(unet, torch.float32, passes=[other for other in PASSES if other != name])
+    fast = Accelerator(unet, torch.float32, passes=[other for other in PASSES if other != name])
     assert error(fast(*inputs), exact(unet, inputs)) < 1e-5
     assert fast.executable(inputs).rewrites.keys() == PASSES.keys() - {name}
 

@@ -1,0 +1,272 @@
+"""A network that is run by the engine."""
+
+import copy
+import dataclasses
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import cache
+from .capture import CaptureError, capture, output_dtypes
+from .executable import Executable
+from .forms import Form, choose
+from .give_up import giver_up
+from .graph import CONV, Graph, arguments
+from .lower import lower
+from .passes import PASSES
+from .structure import Structure, flatten
+from .tuning import Tuner
+from .watch import Watch
+from .weights import Weights
+
+#: Calls, by the shapes of their tensors and all that is no tensor, that are kept ready; each has memory for its values.
+_MOST_PROGRAMS = 8
+
+
+@dataclasses.dataclass
+class _Program:
+    """What evaluates one kind of call, the structure of its outputs, and their dtypes by those of the inputs."""
+
+    executable: Executable
+    structure: Structure
+    dtypes: dict[tuple[torch.dtype, ...], list[torch.dtype]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Made:
+    """What was made of the network as it is."""
+
+    choose: Callable[[fx.Node], Form]
+    watch: Watch | None
+    weights: Weights = dataclasses.field(default_factory=Weights)
+    programs: OrderedDict[Any, _Program] = dataclasses.field(default_factory=OrderedDict)
+    stored: cache.Stored | None = None
+
+
+class Accelerator:
+    """Calls a network by fused kernels on the CPU; for inference only.
+
+    The network is captured, made faster and compiled to a program when a call meets shapes, or arguments that are no
+    tensors, for the first time. It keeps its parameters; whatever of it changes, it is captured anew.
+
+    Attributes:
+        module: the network.
+        products: dtype of the operands of products; everything else is float32.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        products: torch.dtype,
+        *,
+        tune: bool = False,
+        cache: str | Path | None = None,
+        keep_weights: bool = True,
+        passes: Sequence[str] | None = None,
+    ) -> None:
+        """Take a network; see `cmfast.accelerate` for the other arguments.
+
+        `passes` are those of `passes.PASSES` to run, by default all.
+        """
+        self.module = module
+        self.products = products
+        self.tune = tune
+        self.cache = None if cache is None else Path(cache)
+        self.keep_weights = keep_weights
+        self.passes = tuple(PASSES) if passes is None else tuple(passes)
+        self._lock = threading.RLock()
+        self._made = self._start()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the network, as its own forward does: the same arguments, the same structure of outputs.
+
+        Args:
+            args: tensors on the CPU, None, numbers, strings, and tuples, lists, dicts and dataclasses of them.
+            kwargs: the same by name.
+
+        Returns:
+            What the network returns, in its dtypes and without a gradient.
+
+        Raises:
+            RuntimeError: the network is in training mode, an input requires a gradient, or a module has hooks.
+            ValueError: tensors on another device, or what the network itself says of inputs that do not fit.
+            CaptureError: the network cannot be captured for these arguments.
+        """
+        if self.module.training:
+            raise RuntimeError("an accelerated network serves inference: call eval(), or train the network itself")
+        tensors, structure = _flatten(args, kwargs)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            raise RuntimeError(
+                "an accelerated network has no gradients: an input requires one; call it under torch.no_grad(), or use "
+                "the network itself"
+            )
+        if any(t.device.type != "cpu" for t in tensors):
+            devices = [str(t.device) for t in tensors]
+            raise ValueError(f"an accelerated network expects inputs on the CPU, got {devices}")
+        with torch.no_grad():
+            if not all(t.numel() for t in tensors):  # there is nothing to compute
+                return _without_hooks(self.module)(*args, **kwargs)
+            program = self._program(tensors, structure)
+            outputs = program.executable(tensors, self._output_dtypes(program, tensors, structure))
+        return program.structure.build(outputs)
+
+    def executable(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Executable:
+        """What evaluates the network for such arguments, made where there is none yet."""
+        return self._program(*_flatten(tuple(args), dict(kwargs or {}))).executable
+
+    @property
+    def weights(self) -> Weights:
+        """The convolutions' weights as they have been packed so far."""
+        return self._made.weights
+
+    def _program(self, tensors: Sequence[Tensor], structure: Structure) -> _Program:
+        key = structure, tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
+        # In inference mode composite operators do not show their parts, and tensors cannot be used outside it.
+        with self._lock:
+            if self._made.watch is None or self._made.watch.changed():
+                self._made = self._start()
+            programs = self._made.programs
+            if key not in programs:
+                with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
+                    programs[key] = self._make(self._made, tensors, structure)
+                while len(programs) > _MOST_PROGRAMS:
+                    programs.popitem(last=False)
+            programs.move_to_end(key)
+            return programs[key]
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Within the block, hold no weights that are to be given up; then the network is what is left of it."""
+        if self.keep_weights:
+            yield
+            return
+        self._made.watch = None
+        try:
+            yield
+        finally:
+            self._made.watch = Watch(self.module)
+
+    def _start(self) -> _Made:
+        return _Made(
+            self._tuner() if self.tune else functools.partial(choose, products=self.products), Watch(self.module)
+        )
+
+    def _make(self, made: _Made, tensors: Sequence[Tensor], structure: Structure) -> _Program:
+        network = _without_hooks(self.module)
+        _refuse_hooks(network)
+        args, kwargs = structure.build(tensors)
+        graph = capture(network, args, kwargs)
+        rewrites = {name: PASSES[name](graph) for name in self.passes}
+        if self.cache is not None and made.stored is None:
+            made.stored = cache.Stored(self.cache / f"{self._fingerprint(graph)}.safetensors")
+        done = (lambda name: None) if self.keep_weights else giver_up(network, graph)
+        if made.weights.prepare(graph, made.choose, made.stored, done) and made.stored is not None:
+            cache.write(made.stored.path, made.weights.packed)
+        if isinstance(made.choose, Tuner):
+            made.choose.save()
+        assert graph.structure is not None
+        return _Program(Executable(lower(graph, self.products), rewrites), graph.structure)
+
+    def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:
+        given = tuple(t.dtype for t in tensors)
+        with self._lock:
+            if given not in program.dtypes:
+                with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module):
+                    args, kwargs = structure.build(tensors)
+                    program.dtypes[given] = output_dtypes(
+                        _without_hooks(self.module), args, kwargs, program.executable.dtypes
+                    )
+            return program.dtypes[given]
+
+    def _tuner(self) -> Tuner:
+        return Tuner(self.products, None if self.cache is None else self.cache / "forms.json")
+
+    def _fingerprint(self, graph: Graph) -> str:
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        packed = sorted({str(arguments(node)["weight"].target) for node in graph.calls(CONV)})
+        return cache.fingerprint(named, packed, self.products)
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """Another module of the same type that shares all attributes, but whose attributes can be set on their own."""
+    found = module.__class__.__new__(module.__class__)
+    found.__dict__.update(module.__dict__)
+    return found
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The network as it is without the engine."""
+    found = twin(module)
+    found._compiled_call_impl = None
+    return found
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """The plain network without its own hooks, which `install` runs around it; those of its submodules stay."""
+    found = plain(module)
+    found.__dict__.update({kind: OrderedDict() for kind in _HOOKS})
+    return found
+
+
+def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], Structure]:
+    try:
+        return flatten((args, kwargs))
+    except TypeError as error:
+        raise CaptureError(f"an accelerated network was given an argument of an unknown type: {error}") from error
+
+
+@contextmanager
+def _in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within the block all modules are in evaluation mode; then each is in its own again."""
+    training = [m for m in module.modules() if m.training]
+    for m in training:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def _refuse_hooks(module: nn.Module) -> None:
+    """Raise RuntimeError where a submodule has hooks, which do not run within a program; torch's own are captured."""
+    for name, m in module.named_modules():
+        hooks = [hook for kind in _HOOKS for hook in m.__dict__.get(kind, {}).values()] if name else []
+        for hook in hooks:
+            home = getattr(hook, "__module__", None) or type(hook).__module__
+            if not home.startswith("torch.nn.utils"):
+                raise RuntimeError(
+                    f"an accelerated network does not run the hooks of its submodules, and {name} has one ({hook}): "
+                    "remove it, or use the network itself (cmfast.restore)"
+                )
+
+
+def install(module: nn.Module, accelerator: Accelerator) -> None:
+    """Let calls of the module run the accelerator: what nn.Module.compile() sets. Its own hooks run around it."""
+    for kind in _HOOKS:  # a twin shares them with the module that it was made of
+        module.__dict__[kind] = copy.copy(module.__dict__[kind])
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return accelerator(*args, **kwargs)
+        caller = plain(module)
+        caller.__dict__["forward"] = accelerator
+        return caller._call_impl(*args, **kwargs)
+
+    call.accelerator = accelerator  # type: ignore[attr-defined]
+    module._compiled_call_impl = call
+
+
+def accelerator_of(module: nn.Module) -> Accelerator | None:
+    """What runs an accelerated module; None for any other."""
+    return getattr(module.__dict__.get("_compiled_call_impl"), "accelerator", None)

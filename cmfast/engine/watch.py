@@ -1,0 +1,93 @@
+"""Has a network changed since it was captured? Its modules, their attributes, and the values of its tensors."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..kernels import native
+
+
+class Watch:
+    """What a network was: `changed` says whether it still is.
+
+    Seen are: a module, parameter, buffer, hook or forward function that was added, replaced or removed; any other
+    attribute of a module that was set, and dicts, lists and sets among them that were changed; writes to parameters and
+    buffers in place. Writes that torch does not count, through `.data` or numpy, are seen by a checksum: of all of a
+    tensor up to 1 KiB, and of 16 words and the last bytes of a larger one. Whether modules are in training mode does
+    not matter.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Remember the network as it is."""
+        modules = [m.__dict__ for m in module.modules()]
+        values = [value for state in modules for name, value in state.items() if name not in _NO_MATTER]
+        # What is compared is held, so that nothing made later can take its place in memory.
+        self._dicts = modules + [value for value in values if isinstance(value, dict)]
+        self._copies = [dict(found) for found in self._dicts]
+        self._others = [(value, copy.copy(value)) for value in values if isinstance(value, list | set)]
+        held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
+        self._tensors = list({id(t): t for t in held}.values())
+        self._counted = [t for t in self._tensors if not t.is_inference()]
+        self._dense = [t for t in self._tensors if t.device.type == "cpu"]
+        self._places = self._look()
+        self._memory = [_memory(t) for t in self._dense]
+        self._sum = native.cpu().sampled_checksum(self._memory)
+
+    def changed(self) -> bool:
+        """Whether the network is another, as far as can be seen."""
+        while (i := native.cpu().first_difference(self._dicts, self._copies)) >= 0:
+            if not _same(self._dicts[i], self._copies[i]):
+                return True
+            self._copies[i] = dict(self._dicts[i])  # numbers or the mode: equal, or of no matter
+        try:
+            if any(container != before for container, before in self._others):
+                return True
+        except (RuntimeError, TypeError, ValueError):  # a tensor of several elements has no truth: it was replaced
+            return True
+        return self._look() != self._places or native.cpu().sampled_checksum(self._memory) != self._sum
+
+    def _look(self) -> Any:
+        """How often torch has counted writes to the tensors, where their elements are, and their strides."""
+        return (
+            [t._version for t in self._counted],
+            [t.data_ptr() for t in self._dense],
+            [t.stride() for t in self._dense],
+        )
+
+
+#: Attributes of every module that a forward does not read.
+_NO_MATTER = (
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_load_state_dict_post_hooks",
+    "_load_state_dict_pre_hooks",
+    "_non_persistent_buffers_set",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+)
+_SIMPLE = (bool, int, float, complex, str, bytes, tuple, type(None))
+
+
+def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether two dicts differ in nothing but equal numbers, strings and the like, and the modules' mode."""
+    if list(state) != list(before):
+        return False
+    for name, value in state.items():
+        other = before[name]
+        if value is other or name == "training":
+            continue
+        if type(value) is not type(other) or not isinstance(value, _SIMPLE) or repr(value) != repr(other):
+            return False
+    return True
+
+
+def _memory(t: Tensor) -> tuple[int, int]:
+    """The address of a tensor's elements, and the bytes from the first to the last; 0 for one of no elements."""
+    if not t.numel():
+        return 0, 0
+    span = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), span * t.element_size()
