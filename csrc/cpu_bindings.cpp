@@ -257,20 +257,42 @@ std::string run_program(const Program& program, int threads, std::vector<double>
   return error ? error : "";
 }
 
-// The first of the pairs of dicts that do not hold the very same objects in the same order; -1 where all do.
-int64_t first_difference(const py::list& dicts, const py::list& others) {
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(dicts.ptr()); ++i) {
-    PyObject *a = PyList_GET_ITEM(dicts.ptr(), i), *b = PyList_GET_ITEM(others.ptr(), i);
-    if (PyDict_Size(a) != PyDict_Size(b)) return i;
-    Py_ssize_t at = 0, other_at = 0;
-    PyObject *key, *value, *other_key, *other_value;
-    while (PyDict_Next(a, &at, &key, &value)) {
-      PyDict_Next(b, &other_at, &other_key, &other_value);
-      if (key != other_key || value != other_value) return i;
+// Which objects some dicts hold, and in which order; they and the dicts are kept alive by who asks.
+class Snapshot {
+ public:
+  explicit Snapshot(const std::vector<py::dict>& dicts) {
+    for (const py::dict& dict : dicts) {
+      dicts_.push_back(dict.ptr());
+      sizes_.push_back(PyDict_Size(dict.ptr()));
+      Py_ssize_t at = 0;
+      PyObject *key, *value;
+      while (PyDict_Next(dict.ptr(), &at, &key, &value)) {
+        items_.push_back(key);
+        items_.push_back(value);
+      }
     }
   }
-  return -1;
-}
+
+  // The first of the dicts that holds anything else now; -1 where none does.
+  int64_t first_difference() const {
+    const PyObject* const* item = items_.data();
+    for (size_t i = 0; i < dicts_.size(); ++i) {
+      if (PyDict_Size(dicts_[i]) != sizes_[i]) return (int64_t)i;
+      if (!sizes_[i]) continue;
+      Py_ssize_t at = 0;
+      PyObject *key, *value;
+      while (PyDict_Next(dicts_[i], &at, &key, &value)) {
+        if (key != item[0] || value != item[1]) return (int64_t)i;
+        item += 2;
+      }
+    }
+    return -1;
+  }
+
+ private:
+  std::vector<PyObject*> dicts_, items_;
+  std::vector<Py_ssize_t> sizes_;
+};
 
 }  // namespace
 
@@ -290,7 +312,9 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
     return checksum(at(data), bytes, threads);
   });
   m.def("sampled_checksum", sampled_checksum);
-  m.def("first_difference", first_difference);
+  py::class_<Snapshot>(m, "Snapshot", py::module_local())
+      .def(py::init<const std::vector<py::dict>&>())
+      .def("first_difference", &Snapshot::first_difference);
   m.def("build_info", [] {
     const Kernels* found = kernels();
     return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),

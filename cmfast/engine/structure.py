@@ -2,8 +2,9 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +12,14 @@ from torch import Tensor
 _CONSTANTS = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.memory_format)
 
 
-@dataclasses.dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
     """What a value is beside its tensors; equal structures are equal in all that is no tensor, and hash alike.
 
     Attributes:
         kind: "tensor", "constant", "sequence", "mapping" or "dataclass".
         type: of the value.
         constant: the value itself, where it is one.
-        names: keys of a mapping, fields of a dataclass.
+        names: keys of a mapping, fields of a dataclass; of a float its sign, which 0.0 and -0.0 differ in.
         parts: of what it is made.
     """
 
@@ -46,6 +46,9 @@ class Structure:
         return self.type(**named) if self.kind == "dataclass" else self.type(named)
 
 
+_TENSOR = Structure("tensor", Tensor)
+
+
 def flatten(value: Any) -> tuple[list[Tensor], Structure]:
     """The tensors in tuples, lists, dicts and dataclasses, however nested, and the structure around them.
 
@@ -60,9 +63,9 @@ def _structure(value: Any, tensors: list[Tensor]) -> Structure:
     kind = type(value)
     if isinstance(value, Tensor):
         tensors.append(value)
-        return Structure("tensor", Tensor)
+        return _TENSOR
     if value is None or isinstance(value, _CONSTANTS):
-        return Structure("constant", kind, value)
+        return Structure("constant", kind, value, (math.copysign(1.0, value),) if isinstance(value, float) else ())
     if dataclasses.is_dataclass(value):
         names = tuple(field.name for field in dataclasses.fields(value) if field.init)
         return Structure("dataclass", kind, None, names, _all((getattr(value, name) for name in names), tensors))

@@ -14,7 +14,7 @@ class Watch:
     Seen are: a module, parameter, buffer, hook or forward function that was added, replaced or removed; any other
     attribute of a module that was set, and dicts, lists and sets among them that were changed; writes to parameters and
     buffers in place. Writes that torch does not count, through `.data` or numpy, are seen by a checksum: of all of a
-    tensor up to 1 KiB, and of 16 words and the last bytes of a larger one. Whether modules are in training mode does
+    tensor up to 256 bytes, and of 8 words and the last bytes of a larger one. Whether modules are in training mode does
     not matter.
     """
 
@@ -25,21 +25,24 @@ class Watch:
         # What is compared is held, so that nothing made later can take its place in memory.
         self._dicts = modules + [value for value in values if isinstance(value, dict)]
         self._copies = [dict(found) for found in self._dicts]
+        self._snapshot = native.cpu().Snapshot(self._dicts)
         self._others = [(value, copy.copy(value)) for value in values if isinstance(value, list | set)]
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
         self._tensors = list({id(t): t for t in held}.values())
         self._counted = [t for t in self._tensors if not t.is_inference()]
         self._dense = [t for t in self._tensors if t.device.type == "cpu"]
+        self._matrices = [t for t in self._dense if t.ndim > 1]
         self._places = self._look()
         self._memory = [_memory(t) for t in self._dense]
         self._sum = native.cpu().sampled_checksum(self._memory)
 
     def changed(self) -> bool:
         """Whether the network is another, as far as can be seen."""
-        while (i := native.cpu().first_difference(self._dicts, self._copies)) >= 0:
+        while (i := self._snapshot.first_difference()) >= 0:
             if not _same(self._dicts[i], self._copies[i]):
                 return True
             self._copies[i] = dict(self._dicts[i])  # numbers or the mode: equal, or of no matter
+            self._snapshot = native.cpu().Snapshot(self._dicts)
         try:
             if any(container != before for container, before in self._others):
                 return True
@@ -49,11 +52,8 @@ class Watch:
 
     def _look(self) -> Any:
         """How often torch has counted writes to the tensors, where their elements are, and their strides."""
-        return (
-            [t._version for t in self._counted],
-            [t.data_ptr() for t in self._dense],
-            [t.stride() for t in self._dense],
-        )
+        versions = [t._version for t in self._counted]
+        return versions, [*map(Tensor.data_ptr, self._dense)], [*map(Tensor.stride, self._matrices)]
 
 
 #: Attributes of every module that a forward does not read.

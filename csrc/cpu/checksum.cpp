@@ -9,8 +9,8 @@ namespace cmfast {
 namespace {
 
 constexpr int64_t CHUNK = 1 << 20;
-constexpr int64_t SMALL = 1024;  // bytes
-constexpr int SAMPLES = 16;
+constexpr int64_t SMALL = 256;  // bytes
+constexpr int SAMPLES = 8;
 constexpr int LANES = 8;  // chains of multiplications that run beside one another
 
 uint64_t mix(uint64_t x) {  // splitmix64's finalizer (Steele, Lea and Flood 2014)

@@ -393,5 +393,7 @@ def test_numbers_that_are_near_are_told_apart():
             return F.relu(x) * t
 
     fast = cmfast.accelerate(Net())
-    for t in (1e-30, 1e30, -0.0, float("inf")):
-        assert np.array_equal(fast(X, t).numpy(), Net()(X, t).numpy(), equal_nan=True)
+    for t in (1e-30, 1e30, 0.0, -0.0, float("inf")):
+        found, expected = fast(X, t).numpy(), Net()(X, t).numpy()
+        assert np.array_equal(found, expected, equal_nan=True)
+        assert np.array_equal(np.signbit(found), np.signbit(expected))
