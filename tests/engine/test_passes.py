@@ -41,7 +41,7 @@ def test_a_pass_can_be_left_out(name):
 def test_a_pass_finds_nothing_twice(name):
     unet, inputs = network("three-levels")
     graph = capture(unet, inputs)
-    assert run_until(graph, name) > 0
+    assert (run_until(graph, name) > 0) == (not name.endswith("pattern"))  # it is written in cmfast's operators
     assert PASSES[name](graph) == 0
 
 

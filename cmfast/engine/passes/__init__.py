@@ -1,16 +1,18 @@
 """What makes the graph of a network faster, one file a pass, in the order in which they run.
 
 A pass is a function of a graph that rewrites it and returns how many times it did. The graph computes the same before
-and after each, so that any of them can be left out.
+and after each, so that any of them can be left out. `patterns` come first: they put cmfast's operators for torch's.
 """
 
 from collections.abc import Callable
 
 from ..graph import Graph
+from ..patterns import group_norm
 from . import activations, concatenation, constants, convolutions, group_norms, linears, resampling, residuals
 
 #: name: pass, in order.
 PASSES: dict[str, Callable[[Graph], int]] = {
+    "group_norm pattern": group_norm.recognise,
     "constants": constants.fold,
     "convolutions": convolutions.prepare,
     "linears": linears.merge,

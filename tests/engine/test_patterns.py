@@ -1,0 +1,98 @@
+"""What torch's operators are recognised as: every spelling is computed right, and none is left to torch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cmfast.engine import Accelerator, capture
+from cmfast.engine.passes import PASSES
+
+C = 32
+
+
+class Block(nn.Module):
+    def __init__(self, function, dims=2):
+        super().__init__()
+        self.function = function
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.first, self.last = conv(C, C, 3, padding=1), conv(C, C, 3, padding=1)
+        self.norm, self.plain = nn.GroupNorm(8, C), nn.GroupNorm(8, C, affine=False)
+        self.row, self.film = nn.Linear(16, C), nn.Linear(16, 2 * C)
+
+    def forward(self, x, emb):
+        return self.function(self, self.first(x), emb)
+
+
+def image(row, x):
+    return row[(..., *(None,) * (x.ndim - 2))]
+
+
+def film(m, h, e):
+    return image(m.film(e), h).chunk(2, dim=1)
+
+
+GROUP_NORMS = {
+    "alone": lambda m, h, e: m.norm(h),
+    "then silu": lambda m, h, e: m.last(F.silu(m.norm(h))),
+    "without weights": lambda m, h, e: m.last(F.silu(m.plain(h))),
+    "in place silu": lambda m, h, e: m.last(F.silu(m.norm(h), inplace=True)),
+    "after an addition": lambda m, h, e: m.last(F.silu(m.norm(h + image(m.row(e), h)))),
+    "after an addition the other way": lambda m, h, e: m.last(F.silu(m.norm(image(m.row(e), h) + h))),
+    "added and read elsewhere": lambda m, h, e: (lambda u: m.last(F.silu(m.norm(u))) + u)(h + image(m.row(e), h)),
+    "film": lambda m, h, e: (lambda s, t: m.last(F.silu(m.norm(h) * (1 + s) + t)))(*film(m, h, e)),
+    "film the other way": lambda m, h, e: (lambda s, t: m.last(F.silu(t + (s + 1) * m.norm(h))))(*film(m, h, e)),
+    "film of rows": lambda m, h, e: (lambda s, t: m.last(F.silu(m.norm(h) * image(s + 1, h) + image(t, h))))(
+        *m.film(e).chunk(2, 1)
+    ),
+    "film without the one": lambda m, h, e: (lambda s, t: m.last(F.silu(m.norm(h) * s + t)))(*film(m, h, e)),
+    "a scale alone": lambda m, h, e: m.last(F.silu(m.norm(h) * (1 + image(m.row(e), h)))),
+    "a shift alone": lambda m, h, e: m.last(m.norm(h) + image(m.row(e), h)),
+    "film, and the norm read twice": lambda m, h, e: (lambda y: y * image(m.row(e), h) + y)(m.norm(h)),
+    "scaled by alpha": lambda m, h, e: torch.add(m.norm(h), image(m.row(e), h), alpha=3),
+    "times a number": lambda m, h, e: m.norm(h) * 2 + 1,
+    "times an image": lambda m, h, e: m.norm(h) * h + h,
+    "another activation": lambda m, h, e: m.last(torch.tanh(m.norm(h))),
+}
+
+
+def run(function, shape, dtype=torch.float32):
+    torch.manual_seed(0)
+    block = Block(function, len(shape) - 2).eval()
+    inputs = torch.randn(shape), torch.randn(shape[0], 16)
+    with torch.no_grad():
+        expected = block.double()(*(t.double() for t in inputs))
+    return block.float(), inputs, expected
+
+
+@pytest.mark.parametrize("shape", [(2, C, 6, 5), (3, C, 1, 1), (1, C, 7), (2, C, 2, 3, 4)], ids=str)
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_group_norms_are_right_and_recognised(name, shape):
+    block, inputs, expected = run(GROUP_NORMS[name], shape)
+    accelerator = Accelerator(block, torch.float32)
+    found = accelerator(*inputs)
+    assert ((found.double() - expected).norm() / expected.norm()).item() < 1e-5
+    operators = {step.operator for step in accelerator.executable(inputs).steps.steps}
+    assert "aten.native_group_norm" not in operators
+    if name in ("film", "film the other way", "film of rows", "film without the one", "after an addition", "then silu"):
+        assert not operators & {"aten.silu", "aten.mul.Tensor"}
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+@torch.no_grad()
+def test_every_pass_leaves_the_result_alone(name):
+    block, inputs, expected = run(GROUP_NORMS[name], (2, C, 6, 5))
+    graph = capture(block, inputs)
+    for rewrite in PASSES.values():
+        rewrite(graph)
+        graph.nodes.lint()
+        found = graph.run(*inputs).double()
+        assert ((found - expected).norm() / expected.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["film", "film the other way", "film of rows", "film without the one", "then silu"])
+def test_nothing_but_convolutions_is_left_of_an_image_block(name):
+    block, inputs, _ = run(GROUP_NORMS[name], (2, C, 6, 5))
+    accelerator = Accelerator(block, torch.float32)
+    left = {step.operator for step in accelerator.executable(inputs).steps.steps if step.reason}
+    assert left <= {"aten.sub.Tensor"}
