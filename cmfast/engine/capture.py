@@ -86,7 +86,7 @@ def output_dtypes(
 
 
 #: What torch says where the values of a tensor without data are asked for and no operator is called.
-_WITHOUT_DATA = re.compile(r"Cannot copy out of meta tensor|cannot be called on meta tensors")
+_WITHOUT_DATA = re.compile(r"Cannot copy out of meta tensor|cannot be called on meta tensors|unallocated storage|doesn't have storage")
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -115,6 +115,7 @@ class _Recorder(TorchDispatchMode):
         self.tensors: dict[str, Tensor] = {}
         self.nodes: dict[int, fx.Node] = {}  # by the identity of a tensor without data
         self.alive: list[Tensor] = []  # so that no other tensor takes such an identity
+        self.known: dict[fx.Node, Tensor] = {}  # values that no input or parameter takes part in: their data is there
 
     def placeholder(self, name: str, like: Tensor) -> Tensor:
         return self._keep(self.graph.placeholder(name), torch.empty_like(like, device="meta"))
@@ -129,14 +130,15 @@ class _Recorder(TorchDispatchMode):
                 raise CaptureError("a tensor was made outside the network, without data")
             # By its content, which is a part of what is computed of it.
             bytes_ = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
-            content = hashlib.sha256(bytes_).hexdigest()[:16]
-            self.attribute(f"constant {list(tensor.shape)} {tensor.dtype} {content}", tensor.detach())
-            self.nodes[id(tensor)] = self.nodes[id(self.alive[-1])]
-            self.alive.append(tensor)
+            name = f"constant {list(tensor.shape)} {tensor.dtype} {hashlib.sha256(bytes_).hexdigest()[:16]}"
+            self.tensors[name] = tensor.detach()
+            self._keep(self.graph.create_node("get_attr", name), tensor)
         return self.nodes[id(tensor)]
 
     def _keep(self, node: fx.Node, tensor: Tensor) -> Tensor:
-        node.meta["val"] = tensor
+        node.meta["val"] = _without_data(tensor)
+        if not tensor.is_meta:
+            self.known[node] = tensor
         self.nodes[id(tensor)] = node
         self.alive.append(tensor)
         return tensor
@@ -149,22 +151,33 @@ class _Recorder(TorchDispatchMode):
                 f"the network writes in place to what it is given, a parameter or a constant, with {func}"
             )
         recorded = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs or {}))
-        args, kwargs = fx.node.map_arg(recorded, lambda node: node.meta["val"])
+        given: list[fx.Node] = []
+        fx.node.map_arg(recorded, given.append)
+        known = all(node in self.known for node in given)
+        args, kwargs = fx.node.map_arg(recorded, self.known.__getitem__ if known else lambda node: node.meta["val"])
         try:
             result = func(*args, **kwargs)
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error).lower():
                 raise
             raise CaptureError(f"the network reads the values of tensors, with {func}: {error}") from error
+        if not isinstance(result, Tensor | tuple | list):  # a number, of what is known
+            return result
         on_cpu = {k: torch.device("cpu") if isinstance(v, torch.device) else v for k, v in recorded[1].items()}
         node = self.graph.call_function(func, recorded[0], on_cpu)
-        node.meta["val"] = result
         if isinstance(result, Tensor):
             return self._keep(node, result)
+        node.meta["val"] = [_without_data(part) for part in result]
         for i, part in enumerate(result):
             item = self.graph.call_function(operator.getitem, (node, i))
             self._keep(item, part)
         return result
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _is_random(func: Any, args: Any, kwargs: Any) -> bool:

@@ -128,6 +128,12 @@ WRITES = {
     "a masked fill": lambda x: (x * 2).masked_fill_(x > 0, 7.0),
     "a copy": lambda x: torch.empty_like(x).copy_(x),
     "a constant of the inputs' device": lambda x: x * torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0], device=x.device),
+    "a layer norm of constants": lambda x: F.layer_norm(x, (5,), torch.ones(5) * 2, torch.zeros(5) + 1),
+    "a number that is known": lambda x: x * torch.linspace(0, 1, 5)[3].item() + float(torch.arange(4)[2]),
+    "frequencies": lambda x: x * torch.exp(torch.arange(5) * -0.5),
+    "frequencies of the inputs' device": lambda x: x * torch.exp(torch.arange(5, device=x.device) * -0.5),
+    "a condition on what is known": lambda x: x * 2 if torch.tensor([1.0, 2.0]).sum() > 2 else x,
+    "parts of what is known": lambda x: x * torch.arange(10).float().chunk(2)[1],
     "a constant like the input": lambda x: x * x.new_tensor([2.0, 3.0, 4.0, 5.0, 6.0]),
 }
 

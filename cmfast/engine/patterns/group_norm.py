@@ -79,14 +79,14 @@ def _other(node: fx.Node, one: fx.Node) -> Any:
 
 def _is(node: Any, target: Any) -> bool:
     """Whether a node is a call of the operator, of an addition one that scales nothing."""
-    return isinstance(node, fx.Node) and node.target is target and node.kwargs.get("alpha", 1) == 1
+    return isinstance(node, fx.Node) and node.target is target and node.kwargs.get("alpha", 1.0) in (1.0,)
 
 
 def _is_row(node: Any, channels: list[int], image: list[int]) -> bool:
     """Whether a value is one number a sample and channel, to broadcast over an image's positions."""
     if not isinstance(node, fx.Node) or not isinstance(value(node), torch.Tensor) or len(image) < 3:
         return False
-    return shape(node) == [*channels, *(1,) * (len(image) - 2)] and bool(value(node).is_floating_point())
+    return bool(shape(node) == [*channels, *(1,) * (len(image) - 2)] and value(node).is_floating_point())
 
 
 def _row(graph: Graph, before: fx.Node, node: fx.Node, channels: list[int]) -> fx.Node:
