@@ -86,7 +86,9 @@ def output_dtypes(
 
 
 #: What torch says where the values of a tensor without data are asked for and no operator is called.
-_WITHOUT_DATA = re.compile(r"Cannot copy out of meta tensor|cannot be called on meta tensors|unallocated storage|doesn't have storage")
+_WITHOUT_DATA = re.compile(
+    r"Cannot copy out of meta tensor|cannot be called on meta tensors|unallocated storage|doesn't have storage"
+)
 
 
 def _wide(tensor: Tensor) -> Tensor:
