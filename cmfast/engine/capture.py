@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .graph import Graph
+from .patterns import attention
 from .structure import Structure, flatten
 
 
@@ -52,7 +53,7 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | 
 
     try:
         # Functional: what is written in place within the network becomes another value.
-        with torch.no_grad(), recorder, _RealConstants():
+        with torch.no_grad(), recorder, _Functions():
             outputs = torch.func.functionalize(call)(replaced, given)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, CaptureError) or not _WITHOUT_DATA.search(str(error)):
@@ -95,8 +96,12 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float32 else tensor
 
 
-class _RealConstants(TorchFunctionMode):
-    """Makes tensors of Python's numbers with their data, also where a network asks for them on its inputs' device."""
+class _Functions(TorchFunctionMode):
+    """What is seen of a network's calls before torch takes them apart.
+
+    Tensors of Python's numbers are made with their data, also where a network asks for them on its inputs' device.
+    Attention is recognised.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -107,7 +112,8 @@ class _RealConstants(TorchFunctionMode):
             data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
             if torch.device(kwargs.get("device") or "cpu").type == "meta" and not isinstance(data, Tensor):
                 kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
+        found = attention.recognise(func, args, kwargs)
+        return func(*args, **kwargs) if found is None else found
 
 
 class _Recorder(TorchDispatchMode):

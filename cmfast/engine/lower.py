@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .graph import Graph, arguments
-from .served import SERVED
+from .served import ROWS, SERVED
 from .steps import Step, Steps
 
 _aten = torch.ops.aten
@@ -88,9 +88,12 @@ def _by_torch(
     parts = [result] if isinstance(result, Tensor) else list(result)
     if all(steps.owns(part) for part in parts):
         return result
+    rows = ROWS.get(target, ())
     outs = [
-        steps.image(part.shape, part.dtype) if part.ndim > 2 and part.is_floating_point() else steps.keep(_dense(part))
-        for part in parts
+        steps.image(part.shape, part.dtype)
+        if part.ndim > 2 and part.is_floating_point() and i not in rows
+        else steps.keep(_dense(part))
+        for i, part in enumerate(parts)
     ]
     name = (name or str(target)).removesuffix(".default")
     steps.add(Step(node.name, name, _Computed(target), (outs, given), reason))

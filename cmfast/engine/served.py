@@ -4,6 +4,7 @@ Each function takes the steps so far, the node, its arguments by name with tenso
 products. It returns the values of the node, or why the kernels cannot serve it.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,9 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) 
     if given["packed"] is None:
         return "its weights were not packed"
     if not _channels_adjacent(given["h"], given["skip"], given["residual"]):
-        return "the channels of an input are not adjacent"
+        return _NOT_ADJACENT
+    if not _dense(given["bias"], given["gain"], given["offset"]):
+        return _STRIDED
     out = steps.image(node.meta["val"][0].shape)
     moments = steps.row(out.shape[0], 2, out.shape[1]) if given["moments"] else None
     arguments = {k: v for k, v in given.items() if k not in ("weight", "moments", "backend")}
@@ -35,14 +38,16 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) 
 
 def _channel_moments(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
     x = given["x"]
-    if not _channels_adjacent(x):
-        return "its channels are not adjacent"
+    if not _channels_adjacent(x) or not _one_stride(x):
+        return _NOT_ADJACENT
     moments = steps.row(x.shape[0], 2, x.shape[1])
     steps.add(Step(node.name, "channel_moments", launch_moments, (moments, x)))
     return moments
 
 
 def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+    if not _dense(given["first"], given["second"]) or not _rows(given):
+        return _STRIDED
     gain, offset = (steps.row(*part.shape) for part in node.meta["val"])
     arguments = {k: v for k, v in given.items() if k != "backend"}
     steps.add(Step(node.name, "fold_group_norm", _named(launch_fold_group_norm), (gain, offset, arguments)))
@@ -50,8 +55,11 @@ def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values, products: torc
 
 
 def _group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
-    if not _channels_adjacent(given["h"], given["skip"]):
-        return "the channels of an input are not adjacent"
+    images = [x for x in (given["h"], given["skip"]) if x is not None]
+    if not _channels_adjacent(*images) or not all(map(_one_stride, images)):
+        return _NOT_ADJACENT
+    if not _rows(given):
+        return _STRIDED
     y, mean, rstd = node.meta["val"]
     outs = steps.image(y.shape), steps.row(*mean.shape), steps.row(*rstd.shape)
     arguments = {k: v for k, v in given.items() if k != "backend"}
@@ -67,6 +75,26 @@ def _attention(steps: Steps, node: fx.Node, given: _Values, products: torch.dtyp
     return out, lse
 
 
+_NOT_ADJACENT = "the channels or the positions of an input are not adjacent"
+_STRIDED = "a row's elements are not adjacent"
+
+
+def _one_stride(x: Tensor) -> bool:
+    """Whether the positions of an image are evenly spaced in memory, in their order: neither cropped nor transposed."""
+    spatial = [d for d in range(2, x.ndim) if x.shape[d] > 1]
+    return all(x.stride(a) == x.stride(b) * x.shape[b] for a, b in itertools.pairwise(spatial))
+
+
+def _dense(*rows: Tensor | None) -> bool:
+    return all(x is None or x.is_contiguous() for x in rows)
+
+
+def _rows(given: _Values) -> bool:
+    """Whether the channels of the rows of a group norm are adjacent."""
+    rows = (given[name] for name in ("weight", "bias", "add", "scale", "shift"))
+    return all(x is None or x.shape[-1] == 1 or x.stride(-1) == 1 for x in rows)
+
+
 def _channels_adjacent(*images: Tensor | None) -> bool:
     return all(x is None or x.shape[1] == 1 or x.stride(1) == 1 for x in images)
 
@@ -75,6 +103,13 @@ def _named(launch: Callable[..., None]) -> Callable[..., None]:
     """The call of a launcher with its outputs in order and the rest in a dict."""
     return lambda *arguments: launch(*arguments[:-1], **arguments[-1])
 
+
+#: Which outputs are rows, whose last dimension is innermost whoever computes them.
+ROWS: dict[Any, tuple[int, ...]] = {
+    torch.ops.cmfast.conv2d.default: (1,),
+    torch.ops.cmfast.channel_moments.default: (0,),
+    torch.ops.cmfast.attention.default: (1,),
+}
 
 SERVED: dict[Any, Callable[[Steps, fx.Node, _Values, torch.dtype], Any]] = {
     torch.ops.cmfast.conv2d.default: _conv2d,

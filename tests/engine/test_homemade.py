@@ -105,6 +105,54 @@ NETWORKS = {
         lambda m, x, e: (m.a(x) + m.b(x)) + m.c(x) + x[:, :1], a=convolution(), b=convolution(), c=convolution()
     ),
     "one-output-added-twice": Homemade(lambda m, x, e: m.a(x) + x + 2 * x, a=convolution(4)),
+    "norm-of-a-crop": Homemade(
+        lambda m, x, e: m.a(m.n(m.b(x)[..., 1:-1])) + torch.tanh(m.n(m.b(x)[..., 1:-1]))[:, :1],
+        a=convolution(),
+        b=convolution(4),
+        n=nn.GroupNorm(2, 4),
+    ),
+    "norm-of-a-transposed-image": Homemade(
+        lambda m, x, e: m.a(m.n(m.b(x).transpose(2, 3))) + torch.tanh(m.n(m.b(x).transpose(2, 3)))[:, :1],
+        a=convolution(),
+        b=convolution(4),
+        n=nn.GroupNorm(2, 4),
+    ),
+    "norm-of-some-channels": Homemade(
+        lambda m, x, e: m.a(m.n(m.b(x)[:, ::2])), a=convolution(), b=convolution(8), n=nn.GroupNorm(2, 4)
+    ),
+    "norm-with-every-other-weight": Homemade(
+        lambda m, x, e: torch.tanh(F.group_norm(m.b(x), 2, m.n.weight[::2], m.n.bias[::2])) * m.a(x)[:, :1],
+        a=convolution(),
+        b=convolution(4),
+        n=nn.GroupNorm(2, 8),
+    ),
+    "folded-norm-with-every-other-weight": Homemade(
+        lambda m, x, e: m.a(F.group_norm(m.b(x), 2, m.n.weight[::2], m.n.bias[::2])),
+        a=convolution(),
+        b=convolution(4),
+        n=nn.GroupNorm(2, 8),
+    ),
+    "convolution-with-every-other-bias": Homemade(
+        lambda m, x, e: F.conv2d(x, m.b.weight[::2], m.b.bias[::2]), b=convolution(12)
+    ),
+    "moments-of-a-convolution-that-torch-serves": Homemade(
+        lambda m, x, e: m.b(F.silu(m.n(m.a(m.l(e).view(len(x), 4, 3, 1))))),
+        a=convolution(8),
+        b=nn.Conv2d(8, 3, 3, padding=1),
+        l=nn.Linear(12, 12),
+        n=nn.GroupNorm(2, 8),
+    ),
+    "moments-of-an-image-that-torch-serves": Homemade(
+        lambda m, x, e: m.a(F.silu(m.n(m.l(e).view(len(x), 4, 3, 1)))),
+        a=convolution(8),
+        l=nn.Linear(12, 12),
+        n=nn.GroupNorm(2, 4),
+    ),
+    "film-of-expanded-rows": Homemade(
+        lambda m, x, e: m.a(group_norm(x, 2, m.n.weight, m.n.bias, scale=e[:1, :4].expand(len(x), 4), shift=e[:, ::3])),
+        a=convolution(),
+        n=nn.GroupNorm(2, 4),
+    ),
     "stacked-rows": Homemade(lambda m, x, e: m.a(torch.cat((x, 2 * x), 2)), a=convolution()),
     "stacked-columns": Homemade(lambda m, x, e: m.a(torch.cat((x, 2 * x), -1)), a=convolution()),
     "two-outputs-of-one-embedding": Homemade(

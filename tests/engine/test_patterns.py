@@ -96,3 +96,45 @@ def test_nothing_but_convolutions_is_left_of_an_image_block(name):
     accelerator = Accelerator(block, torch.float32)
     left = {step.operator for step in accelerator.executable(inputs).steps.steps if step.reason}
     assert left <= {"aten.sub.Tensor"}
+
+
+class Attention(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, q, k, v):
+        return self.function(q, k, v)
+
+
+SDPA = F.scaled_dot_product_attention
+MASK = torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) > 0.5
+#: name: (function, whether it is recognised)
+ATTENTIONS = {
+    "plain": (lambda q, k, v: SDPA(q, k, v), True),
+    "by name": (lambda q, k, v: SDPA(query=q, key=k, value=v, attn_mask=None, dropout_p=0.0, is_causal=False), True),
+    "scaled": (lambda q, k, v: SDPA(q, k, v, scale=0.7), True),
+    "of tokens": (
+        lambda q, k, v: SDPA(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))).transpose(1, 2),
+        True,
+    ),
+    "masked": (lambda q, k, v: SDPA(q, k, v, MASK), False),
+    "with a bias": (lambda q, k, v: SDPA(q, k, v, attn_mask=MASK.float()), False),
+    "causal": (lambda q, k, v: SDPA(q, k, v, is_causal=True), False),
+    "of three dimensions": (lambda q, k, v: SDPA(q[:, 0], k[:, 0], v[:, 0]), False),
+    "of shared keys": (lambda q, k, v: SDPA(q, k[:, :1], v[:, :1]), False),
+    "of other values": (lambda q, k, v: SDPA(q, k, v[..., :3]), False),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_is_right_and_recognised(name):
+    function, recognised = ATTENTIONS[name]
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, 3, length, 8, generator=g) for length in (5, 7, 7)]
+    accelerator = Accelerator(Attention(function).eval(), torch.float32)
+    expected = function(*(x.double() if recognised or name != "with a bias" else x for x in inputs)).double()
+    found = accelerator(*inputs)
+    assert ((found.double() - expected).norm() / expected.norm()).item() < 1e-5
+    served = {step.operator for step in accelerator.executable(inputs).steps.steps if not step.reason}
+    assert ("attention" in served) == recognised
