@@ -61,6 +61,12 @@ NETWORKS = {
         n=nn.GroupNorm(2, 4),
     ),
     "strides-by-number": Homemade(lambda m, x, e: m.a(x).as_strided((len(x), 6, 9), (378, 63, 7), 1), a=convolution()),
+    "strides-by-number-of-a-copy": Homemade(
+        lambda m, x, e: (
+            m.a(x).transpose(1, 3).clone(memory_format=torch.contiguous_format).as_strided((2, 7, 9), (378, 54, 6))
+        ),
+        a=convolution(),
+    ),
     "siblings-of-which-one-is-padded": Homemade(
         lambda m, x, e: m.a(e[..., None, None]) * m.b(e[..., None, None]),
         a=nn.Conv2d(12, 6, 1),

@@ -138,3 +138,74 @@ def test_attention_is_right_and_recognised(name):
     assert ((found.double() - expected).norm() / expected.norm()).item() < 1e-5
     served = {step.operator for step in accelerator.executable(inputs).steps.steps if not step.reason}
     assert ("attention" in served) == recognised
+
+
+class Tokens(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.one, self.two, self.bare = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+TOKENS = {
+    "feed-forward": lambda m, x: x + m.two(F.silu(m.one(x))),
+    "without bias": lambda m, x: m.bare(x) + x,
+    "siblings": lambda m, x: m.one(x)[..., :8] * m.bare(x),
+    "transposed": lambda m, x: m.bare(x.transpose(-1, -2).contiguous().transpose(-1, -2)),
+    "by name": lambda m, x: F.linear(input=x, weight=m.one.weight, bias=m.one.bias),
+    "with an expanded input": lambda m, x: m.one(x[:1].expand(x.shape)),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8), (2, 3, 5, 8), (4, 8), (8,)], ids=str)
+@pytest.mark.parametrize("name", TOKENS)
+def test_linear_layers_of_tokens_are_right_and_served(name, shape):
+    if "transposed" in name and len(shape) < 2:
+        pytest.skip("there is nothing to transpose")
+    torch.manual_seed(0)
+    net, x = Tokens(TOKENS[name]).eval(), torch.randn(shape)
+    with torch.no_grad():
+        expected = net.double()(x.double())
+    accelerator = Accelerator(net.float(), torch.float32)
+    assert ((accelerator(x).double() - expected).norm() / expected.norm()).item() < 1e-5
+    operators = {step.operator for step in accelerator.executable((x,)).steps.steps}
+    if len(shape) > 1:
+        assert not operators & {"aten.bmm", "aten.mm", "aten.addmm", "aten.linear"}
+
+
+IDENTITIES = {
+    "x / 1": lambda x: x / 1 + 1,
+    "x / 1.0": lambda x: torch.tanh(x) / 1.0,
+    "1 * x": lambda x: torch.tanh(1.0 * torch.tanh(x)),
+    "x + 0": lambda x: torch.tanh(x + 0),
+    "x - 0": lambda x: torch.tanh(x - 0.0),
+    "x ** 1": lambda x: torch.tanh(x**1),
+    "dropout": lambda x: torch.tanh(F.dropout(x, 0.5, training=False)),
+    "a copy": lambda x: torch.tanh(x.clone().detach()),
+}
+NO_IDENTITIES = {
+    "x + 1": lambda x: x + 1,
+    "x / 2": lambda x: x / 2,
+    "1 - x": lambda x: 1 - x,
+    "0 + broadcast": lambda x: x[:1] + torch.zeros(3, 1) * 2,
+    "integers": lambda x: (x > 0).int() / 1,
+}
+
+
+@pytest.mark.parametrize("name", [*IDENTITIES, *NO_IDENTITIES])
+def test_what_changes_nothing_is_left_out(name):
+    class Net(nn.Module):
+        def forward(self, x):
+            return {**IDENTITIES, **NO_IDENTITIES}[name](x)
+
+    x = torch.randn(3, 4)
+    found, expected = Accelerator(Net().eval(), torch.float32)(x), Net()(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected)
+    graph = capture(Net(), (x,))
+    before = len(graph.nodes.nodes)
+    PASSES["identity pattern"](graph)
+    assert (len(graph.nodes.nodes) < before) == (name in IDENTITIES and name != "dropout")

@@ -7,11 +7,12 @@ and after each, so that any of them can be left out. `patterns` come first: they
 from collections.abc import Callable
 
 from ..graph import Graph
-from ..patterns import group_norm
+from ..patterns import group_norm, identities
 from . import activations, concatenation, constants, convolutions, group_norms, linears, resampling, residuals
 
 #: name: pass, in order.
 PASSES: dict[str, Callable[[Graph], int]] = {
+    "identity pattern": identities.recognise,
     "group_norm pattern": group_norm.recognise,
     "constants": constants.fold,
     "convolutions": convolutions.prepare,
