@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -154,3 +155,133 @@ def test_a_recipe_finds_out_first_that_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         recipes.run(recipes.RECIPES["digits"], tmp_path / "file")
+
+
+# --- each loss, step and schedule against one that is written by hand
+
+
+def tiny_model(preconditioning, seed=0):
+    torch.manual_seed(seed)
+    sizes = {"channel_mult": (1,), "attention_resolutions": (), "num_classes": 2}
+    model = ConsistencyModel(UNet(tiny_config(**sizes)), preconditioning)
+    torch.nn.init.normal_(model.unet.out[2].weight, std=0.1)  # it is zero at first: nothing would be learned before it
+    return model
+
+
+def tiny_data(count=12):
+    generator = torch.Generator().manual_seed(3)
+    return Dataset(torch.rand(count, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(count) % 2)
+
+
+def image(row):
+    return row.reshape(-1, 1, 1, 1)
+
+
+def by_hand(model, loss, learning_rates, clip, after):
+    """Adam (Kingma and Ba 2015, algorithm 1) with a learning rate and a bound of the gradient's norm for each step."""
+    parameters = list(model.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    losses = []
+    for step, rate in enumerate(learning_rates, 1):
+        value = loss()
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+        norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+        factor = 1.0 if clip is None else min(1.0, clip / norm.item())
+        with torch.no_grad():
+            for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                m.mul_(0.9).add_(0.1 * factor * g)
+                v.mul_(0.999).add_(0.001 * (factor * g) ** 2)
+                p -= rate * (m / (1 - 0.9**step)) / (torch.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        losses.append(value.item())
+        after(step)
+    return losses
+
+
+def assert_same_weights(found, expected, start):
+    """Adam divides gradients that are nearly zero by their size: single weights may differ, the whole may not."""
+    a, b, before = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (found, expected, start))
+    assert (b - before).norm() > 1e-3
+    assert (a - b).norm() < 0.06 * (b - before).norm()
+
+
+@torch.no_grad()
+def mix(average, model, decay):
+    for a, m in zip(average.parameters(), model.parameters(), strict=True):
+        a.copy_(decay * a + (1 - decay) * m)
+
+
+def test_diffusion_training_is_that_of_the_paper():
+    """Karras et al. 2022, equation 8 and table 1: weights 1 / c_out², levels log-normal."""
+    data, count = tiny_data(), 5
+    settings = DiffusionTraining(iterations=count, batch_size=4, learning_rate=2e-3, ema_decay=0.1, seed=7)
+    losses, model = [], tiny_model(EDM())
+    found = train_diffusion(model, data, settings, lambda i, loss: losses.append(loss))
+
+    model = tiny_model(EDM())
+    average = averaged_copy(model)
+    generator = torch.Generator().manual_seed(7)
+    source = batches(data, 4, generator)
+
+    def loss():
+        images, labels = next(source)
+        sigma = torch.exp(-1.2 + 1.2 * torch.randn(4, generator=generator))
+        x = images + image(sigma) * torch.randn(images.shape, generator=generator)
+        c_out = sigma * 0.5 / torch.sqrt(sigma**2 + 0.25)
+        return (((model.denoise(x, sigma, labels) - images) / image(c_out)) ** 2).mean()
+
+    model.train()
+    rates = [2e-3 * 0.5 * (1 + math.cos(math.pi * i / count)) for i in range(count)]
+    expected = by_hand(model, loss, rates, None, lambda u: mix(average, model, min(0.1, u / (u + 10))))
+    assert losses == pytest.approx(expected, rel=5e-3)
+    assert_same_weights(found, average, tiny_model(EDM()))
+
+
+def test_distillation_is_that_of_the_paper():
+    """Song et al. 2023, algorithm 2; the pseudo-Huber distance of Song and Dhariwal 2024, equation 7 (c = 0.03 √d)."""
+    data, count = tiny_data(), 6
+    settings = DistillationTraining(
+        iterations=count,
+        batch_size=4,
+        learning_rate=1e-3,
+        linear_tail=0.7,
+        grid_steps=5,
+        target_ema_decay=0.6,
+        ema_decay=0.8,
+        huber_c=0.03,
+        gradient_clip=0.05,
+        seed=7,
+    )
+    teacher = tiny_model(EDM(), seed=1).eval().requires_grad_(False)
+    losses = []
+    found = distill(teacher, data, settings, lambda i, loss: losses.append(loss))
+
+    student = ConsistencyModel(averaged_copy(teacher.unet), Consistency()).requires_grad_(True).train()
+    target, average = averaged_copy(student), averaged_copy(student)
+    generator = torch.Generator().manual_seed(7)
+    source = batches(data, 4, generator)
+    low, high, rho = 0.002, 80.0, 7.0
+    grid = [(low ** (1 / rho) + i / 4 * (high ** (1 / rho) - low ** (1 / rho))) ** rho for i in range(5)]
+
+    def loss():
+        images, labels = next(source)
+        lower = torch.randint(4, (4,), generator=generator)
+        t, s = (torch.tensor([grid[i + more] for i in lower.tolist()]) for more in (0, 1))
+        x = images + image(s) * torch.randn(images.shape, generator=generator)
+        with torch.no_grad():
+            slope = (x - teacher.denoise(x, s, labels)) / image(s)
+            euler = x + image(t - s) * slope
+            slope = (slope + (euler - teacher.denoise(euler, t, labels)) / image(t)) / 2
+            wanted = target.denoise(x + image(t - s) * slope, t, labels)
+        squares = ((student.denoise(x, s, labels) - wanted) ** 2).sum((1, 2, 3))
+        c = 0.03 * math.sqrt(64)
+        return (torch.sqrt(squares + c**2) - c).mean()
+
+    def after(_):
+        mix(target, student, 0.6)
+        mix(average, student, 0.8)
+
+    rates = [1e-3 * min(1.0, (1 - i / count) / 0.7) for i in range(count)]
+    expected = by_hand(student, loss, rates, 0.05, after)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert_same_weights(found, average, teacher)
