@@ -203,3 +203,34 @@ def test_tensor_levels_are_read_once():
         sampling.sample_euler(denoiser, x, torch.tensor(SIGMAS, dtype=torch.float64)),
         sampling.sample_euler(denoiser, x, SIGMAS),
     )
+
+
+def test_near_sigma_min_less_noise_is_added():
+    """The denoised sample stands at sigma_min: √(τ² - sigma_min²) brings it to τ (Song et al. 2023, algorithm 1)."""
+    x = torch.zeros(1, 1, 2, 2)
+    noise = lambda like, draw: torch.ones_like(like)  # noqa: E731
+    seen = []
+    sampling.sample_multistep(lambda x, sigma: seen.append(x) or torch.zeros_like(x), x, [1.0, 0.003], noise=noise)
+    assert seen[1].unique().item() == pytest.approx(math.sqrt(0.003**2 - 0.002**2), rel=1e-5)
+    sampling.sample_multistep(lambda x, sigma: seen.append(x) or torch.zeros_like(x), x, [1.0, 0.002], noise=noise)
+    assert seen[3].unique().item() == 0.0
+
+
+@pytest.mark.parametrize("sampler", [sampling.sample_heun, sampling.sample_dpm2])
+def test_churn_is_that_of_the_paper(sampler):
+    """Karras et al. 2022, algorithm 2: γ = min(s_churn / N, √2 - 1) for levels in [s_tmin, s_tmax], both included."""
+    levels, seen = [8.0, 4.0, 2.0, 1.0, 0.0], []
+    noise = lambda like, draw: torch.zeros_like(like)  # noqa: E731
+    for s_churn, gamma in ((0.8, 0.8 / 4), (100.0, math.sqrt(2) - 1)):
+        seen.clear()
+        sampler(
+            lambda x, sigma: x,
+            torch.zeros(1, 1, 2, 2),
+            levels,
+            noise=noise,
+            s_churn=s_churn,
+            s_tmin=2.0,
+            s_tmax=4.0,
+            callback=lambda step: seen.append(step["sigma_hat"]),
+        )
+        assert seen == pytest.approx([8.0, 4.0 * (1 + gamma), 2.0 * (1 + gamma), 1.0])
