@@ -210,18 +210,22 @@ def _plain(call: shapes.Call, given: tuple, output: int) -> list[Tensor]:
     return [tensors(getattr(reference, call.op)(*given))[output]]
 
 
-def peer(call: shapes.Call, given: tuple, compiled: bool = False) -> Callable[[], Any]:
-    """What a network in plain torch would run, gradients by autograd; `compiled`: what torch.compile makes of it."""
+def in_torch(call: shapes.Call, given: tuple, compiled: Callable | None = None) -> Callable[[], Any]:
+    """What a network in plain torch would run, gradients by autograd; `compiled` is what `compile_call` made of it."""
     forward, inputs, grads = _in_torch(call, given)
-    if compiled:
-        functorch.donated_buffer = False  # a backward that runs more than once keeps its buffers
-        forward = torch.compile(forward, dynamic=False)
+    forward = compiled or forward
     if grads is None:
         return lambda: forward(*inputs)
     leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
     wanted = [x for x in leaves if isinstance(x, Tensor)]
     outputs = forward(*leaves)
     return lambda: torch.autograd.grad(outputs, wanted, grads, retain_graph=True)
+
+
+def compile_call(call: shapes.Call, given: tuple) -> Callable:
+    """What torch.compile makes of the call in plain torch, for any values of these shapes."""
+    functorch.donated_buffer = False  # a backward that runs more than once keeps its buffers
+    return torch.compile(_in_torch(call, given)[0], dynamic=False)
 
 
 def _in_torch(call: shapes.Call, given: tuple) -> tuple[Callable, tuple, Any]:

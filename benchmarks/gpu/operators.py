@@ -43,7 +43,8 @@ def measure(call, backend: str, device, ceilings) -> dict:
         return {**row, "error": f"backend {backend!r} is not here: {device.refusal(backend)}"}
     given = calls.values(call, device)
     try:
-        run = _runner(call, backend, given)
+        bind = _binder(call, backend, given)
+        run = bind(given)
         row["largest_error"] = _judge(call, backend, given, run(), device)
     except (AssertionError, RuntimeError) as error:
         return {**row, "error": str(error)}
@@ -51,7 +52,7 @@ def measure(call, backend: str, device, ceilings) -> dict:
     count = min(MOST, max(CALLS, -(-2 * device.cache_bytes // moved) + 1), max(2, (8 << 30) // moved))
     sets = [
         run,
-        *(_runner(call, backend, calls.values(call, device, i)) for i in range(1, 2 if device.emulated else count)),
+        *(bind(calls.values(call, device, i)) for i in range(1, 2 if device.emulated else count)),
     ]
     cold = device.replayed(sets)
     del sets
@@ -64,10 +65,12 @@ def measure(call, backend: str, device, ceilings) -> dict:
     return {**row, "floor_us": round(floor, 3), "share": round(floor / cold.median, 4)} if floor else row
 
 
-def _runner(call, backend: str, given):
+def _binder(call, backend: str, given):
+    """A function of values that gives the call of them; torch.compile compiles once for all."""
     if backend in calls.BACKENDS:
-        return calls.served(call, backend, given)
-    return calls.peer(call, given, compiled=backend == "torch.compile")
+        return lambda values: calls.served(call, backend, values)
+    compiled = calls.compile_call(call, given) if backend == "torch.compile" else None
+    return lambda values: calls.in_torch(call, values, compiled)
 
 
 def _judge(call, backend: str, given, actual, device) -> float:
