@@ -1,8 +1,11 @@
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 
@@ -225,3 +228,29 @@ def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         model.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda", 1)])
+def test_a_gpu_that_is_not_there_is_said(device):
+    with pytest.raises(ValueError, match=r"the device cuda.* was asked for, and torch .* sees no GPU"):
+        cmfast.load("digits", device=device)
+
+
+def test_a_damaged_file_is_a_checkpoint_error(tmp_path):
+    whole = tmp_path / "whole.pt"
+    torch.save(tiny_unet().state_dict(), whole)
+    names = zipfile.ZipFile(whole).namelist()
+    pickled = next(name for name in names if name.endswith("data.pkl"))
+    content = zipfile.ZipFile(whole).read(pickled)
+    random = np.random.RandomState(0)
+    for _ in range(200):
+        bytes_ = bytearray(content)
+        for position in random.randint(len(content), size=3):
+            bytes_[position] = random.randint(256)
+        damaged = tmp_path / "damaged.pt"
+        with zipfile.ZipFile(whole) as old, zipfile.ZipFile(damaged, "w") as new:
+            for name in names:
+                new.writestr(name, bytes(bytes_) if name == pickled else old.read(name))
+        with contextlib.suppress(cmfast.CheckpointError):
+            cmfast.load(damaged)
