@@ -257,8 +257,8 @@ torch.library.define(
 @torch.library.impl("cmfast::conv2d", "default")
 def _conv2d(h, skip, weight, bias, packed, *rest):
     *others, backend = rest
-    if packed is None and chosen(backend) in ("auto", "cpu"):
-        if chosen(backend) == "cpu":
+    if packed is None and (name := chosen(backend)) in ("auto", "cpu"):
+        if name == "cpu":
             raise BackendError(
                 "backend 'cpu' cannot serve conv2d: the weights were prepared without its kernels: prepare them here"
             )

@@ -1,5 +1,6 @@
 """benchmarks/gpu_check.py without a GPU: its dry run, what it does about faults, and what is made of its results."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -136,15 +137,25 @@ def test_a_missing_compiler_is_said_and_triton_is_checked(tmp_path):
     assert all("and there is no " in row["error"] for row in rows if row["backend"] == "cuda")
 
 
+def processes_that_name(folder):
+    """The processes with the folder in their command, which have not ended."""
+    commands = [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
+    found = []
+    for path in commands:
+        with contextlib.suppress(OSError):
+            found += [path.parent.name] if str(folder).encode() in path.read_bytes() else []
+    return found
+
+
 @needs_emulation
 def test_a_run_that_is_killed_leaves_whole_files(tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*CHECK, "--out", str(out), "--stages", "machine", "sampling"],
+        [*CHECK, "--out", str(out), "--stages", "machine", "correctness"],
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not (out / "machine.json").exists():
+    while not (out / "correctness-1.log").exists():  # the first worker is there
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -152,6 +163,13 @@ def test_a_run_that_is_killed_leaves_whole_files(tmp_path):
     found = results(out)
     assert set(found) == {"emulation", "machine"}
     assert found["machine"]["state"] == "done"
+    started = time.time()
+    while processes_that_name(out):  # a stage ends with its case
+        assert time.time() - started < 60
+        time.sleep(0.1)
+    journals = [module("gpu.supervisor").read_journal(path) for path in out.glob("correctness-*.jsonl")]
+    assert journals
+    assert all(len(journal[-1]["left"]) > 10 for journal in journals)
 
 
 def test_a_journal_that_was_cut_off(tmp_path):

@@ -9,6 +9,7 @@ when the process dies in the middle. A process that is started again leaves out 
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 import traceback
@@ -44,6 +45,7 @@ def main(stage: str, cases: Callable) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--until", type=float, required=True)
     parser.add_argument("--worker", default="0/1")
+    parser.add_argument("--supervisor", type=int, default=os.getppid(), help="the process that it ends with")
     parser.add_argument("--emulate", action="store_true")
     given = parser.parse_args()
     from . import device  # torch is imported here: the environment is to be set before it
@@ -53,12 +55,12 @@ def main(stage: str, cases: Callable) -> None:
     begun = {line["begin"] for line in read_journal(journal) if "begin" in line}
     with journal.open("a", buffering=1) as file, device.chosen(given.emulate) as chosen:
         work = [case for i, case in enumerate(cases(chosen, given.folder, given.until)) if i % workers == worker]
-        _measure([case for case in work if case.name not in begun], file, chosen, given.until)
+        _measure([case for case in work if case.name not in begun], file, chosen, given.until, given.supervisor)
 
 
-def _measure(cases: Iterable[Case], file, device, until: float) -> None:
+def _measure(cases: Iterable[Case], file, device, until: float, supervisor: int) -> None:
     left = list(cases)
-    while left and time.time() < until:
+    while left and time.time() < until and os.getppid() == supervisor:  # which it does not outlive
         case = left.pop(0)
         print(json.dumps({"begin": case.name, "patience": case.patience, "optional": case.optional}), file=file)
         print(case.name, flush=True)

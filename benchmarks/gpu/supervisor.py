@@ -51,7 +51,7 @@ class _Worker:
         self.journal.unlink(missing_ok=True)
         self.log.write_text("")
         self.command = [sys.executable, "-m", f"benchmarks.gpu.{stage}", str(folder), "--until", str(until)]
-        self.command += ["--worker", number, *(["--emulate"] if emulate else [])]
+        self.command += ["--supervisor", str(os.getpid()), "--worker", number, *(["--emulate"] if emulate else [])]
         self.start()
 
     def start(self) -> None:

@@ -171,7 +171,6 @@ class Accelerator:
             cache.write(made.stored.path, made.weights.packed)
         if isinstance(made.choose, Tuner):
             made.choose.save()
-        assert graph.structure is not None
         return _Program(Executable(lower(graph, self.products), rewrites), graph.structure)
 
     def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:

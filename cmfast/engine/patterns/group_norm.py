@@ -79,7 +79,7 @@ def _other(node: fx.Node, one: fx.Node) -> Any:
 
 def _is(node: Any, target: Any) -> bool:
     """Whether a node is a call of the operator, of an addition one that scales nothing."""
-    return isinstance(node, fx.Node) and node.target is target and node.kwargs.get("alpha", 1.0) in (1.0,)
+    return isinstance(node, fx.Node) and node.target is target and bool(node.kwargs.get("alpha", 1) == 1)
 
 
 def _is_row(node: Any, channels: list[int], image: list[int]) -> bool:
