@@ -16,9 +16,11 @@ from rich.table import Table
 from torch import Tensor
 
 from ..engine import Accelerator
-from ..engine.executable import Executable, StepTime
-from ..engine.forms import Form
+from ..engine.cpu import CpuTarget
+from ..engine.cpu.executable import StepTime
+from ..engine.cpu.forms import Form
 from ..engine.passes import PASSES
+from ..engine.target import Executable
 from ..files import check_writable
 from ..kernels import native
 from ..unet import UNet, UNetConfig
@@ -137,7 +139,8 @@ def _explain(console: Console, fast: Accelerator, executable: Executable) -> Non
         console.print(f"torch: {count} x {operator}, {reason}", highlight=False)
     if not reasons:
         console.print("torch: nothing", highlight=False)
-    packed = sum(t.nbytes for t in fast.weights.packed.values())
+    assert isinstance(fast.target, CpuTarget)
+    packed = sum(t.nbytes for t in fast.target.weights.packed.values())
     console.print(f"memory: {executable.bytes / 1e6:.1f} MB of values, {packed / 1e6:.1f} MB of packed weights")
 
 

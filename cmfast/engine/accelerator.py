@@ -2,29 +2,22 @@
 
 import copy
 import dataclasses
-import functools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from . import cache
 from .capture import CaptureError, capture, output_dtypes
-from .executable import Executable
-from .forms import Form, choose
-from .give_up import giver_up
-from .graph import CONV, Graph, arguments
-from .lower import lower
+from .cpu import CpuTarget
 from .passes import PASSES
 from .structure import Structure, flatten
-from .tuning import Tuner
+from .target import Executable, Target
 from .watch import Watch
-from .weights import Weights
 
 #: Calls, by the shapes of their tensors and all that is no tensor, that are kept ready; each has memory for its values.
 _MOST_PROGRAMS = 8
@@ -43,11 +36,9 @@ class _Program:
 class _Made:
     """What was made of the network as it is."""
 
-    choose: Callable[[fx.Node], Form]
+    target: Target
     watch: Watch | None
-    weights: Weights = dataclasses.field(default_factory=Weights)
     programs: OrderedDict[Any, _Program] = dataclasses.field(default_factory=OrderedDict)
-    stored: cache.Stored | None = None
 
 
 class Accelerator:
@@ -122,9 +113,9 @@ class Accelerator:
         return self._program(*_flatten(tuple(args), dict(kwargs or {}))).executable
 
     @property
-    def weights(self) -> Weights:
-        """The convolutions' weights as they have been packed so far."""
-        return self._made.weights
+    def target(self) -> Target:
+        """What runs the network as it is now."""
+        return self._made.target
 
     def _program(self, tensors: Sequence[Tensor], structure: Structure) -> _Program:
         key = structure, tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
@@ -135,7 +126,7 @@ class Accelerator:
             programs = self._made.programs
             if key not in programs:
                 with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
-                    programs[key] = self._make(self._made, tensors, structure)
+                    programs[key] = self._make(self._made.target, tensors, structure)
                 while len(programs) > _MOST_PROGRAMS:
                     programs.popitem(last=False)
             programs.move_to_end(key)
@@ -154,24 +145,16 @@ class Accelerator:
             self._made.watch = Watch(self.module)
 
     def _start(self) -> _Made:
-        return _Made(
-            self._tuner() if self.tune else functools.partial(choose, products=self.products), Watch(self.module)
-        )
+        target = CpuTarget(self.products, tune=self.tune, cache=self.cache, keep_weights=self.keep_weights)
+        return _Made(target, Watch(self.module))
 
-    def _make(self, made: _Made, tensors: Sequence[Tensor], structure: Structure) -> _Program:
+    def _make(self, target: Target, tensors: Sequence[Tensor], structure: Structure) -> _Program:
         network = _without_hooks(self.module)
         _refuse_hooks(network)
         args, kwargs = structure.build(tensors)
         graph = capture(network, args, kwargs)
         rewrites = {name: PASSES[name](graph) for name in self.passes}
-        if self.cache is not None and made.stored is None:
-            made.stored = cache.Stored(self.cache / f"{self._fingerprint(graph)}.safetensors")
-        done = (lambda name: None) if self.keep_weights else giver_up(network, graph)
-        if made.weights.prepare(graph, made.choose, made.stored, done) and made.stored is not None:
-            cache.write(made.stored.path, made.weights.packed)
-        if isinstance(made.choose, Tuner):
-            made.choose.save()
-        return _Program(Executable(lower(graph, self.products), rewrites), graph.structure)
+        return _Program(target.compile(network, graph, rewrites), graph.structure)
 
     def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:
         given = tuple(t.dtype for t in tensors)
@@ -183,14 +166,6 @@ class Accelerator:
                         _without_hooks(self.module), args, kwargs, program.executable.dtypes
                     )
             return program.dtypes[given]
-
-    def _tuner(self) -> Tuner:
-        return Tuner(self.products, None if self.cache is None else self.cache / "forms.json")
-
-    def _fingerprint(self, graph: Graph) -> str:
-        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        packed = sorted({str(arguments(node)["weight"].target) for node in graph.calls(CONV)})
-        return cache.fingerprint(named, packed, self.products)
 
 
 def twin(module: nn.Module) -> nn.Module:

@@ -9,7 +9,8 @@ from cmfast.kernels import native
 
 import cmfast
 from cmfast import ConsistencyModel, UNet
-from cmfast.engine import Accelerator, tuning, weights
+from cmfast.engine import Accelerator
+from cmfast.engine.cpu import tuning, weights
 from cmfast.engine.accelerator import accelerator_of
 from cmfast.preconditioning import Consistency
 
@@ -372,7 +373,7 @@ def test_forms_are_measured_once(products, tmp_path, monkeypatch):
     measured.clear()
     again = cmfast.accelerate(unet, products, tune=True, cache=tmp_path)
     assert not measured
-    assert accelerator_of(again).weights.forms == accelerator_of(tuned).weights.forms
+    assert accelerator_of(again).target.weights.forms == accelerator_of(tuned).target.weights.forms
     (tmp_path / "forms.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"not a file of measured forms .*: delete it"):
         cmfast.accelerate(unet, products, tune=True, cache=tmp_path)
@@ -382,5 +383,5 @@ def test_the_fastest_form_is_taken(monkeypatch):
     unet, _ = network("film")
     for slow in (2, 4):
         monkeypatch.setattr(tuning, "_measure", lambda node, form, slow=slow: 2.0 if form.tile == slow else 1.0)
-        forms = accelerator_of(cmfast.accelerate(unet, tune=True)).weights.forms.values()
+        forms = accelerator_of(cmfast.accelerate(unet, tune=True)).target.weights.forms.values()
         assert {form.tile for form in forms} == {1, 6 - slow}

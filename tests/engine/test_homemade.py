@@ -243,7 +243,7 @@ def test_weights_that_depend_on_the_shape_are_packed_for_each():
 
 
 def test_another_packing_is_not_read(tmp_path, monkeypatch):
-    from cmfast.engine import cache
+    from cmfast.engine.cpu import cache
 
     unet, inputs = NETWORKS["shared"].eval(), [torch.randn(2, 4, 9, 7), torch.zeros(2)]
     for version in (cache.PACKING, cache.PACKING + 1):
@@ -253,7 +253,7 @@ def test_another_packing_is_not_read(tmp_path, monkeypatch):
 
 
 def test_a_file_of_packed_weights_that_ends_while_it_is_read(tmp_path):
-    from cmfast.engine import cache
+    from cmfast.engine.cpu import cache
 
     cache.write(tmp_path / "w.safetensors", {"a": torch.randn(1000)})
     stored = cache.Stored(tmp_path / "w.safetensors")

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import whole_file
-from ..kernels import native
-from ..kernels.cpu import memory
-from ..kernels.cpu.conv import PACKING
+from ...files import whole_file
+from ...kernels import native
+from ...kernels.cpu import memory
+from ...kernels.cpu.conv import PACKING
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 

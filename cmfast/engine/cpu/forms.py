@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from ..kernels.conv import CONV_FORMS, choose_tile, transform_at_use
-from .graph import arguments, shape
+from ...kernels.conv import CONV_FORMS, choose_tile, transform_at_use
+from ..graph import arguments, shape
 
 #: With fewer channels on either side a convolution costs next to nothing, and stays in float32.
 _FEW_CHANNELS = 16

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from torch import Tensor, fx
 
-from ..kernels.cpu.conv import pack
+from ...kernels.cpu.conv import pack
 from .cache import Stored
 from .forms import Form
-from .graph import CONV, Graph, arguments, change
+from ..graph import CONV, Graph, arguments, change
 
 
 @dataclasses.dataclass

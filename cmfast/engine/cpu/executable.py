@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..kernels import native
-from ..kernels.cpu import memory
-from . import arena
-from .steps import Step, Steps
+from ...kernels import native
+from ...kernels.cpu import memory
+from .. import arena
+from ..steps import Step, Steps
 
 
 class StepTime(NamedTuple):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from .graph import Graph, arguments
+from ..graph import Graph, arguments
 from .served import ROWS, SERVED
-from .steps import Step, Steps
+from ..steps import Step, Steps
 
 _aten = torch.ops.aten
 

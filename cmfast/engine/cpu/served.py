@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..kernels.cpu.attention import launch_attention
-from ..kernels.cpu.conv import launch_conv2d
-from ..kernels.cpu.group_norm import launch_group_norm
-from ..kernels.cpu.moments import launch_fold_group_norm, launch_moments
-from ..kernels.layout import empty_in_order
-from .steps import Step, Steps
+from ...kernels.cpu.attention import launch_attention
+from ...kernels.cpu.conv import launch_conv2d
+from ...kernels.cpu.group_norm import launch_group_norm
+from ...kernels.cpu.moments import launch_fold_group_norm, launch_moments
+from ...kernels.layout import empty_in_order
+from ..steps import Step, Steps
 
 _Values = dict[str, Any]
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..environment import processor
-from ..files import whole_file
-from ..kernels import native
-from ..kernels.cpu.conv import launch_conv2d, pack
+from ...environment import processor
+from ...files import whole_file
+from ...kernels import native
+from ...kernels.cpu.conv import launch_conv2d, pack
 from .forms import Form, candidates
-from .graph import arguments, shape
+from ..graph import arguments, shape
 
 #: Copies of the weights that are used in turn are larger than a processor's caches: a network's come from memory too.
 _COLD_BYTES = 64 << 20

@@ -1,0 +1,52 @@
+"""The CPU as a target of the engine: packed weights, forms and programs of one network."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from ..graph import CONV, Graph, arguments
+from .cache import Stored, fingerprint, write
+from .executable import Executable
+from .forms import Form, choose
+from .give_up import giver_up
+from .lower import lower
+from .tuning import Tuner
+from .weights import Weights
+
+
+class CpuTarget:
+    """Compiles the graphs of one network to programs of csrc/cpu's kernels; they share its packed weights.
+
+    Attributes:
+        weights: of the convolutions and linear layers, as they have been packed so far.
+    """
+
+    device_type = "cpu"
+
+    def __init__(self, products: torch.dtype, *, tune: bool, cache: Path | None, keep_weights: bool) -> None:
+        """See `cmfast.accelerate` for the arguments; `products` is the dtype of the operands of products."""
+        self.weights = Weights()
+        self._products, self._cache, self._keep_weights = products, cache, keep_weights
+        self._choose: Callable[[fx.Node], Form] = functools.partial(choose, products=products)
+        if tune:
+            self._choose = Tuner(products, None if cache is None else cache / "forms.json")
+        self._stored: Stored | None = None
+
+    def compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int]) -> Executable:
+        """Pack the weights that the graph reads and no earlier one did, and make its program."""
+        if self._cache is not None and self._stored is None:
+            self._stored = Stored(self._cache / f"{self._fingerprint(network, graph)}.safetensors")
+        done = (lambda name: None) if self._keep_weights else giver_up(network, graph)
+        if self.weights.prepare(graph, self._choose, self._stored, done) and self._stored is not None:
+            write(self._stored.path, self.weights.packed)
+        if isinstance(self._choose, Tuner):
+            self._choose.save()
+        return Executable(lower(graph, self._products), rewrites)
+
+    def _fingerprint(self, network: nn.Module, graph: Graph) -> str:
+        named = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        packed = sorted({str(arguments(node)["weight"].target) for node in graph.calls(CONV)})
+        return fingerprint(named, packed, self._products)

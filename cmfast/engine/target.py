@@ -1,0 +1,47 @@
+"""What a device must offer for the engine to run networks on it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .graph import Graph
+
+
+class Executable(Protocol):
+    """A graph ready to run, at one shape of its inputs.
+
+    Attributes:
+        steps: what it does, in order.
+        rewrites: how many times each pass rewrote the graph.
+        bytes: size of the memory of all its values.
+        dtypes: those in which the outputs are computed.
+    """
+
+    steps: Any
+    rewrites: dict[str, int]
+    bytes: int
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Those in which the outputs are computed."""
+
+    def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
+        """Evaluate the graph; the outputs have the given dtypes, by default those in which they are computed."""
+
+    def time(self, inputs: Sequence[Tensor]) -> Sequence[Any]:
+        """Evaluate once, and return each step with the seconds that it took."""
+
+
+class Target(Protocol):
+    """A device that runs the graphs of one network, each for other inputs: they share what was made of its weights.
+
+    Attributes:
+        device_type: "cpu" or "cuda", where the network's inputs must be.
+    """
+
+    device_type: str
+
+    def compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int]) -> Executable:
+        """Make what evaluates a graph of the network, after the passes have rewritten it."""
