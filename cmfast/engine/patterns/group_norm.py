@@ -40,8 +40,11 @@ def _replace(graph: Graph, node: fx.Node, out: fx.Node) -> None:
         assert following is not None
         last = following
     rest = (add, scale, shift, silu, None)
-    call = graph.call(last, _NORM, x, None, a["group"], a["weight"], a["bias"], a["eps"], *rest)
-    graph.replace(last, graph.item(call, 0))
+    image = (
+        x.args[0] if x.target is VIEW and shape(x.args[0])[:2] == channels else x
+    )  # before its positions were joined
+    call = graph.call(last, _NORM, image, None, a["group"], a["weight"], a["bias"], a["eps"], *rest)
+    graph.replace(last, graph.call(last, VIEW, graph.item(call, 0), shape(last)))
 
 
 def _film(graph: Graph, out: fx.Node, channels: list[int]) -> tuple[fx.Node, Any, Any]:
