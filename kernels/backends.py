@@ -29,6 +29,7 @@ OPERATORS = (
     "conv2d",
     "channel_moments",
     "fold_group_norm",
+    "channel_norm",
 )
 
 _log = logging.getLogger("cmfast.kernels")

@@ -46,7 +46,7 @@ class Graph:
         node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return node
 
-    def call(self, before: fx.Node, target: Callable, *args: Any, **kwargs: Any) -> fx.Node:
+    def call(self, before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A call of an operator, placed before another node; its meta value is computed.
 
         A view of a view is taken of what that is of; one that would change nothing is what it is of.
@@ -56,7 +56,7 @@ class Graph:
             while x.target is VIEW:
                 x = x.args[0]
             if shape(x) == list(sizes):
-                return x  # type: ignore[no-any-return]
+                return x
             args = x, sizes
         with self.nodes.inserting_before(before):
             node = self.nodes.call_function(target, args, kwargs)
@@ -114,7 +114,7 @@ class Graph:
 
 def _execute(target: Any) -> Callable[..., Any]:
     """What computes a call: a view is of any strides, by a copy where it must be."""
-    return torch.reshape if target is VIEW else target  # type: ignore[no-any-return]
+    return torch.reshape if target is VIEW else target
 
 
 def value(node: fx.Node) -> Any:
@@ -163,11 +163,16 @@ def origin(node: fx.Node, root: fx.Node | None = None) -> tuple[fx.Node, Tensor 
     chain: list[fx.Node] = []
     while node is not root and node.target in (VIEW, PERMUTE):
         chain.append(node)
-        node = node.args[0]  # type: ignore[assignment]
+        node = operands(node)[0]
     lay = torch.empty(shape(node), device="meta")
     try:
         for call in reversed(chain):
-            lay = call.target(lay, call.args[1])  # type: ignore[operator]
+            lay = call.target(lay, operands(call)[1])  # type: ignore[operator]
     except RuntimeError:
         return node, None
     return node, lay
+
+
+def operands(node: Any) -> tuple[Any, ...]:
+    """The arguments of a call that were given by their places."""
+    return tuple(node.args)

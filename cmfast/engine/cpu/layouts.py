@@ -15,6 +15,7 @@ READERS: dict[Any, tuple[str, ...]] = {
     CONV: ("h", "skip", "residual"),
     torch.ops.cmfast.group_norm.default: ("h", "skip"),
     torch.ops.cmfast.channel_moments.default: ("x",),
+    torch.ops.cmfast.channel_norm.default: ("x",),
 }
 #: What makes an image of images and is fastest where both lie alike, beside all that is done element by element.
 _IMAGES = (

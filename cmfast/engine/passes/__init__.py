@@ -7,7 +7,7 @@ and after each, so that any of them can be left out. `patterns` come first: they
 from collections.abc import Callable
 
 from ..graph import Graph
-from ..patterns import attention_products, group_norm, identities
+from ..patterns import attention_products, channel_norm, group_norm, identities
 from . import (
     activations,
     concatenation,
@@ -18,6 +18,7 @@ from . import (
     resampling,
     residuals,
     tokens,
+    transposed,
     views,
 )
 
@@ -27,7 +28,9 @@ PASSES: dict[str, Callable[[Graph], int]] = {
     "views": views.join,
     "attention_products pattern": attention_products.recognise,
     "group_norm pattern": group_norm.recognise,
+    "channel_norm pattern": channel_norm.recognise,
     "constants": constants.fold,
+    "transposed": transposed.rewrite,
     "convolutions": convolutions.prepare,
     "linears": linears.merge,
     "tokens": tokens.unfold,

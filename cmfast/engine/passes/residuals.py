@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, convolution_of, only_user, shape, value
+from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, convolution_of, only_user, operands, shape, value
 from .resampling import resampled
 
 
@@ -35,7 +35,7 @@ def _fuse(graph: Graph, node: fx.Node, ways: list[tuple[fx.Node, fx.Node]]) -> b
         added = _undone(graph, node, view, added)
     fused = graph.item(graph.call(node, CONV, **(a | {"residual": added, "residual_resample": how})), 0)
     for view in reversed(chain):
-        fused = graph.call(node, view.target, fused, view.args[1])  # type: ignore[arg-type]
+        fused = graph.call(node, view.target, fused, operands(view)[1])
     graph.replace(node, fused)
     return True
 
@@ -45,15 +45,15 @@ def _views_of(out: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     chain = []
     while out.target in (VIEW, PERMUTE):
         chain.append(out)
-        out = out.args[0]  # type: ignore[assignment]
+        out = operands(out)[0]
     return out, chain
 
 
 def _undone(graph: Graph, before: fx.Node, view: fx.Node, x: fx.Node) -> fx.Node:
     """What x would be a view of, were it made by such a view."""
     if view.target is VIEW:
-        return graph.call(before, VIEW, x, shape(view.args[0]))
-    order = list(view.args[1])  # type: ignore[call-overload]
+        return graph.call(before, VIEW, x, shape(operands(view)[0]))
+    order = list(operands(view)[1])
     return graph.call(before, PERMUTE, x, [order.index(d) for d in range(len(order))])
 
 

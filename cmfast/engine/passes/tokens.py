@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, shape
+from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, operands, shape
 from . import views
 
 
@@ -48,16 +48,15 @@ def _are_tokens(tokens: fx.Node, rows: fx.Node) -> bool:
     """Whether rows [N·T, C, 1, 1] are the positions of an image, their channels in the last dimension of `tokens`."""
     if tokens.target is not PERMUTE:
         return False
-    source, order = tokens.args
-    assert isinstance(source, fx.Node)
+    source, order = operands(tokens)
     last = [0, *range(2, len(shape(source))), 1]
-    return list(order) == last and shape(rows)[1:] == [shape(source)[1], 1, 1]  # type: ignore[call-overload]
+    return list(order) == last and shape(rows)[1:] == [shape(source)[1], 1, 1]
 
 
 def _convolution(graph: Graph, node: fx.Node, a: dict[str, Any], image: fx.Node) -> fx.Node:
     """The same convolution of an image of any number of spatial dimensions, as [N, C, H, W]."""
-    source = image.args[0] if image.target is VIEW else image
-    if not isinstance(source, fx.Node) or shape(source)[:2] != shape(image)[:2]:
+    source = operands(image)[0] if image.target is VIEW else image
+    if shape(source)[:2] != shape(image)[:2]:
         source = image
     n, channels, *sizes = shape(source)
     if len(sizes) != 2:

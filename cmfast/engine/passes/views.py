@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from ..graph import PERMUTE, VIEW, Graph, shape, value
+from ..graph import PERMUTE, VIEW, Graph, operands, shape, value
 
 _aten = torch.ops.aten
 #: Operators whose result has the elements of their input in the same order.
@@ -36,8 +36,7 @@ def join(graph: Graph) -> int:
 
 
 def _join(graph: Graph, node: fx.Node) -> bool:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
+    source = operands(node)[0]
     if node.target is _aten.expand.default:
         return shape(source) == shape(node) and _leave_out(graph, node)
     if node.target in _RESHAPES:
@@ -47,8 +46,7 @@ def _join(graph: Graph, node: fx.Node) -> bool:
     order = _order(node)
     while source.target is PERMUTE:
         before = _order(source)
-        order, source = [before[d] for d in order], source.args[0]  # type: ignore[assignment]
-        assert isinstance(source, fx.Node)
+        order, source = [before[d] for d in order], operands(source)[0]
     long = [d for d in order if shape(source)[d] != 1]
     if long == sorted(long):
         return _view(graph, node, source)
@@ -61,7 +59,7 @@ def _join(graph: Graph, node: fx.Node) -> bool:
 def _view(graph: Graph, node: fx.Node, source: fx.Node) -> bool:
     """Let a node be a view of `source`, or of what that is a view of; no view at all where the shapes are the same."""
     if source.target is VIEW:
-        source = source.args[0]  # type: ignore[assignment]
+        source = operands(source)[0]
     graph.replace(node, source if shape(source) == shape(node) else graph.like(node, VIEW, source, shape(node)))
     return True
 
@@ -70,15 +68,14 @@ def _order(node: fx.Node) -> list[int]:
     """Which dimension of its input each of a permutation's dimensions is."""
     dims = list(range(len(shape(node))))
     if node.target is PERMUTE:
-        return [d % len(dims) for d in node.args[1]]  # type: ignore[union-attr]
-    a, b = node.args[1:] if node.target is _aten.transpose.int else (0, len(dims) - 1)
-    dims[a], dims[b] = dims[b], dims[a]  # type: ignore[index]
+        return [d % len(dims) for d in operands(node)[1]]
+    a, b = operands(node)[1:] if node.target is _aten.transpose.int else (0, len(dims) - 1)
+    dims[a], dims[b] = dims[b], dims[a]
     return dims
 
 
 def _leave_out(graph: Graph, node: fx.Node) -> bool:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
+    source = operands(node)[0]
     assert value(source).dtype == value(node).dtype
     graph.replace(node, source)
     return True

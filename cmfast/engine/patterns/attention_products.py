@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from ..graph import PERMUTE, VIEW, Graph, arguments, only_user, origin, shape, value
+from ..graph import PERMUTE, VIEW, Graph, arguments, only_user, operands, origin, shape, value
 from ..passes import views
 
 _aten = torch.ops.aten
@@ -29,9 +29,10 @@ def recognise(graph: Graph) -> int:
     count = 0
     for softmax in graph.calls(_aten._softmax.default):
         dims = len(shape(softmax))
-        if softmax.args[1] % dims == dims - 1 and value(softmax).dtype == torch.float32:  # type: ignore[operator]
+        if operands(softmax)[1] % dims == dims - 1 and value(softmax).dtype == torch.float32:
             count += _replace(graph, softmax)
     if count:
+        graph.nodes.eliminate_dead_code()
         views.join(graph)
     return count
 
@@ -59,11 +60,12 @@ def _replace(graph: Graph, softmax: fx.Node) -> bool:
 
 def _scores(softmax: fx.Node) -> _Scores | None:
     """The product, perhaps scaled and of another shape, that the softmax is of."""
-    x, scale, rows = softmax.args[0], 1.0, shape(softmax)[-2:]
+    x, scale, rows = operands(softmax)[0], 1.0, shape(softmax)[-2:]
     while isinstance(x, fx.Node) and only_user(x) is not None:
         factor = _factor(x)
         if x.target is _aten.bmm.default and shape(x)[-2:] == rows:
-            return _Scores(x.args[0], x.args[1], scale)  # type: ignore[arg-type]
+            queries, keys = operands(x)
+            return _Scores(queries, keys, scale)
         if x.target is _aten.baddbmm.default and shape(x)[-2:] == rows:
             a = arguments(x)
             return _Scores(a["batch1"], a["batch2"], scale * a["alpha"]) if a["beta"] == 0 else None
@@ -71,7 +73,7 @@ def _scores(softmax: fx.Node) -> _Scores | None:
             scale *= factor
         elif x.target is not VIEW:
             return None
-        x = x.args[0]
+        x = operands(x)[0]
     return None
 
 
@@ -88,7 +90,7 @@ def _product(softmax: fx.Node) -> tuple[fx.Node | None, fx.Node | None, bool]:
     wanted = torch.empty(shape(node)[0], rows, keys, device="meta")
     if lay is None or not _same(lay, wanted.transpose(1, 2) if transposed else wanted):
         return None, None, False
-    return user, user.args[0 if transposed else 1], transposed  # type: ignore[return-value]
+    return user, operands(user)[0 if transposed else 1], transposed
 
 
 def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -112,14 +114,13 @@ def _unscaled(graph: Graph, x: fx.Node) -> tuple[fx.Node, float]:
     inner = x
     while inner.target in (VIEW, PERMUTE):
         chain.append(inner)
-        inner = inner.args[0]  # type: ignore[assignment]
+        inner = operands(inner)[0]
     factor = _factor(inner)
     if factor is None:
         return x, 1.0
-    source = inner.args[0]
-    assert isinstance(source, fx.Node)
+    source: fx.Node = operands(inner)[0]
     for node in reversed(chain):
-        source = graph.call(x, node.target, source, node.args[1])  # type: ignore[arg-type]
+        source = graph.call(x, node.target, source, operands(node)[1])
     return source, factor
 
 
@@ -139,10 +140,11 @@ def _heads(graph: Graph, before: fx.Node, x: fx.Node, samples: int, *, transpose
     root, lay = origin(x)
     heads = shape(x)[0] // samples
     if lay is not None:
+        strides = lay.stride()
         sizes = [heads, *shape(x)[1:]]
-        nested = sorted(range(3), key=lambda d: (sizes[d] == 1, -lay.stride(d)))
+        nested = sorted(range(3), key=lambda d: (sizes[d] == 1, -strides[d]))
         steps = [math.prod(sizes[d] for d in nested[i + 1 :]) for i in range(3)]
-        dense = all(sizes[d] == 1 or lay.stride(d) == step for d, step in zip(nested, steps, strict=True))
+        dense = all(sizes[d] == 1 or strides[d] == step for d, step in zip(nested, steps, strict=True))
         if dense and value(root).numel() == value(x).numel() and _outermost(lay, heads, samples):
             apart = graph.call(before, VIEW, root, [samples, *(sizes[d] for d in nested)])
             order = [0, *(1 + nested.index(d) for d in ((0, 2, 1) if transposed else (0, 1, 2)))]
