@@ -39,9 +39,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
         [N, H, T, D] in the dtype of q, dense, its dimensions in memory in the order of those of q: for views made by
         `split_qkv` the heads fold back into the packed layout without a copy.
 
+    Derivatives:
+        A kernel computes the gradients of q, k and v, under torch.func.grad too, and one launch serves torch.func.vmap.
+        What no kernel computes is the plain-PyTorch definition's, whatever backend is asked for, with its [T, S] matrix
+        of scores: the derivative of the gradients, and value and tangent in forward mode (torch.func.jvp). See
+        `cmfast.kernels.transforms`.
+
     Raises:
         ValueError: shapes or dtypes that do not fit.
-        BackendError: the backend asked for cannot serve the call.
+        BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(

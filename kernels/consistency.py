@@ -82,9 +82,17 @@ def consistency_step(
         ConsistencyStep(denoised, sample, model_input), each in the shape and memory format of x; denoised and sample in
         the dtype of x, model_input in that of model_output. Arithmetic is float32 (float64 for float64 x).
 
+    Derivatives:
+        A kernel computes the gradients of x, model_output and noise, under torch.func.grad too, and one launch serves
+        torch.func.vmap; every element of its batch has the same counter-based noise. What no kernel computes is the
+        plain-PyTorch definition's, whatever backend is asked for: the derivative of the gradients, and value and
+        tangent in forward mode (torch.func.jvp), where coefficients have tangents as well. See
+        `cmfast.kernels.transforms`.
+
     Raises:
-        ValueError: shapes, dtypes or combinations of arguments that do not fit.
-        BackendError: the backend asked for cannot serve the call.
+        ValueError: shapes, dtypes or combinations of arguments that do not fit, or a coefficient that requires a
+            gradient.
+        BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     low, high = _clip_range(clip)
     wants_sample = alpha is not None or beta is not None

@@ -62,9 +62,15 @@ def group_norm(
         [N, C, *spatial] in the dtype and memory format of x (of h, for a pair). Statistics are computed in float32
         (float64 for float64 inputs).
 
+    Derivatives:
+        A kernel computes the gradient of each tensor, under torch.func.grad too, and one launch serves torch.func.vmap
+        where weight and bias are not mapped. What no kernel computes is the plain-PyTorch definition's, whatever
+        backend is asked for: the derivative of the gradient, value and tangent in forward mode (torch.func.jvp), and
+        vmap over weight or bias. See `cmfast.kernels.transforms`.
+
     Raises:
         ValueError: shapes or dtypes that do not fit, or an unknown activation.
-        BackendError: the backend asked for cannot serve the call.
+        BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
     _check(h, skip, num_groups, weight, bias, add, scale, shift, activation)

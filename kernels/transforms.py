@@ -1,15 +1,20 @@
 """How torch's transformations reach an operator: which of them the kernels serve, and what serves the others.
 
-| transformation                                          | value              | derivative                      |
-|---------------------------------------------------------|--------------------|---------------------------------|
-| backward, torch.func.grad and vjp                       | kernel             | kernel                          |
-| the derivative of that backward (create_graph, hessian) | kernel             | definition                      |
-| forward mode: torch.func.jvp, jacfwd, dual_level        | definition         | definition                      |
-| torch.func.vmap                                         | kernel, one launch | kernel, one launch              |
+| transformation                                                       | value      | derivative |
+|----------------------------------------------------------------------|------------|------------|
+| backward, torch.func.grad and vjp                                    | kernel     | kernel     |
+| the derivative of that backward: create_graph, grad of grad          | kernel     | definition |
+| torch.func.vmap, its batch folded into the samples of one launch     | kernel     | kernel     |
+| torch.func.vmap over a group norm's weight or bias                   | definition | definition |
+| forward mode: torch.func.jvp, jacfwd, hessian, dual_level            | definition | definition |
+| any of torch.func inside torch.compile; torch.func.functionalize     | definition | definition |
 
-The definition is that of `reference`, in operators of torch, which torch differentiates to any order. A backend asked
-for by name serves what it has a kernel for, and must be able to serve the plain call in every case: else BackendError
-is raised, under a transformation as without one.
+The definition is that of `reference`, in operators of torch, which torch differentiates to any order. In forward mode
+it computes the value too, so that value and tangent come from one formula, and from its intermediates once.
+
+A backend asked for by name serves all that it has a kernel for. What no kernel computes has one formula whichever
+backend is asked for; but that backend must be able to serve the plain call: else BackendError is raised, under a
+transformation as without one.
 """
 
 from collections.abc import Callable, Sequence

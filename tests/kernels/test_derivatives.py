@@ -470,6 +470,8 @@ def test_transforms_compose(case, transform):
 def test_transforms_compile_into_one_graph(case, transform):
     tensors = case.make(torch.float64)
     leaves, constants = tensors[: case.leaves], tensors[case.leaves :]
+    if case is CASES["group_norm"] and transform is TRANSFORMS["grad of jvp"]:
+        pytest.xfail("torch 2.13 cannot compile it for F.group_norm(x, 3) * 2 either")
     if transform is vmap:
         leaves = [torch.stack((t, t.cos())) for t in leaves]
     torch._dynamo.reset()
