@@ -511,6 +511,7 @@ def test_a_backend_that_is_asked_for_serves_or_raises(case):
             transformed(functools.partial(case.fused, backend="gpu"))
 
 
+@pytest.mark.skipif(ON_GPU, reason="conftest.py lets the backends take copies of any tensors")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_cpu_kernels_have_no_backward_under_a_transformation_either(case):
     with pytest.raises(BackendError, match=f"'cpu' cannot serve {case.op}_backward"):
