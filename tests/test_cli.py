@@ -19,7 +19,7 @@ from .fixture_files import tiny_unet
 def test_help_names_the_commands(cmfast):
     status, out, _ = cmfast("--help")
     assert status == 0
-    assert all(name in out for name in ("env", "sample", "bench", "train", "eval"))
+    assert all(name in out for name in ("env", "sample", "bench", "convert", "train", "eval"))
 
 
 def test_version(cmfast):
