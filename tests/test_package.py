@@ -21,7 +21,7 @@ def test_import_needs_torch_numpy_and_safetensors_only():
 import sys, json, builtins
 real = builtins.__import__
 allowed = {"torch", "numpy", "safetensors", "cmfast"}
-heavy = {"triton", "matplotlib", "PIL", "typer", "rich", "tqdm", "sklearn", "diffusers"}
+heavy = {"triton", "matplotlib", "PIL", "typer", "rich", "tqdm", "sklearn", "diffusers", "huggingface_hub"}
 import torch
 before = set(sys.modules)
 import cmfast

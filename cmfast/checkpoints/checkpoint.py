@@ -1,6 +1,7 @@
 """What a file holds of a model, whatever its format: sizes, weights, preconditioning."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -62,7 +63,8 @@ class Checkpoint:
         return dataclasses.replace(self, weights=weights)
 
 
-def expected_weights(config: UNetConfig) -> dict[str, Tensor]:
+@functools.lru_cache(maxsize=4)
+def expected_weights(config: UNetConfig) -> Mapping[str, Tensor]:
     """The state_dict of such a network without its values: names and shapes, on the meta device."""
     return _without_weights(config).state_dict()
 

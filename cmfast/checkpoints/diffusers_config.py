@@ -119,12 +119,13 @@ def _read_settings(content: Mapping[str, Any]) -> tuple[list[str], dict[str, Any
                 f"downsample_padding is {c['downsample_padding']}, not 1",
             ),
             (bool(indivisible), f"attention_head_dim {head} does not divide {indivisible[:1]} channels"),
-            (
-                not isinstance(c["layers_per_block"], int),
-                f"layers_per_block is {c['layers_per_block']}, not one number",
-            ),
         )
         if wrong
+    ]
+    misfits += [
+        f"{name} is {c[name]!r}, not a whole number"
+        for name in ("in_channels", "out_channels", "layers_per_block", "num_class_embeds")
+        if not isinstance(c[name], int) and not (name == "num_class_embeds" and c[name] is None)
     ]
     return misfits, {
         "in_channels": c["in_channels"],
@@ -216,6 +217,7 @@ def preconditioning(content: Mapping[str, Any], source: str) -> Consistency:
         )
     c = {**_SCHEDULE, **content}
     misfits = _unknown(content, _SCHEDULE)
+    misfits += [f"{name} is {c[name]!r}, not a number" for name in _SCHEDULE if not isinstance(c[name], int | float)]
     if c["s_noise"] != 1:
         misfits.append(f"s_noise is {c['s_noise']}, not 1")
     if misfits:
@@ -251,9 +253,10 @@ def _image_size(own: Any, given: int | tuple[int, ...] | None, source: str) -> i
     if own is not None and given is not None:
         raise ValueError(f"{source} has sample_size {own}: image_size cannot be given")
     size: Any = given if own is None else own
-    if isinstance(size, int):
-        return size
-    return size[0] if len(set(size)) == 1 else tuple(size)
+    lengths = (size, size) if isinstance(size, int) else tuple(size)
+    if len(lengths) != 2 or not all(isinstance(length, int) for length in lengths):
+        raise CheckpointError(f"{source}: sample_size is {size!r}, not one or two whole numbers")
+    return lengths[0] if lengths[0] == lengths[1] else lengths
 
 
 def _levels(c: Mapping[str, Any], misfits: list[str]) -> tuple[list[bool], str | None]:

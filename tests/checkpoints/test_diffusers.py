@@ -291,7 +291,10 @@ def test_heads_of_one_size():
         ({"attention_head_dim": 24}, r"attention_head_dim 24 does not divide \[64\]"),
         ({"block_out_channels": [48, 64]}, "multiple of 32"),
         ({"block_out_channels": None}, "not a configuration of a UNet2DModel"),
-        ({"layers_per_block": [1, 2]}, r"layers_per_block is \[1, 2\]"),
+        ({"layers_per_block": [1, 2]}, r"layers_per_block is \[1, 2\], not a whole number"),
+        ({"in_channels": "3"}, "in_channels is '3', not a whole number"),
+        ({"num_class_embeds": 1.5}, r"num_class_embeds is 1\.5, not a whole number"),
+        ({"sample_size": "large"}, "sample_size is 'large'"),
         ({"transformer_layers": 3}, "transformer_layers is 3, which cmfast does not know"),
         ({"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel of diffusers.*cmfast.accelerate takes any"),
     ],
@@ -315,6 +318,7 @@ def test_every_misfit_is_named_and_the_way_out():
         ({"s_noise": 1.01}, "s_noise is 1.01"),
         ({"_class_name": "DDPMScheduler"}, "DDPMScheduler"),
         ({"order": 2}, "order is 2"),
+        ({"sigma_max": "80"}, "sigma_max is '80', not a number"),
     ],
 )
 def test_schedulers_that_cmfast_has_not(tmp_path, changes, message):

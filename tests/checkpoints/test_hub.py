@@ -2,11 +2,16 @@
 
 import builtins
 import fnmatch
+import inspect
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import cmfast
 from cmfast import CheckpointError, ConsistencyModel
@@ -125,8 +130,6 @@ def test_other_weights_of_a_network(hub, model, name, variant):
     mark = f".{variant}" if variant else ""
     target = folder / f"diffusion_pytorch_model{mark}.{name}"
     if name == "bin":
-        from safetensors.torch import load_file
-
         torch.save(load_file(stored), target)
         stored.unlink()
     elif variant:
@@ -140,11 +143,9 @@ def test_other_weights_of_a_network(hub, model, name, variant):
 
 
 def test_shards(hub, model):
-    pytest.importorskip("diffusers")
-    from diffusers import UNet2DModel
-
+    diffusers = pytest.importorskip("diffusers")
     pipeline = diffusers_pipeline(model, hub.root / "someone" / "pipeline")
-    network = UNet2DModel.from_pretrained(pipeline, subfolder="unet")
+    network = diffusers.UNet2DModel.from_pretrained(pipeline, subfolder="unet")
     for variant in (None, "fp16"):
         network.save_pretrained(hub.root / "someone" / "shards", max_shard_size="200KB", variant=variant)
     for variant in (None, "fp16"):
@@ -255,13 +256,19 @@ def test_offline_by_the_environment(cache, model, monkeypatch):
         cmfast.load("someone/other", cache_dir=cache)
 
 
-def test_the_command_takes_a_hub_id(cache, cmfast, monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    assert cmfast("convert", "someone/model", tmp_path / "out")[0] == 0
+def test_the_command_takes_a_hub_id(cache, tmp_path):
+    """In a process of its own, with the variables that huggingface_hub's users set."""
+    code = "import sys; from cmfast.cli import main; sys.argv[0] = 'cmfast'; main()"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+
+    assert run("convert", "someone/model", "out").returncode == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["format"] == "cmfast"
-    status, _, err = cmfast("sample", "--model", "someone/other", "--out", tmp_path / "a.png")
-    assert (status, "no model someone/other" in err) == (2, True)
+    missing = run("sample", "--model", "someone/other", "--out", "a.png")
+    assert (missing.returncode, "no model someone/other" in missing.stderr) == (2, True)
 
 
 def test_push_to_hub(model, monkeypatch):
@@ -316,8 +323,6 @@ def test_save_pretrained(model, monkeypatch, tmp_path):
 
 def test_the_arguments_are_those_of_huggingface_hub():
     """All of its mixin's but those of its own model cards and configurations."""
-    import inspect
-
     for name in ("push_to_hub", "save_pretrained"):
         ours = inspect.signature(getattr(ConsistencyModel, name)).parameters
         theirs = inspect.signature(getattr(huggingface_hub.ModelHubMixin, name)).parameters
