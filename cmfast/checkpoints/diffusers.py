@@ -72,7 +72,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     """
     network = configs.unet2d_config(checkpoint.config)
     scheduler = configs.scheduler_config(checkpoint.preconditioning)
-    weights = {name: value.clone() for name, value in to_diffusers(checkpoint.config, checkpoint.weights).items()}
+    weights = {name: value.contiguous() for name, value in to_diffusers(checkpoint.config, checkpoint.weights).items()}
     parts = {NETWORK: ["diffusers", configs.NETWORK], SCHEDULER: ["diffusers", configs.SCHEDULER]}
     with whole_folder(path) as folder:
         write_json(folder / INDEX, {"_class_name": PIPELINE, "_diffusers_version": _VERSION, **parts})

@@ -40,7 +40,7 @@ def to_diffusers(config: UNetConfig, weights: Mapping[str, Tensor]) -> dict[str,
         if module.rpartition(".")[2] in ("qkv", "proj_out"):
             value = value.flatten(1) if leaf == "weight" else value
         if "{}" in other:
-            result |= {other.format(p): v for p, v in zip(_PROJECTIONS, value.chunk(3), strict=True)}
+            result |= {other.format(p): v.clone() for p, v in zip(_PROJECTIONS, value.chunk(3), strict=True)}
         else:
             result[other] = value
     return result
