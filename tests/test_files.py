@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from cmfast.files import check_writable, whole_file
+from cmfast.files import check_writable, whole_file, whole_folder
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -35,3 +37,19 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         check_writable(tmp_path / "file" / "a.txt")
+
+
+def test_a_folder_whole_or_not_at_all(tmp_path):
+    with whole_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert (tmp_path / "new" / "folder" / "a").read_text() == "a"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+    with pytest.raises(FileExistsError, match="is there already"), whole_folder(tmp_path / "new" / "folder"):
+        pass
+    with pytest.raises(IsADirectoryError), whole_folder(tmp_path / "other") as folder:
+        folder.write_text("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
