@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..graph import Graph
 from ..patterns import group_norm, identities
-from . import activations, concatenation, constants, convolutions, group_norms, linears, resampling, residuals
+from . import activations, concatenation, constants, convolutions, group_norms, linears, padding, resampling, residuals
 
 #: name: pass, in order.
 PASSES: dict[str, Callable[[Graph], int]] = {
@@ -17,6 +17,7 @@ PASSES: dict[str, Callable[[Graph], int]] = {
     "constants": constants.fold,
     "convolutions": convolutions.prepare,
     "linears": linears.merge,
+    "padding": padding.fuse,
     "resampling": resampling.fuse,
     "concatenation": concatenation.read_pairs,
     "residuals": residuals.fuse,
