@@ -12,6 +12,7 @@ import itertools
 
 import torch
 from cmfast.kernels import prepare_conv
+from cmfast.kernels.conv_arguments import ConvArguments
 from cmfast.kernels.cpu.conv import conv2d
 from interleaved import options, print_table, settle
 from torch.nn import functional as F
@@ -66,8 +67,8 @@ def candidates(n, channels, outputs, height, width, parts):
 
         def ours(turns=turns):
             fused = {"gain": gain, "offset": offset, "silu": "silu" in parts, "residual": residual}
-            fused |= {"resample": None, "residual_resample": None, "moments": "moments" in parts}
-            return conv2d(inputs[0], inputs[1] if len(inputs) > 1 else None, *next(turns), **fused)[0]
+            pair = (inputs[0], inputs[1] if len(inputs) > 1 else None)
+            return conv2d(ConvArguments(*pair, *next(turns), **fused, moments="moments" in parts))[0]
 
         error = ((ours().double() - exact).norm() / exact.norm()).item()
         assert error < ERRORS[name], f"{name}: relative error {error:.2g}"

@@ -167,38 +167,42 @@ std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64
   return run(&Kernels::attention, p);
 }
 
-// ---- convolution: a shape is (Cin, Cout, kernel, tile, whether transformed, whether bfloat16), a tensor (address,
-// channels, strides of N, Y, X)
+// ---- convolution: sizes are those of Z, Y, X, a shape is (Cin, Cout, sizes of the kernel, tile, whether transformed,
+// whether bfloat16), a tensor (address, channels, strides of N, Z, Y, X)
 
-using Shape = std::tuple<int64_t, int64_t, int, int, bool, bool>;
-using Image = std::tuple<Address, int64_t, int64_t, int64_t, int64_t>;
+template <class T>
+using Three = std::tuple<T, T, T>;
+using Shape = std::tuple<int64_t, int64_t, Three<int>, int, bool, bool>;
+using Image = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 ConvShape conv_shape(const Shape& shape) {
   auto [in_channels, out_channels, kernel, tile, transformed, pairs] = shape;
-  return {in_channels, out_channels, kernel, tile, transformed, pairs};
+  auto [depth, height, width] = kernel;
+  return {in_channels, out_channels, depth, height, width, tile, transformed, pairs};
 }
 
 ConvTensor conv_tensor(const std::optional<Image>& t) {
   if (!t) return {};
-  auto [data, channels, n, y, x] = *t;
-  return {at(data), channels, n, y, x};
+  auto [data, channels, n, z, y, x] = *t;
+  return {at(data), channels, n, z, y, x};
 }
 
 std::string bound_pack(Shape shape, Address weight, Address packed, int threads) {
   return run(&Kernels::pack, {conv_shape(shape), at<const float>(weight), at<uint32_t>(packed), threads});
 }
 
-std::string bound_conv2d(Shape shape, std::tuple<int64_t, int64_t, int64_t> in_sizes,
-                         std::tuple<int64_t, int64_t> out_sizes, int stride, int padding, int resample, int dtype,
-                         Image h, std::optional<Image> skip, std::optional<Image> residual, int residual_resample,
-                         Image out, Address gain, Address offset, bool silu, Address weights, Address bias,
-                         Address moments, int threads) {
+std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, Three<int64_t> out_sizes,
+                         Three<int> stride, Three<int> padding, int resample, int dtype, Image h,
+                         std::optional<Image> skip, std::optional<Image> residual, int residual_resample, Image out,
+                         Address gain, Address offset, bool silu, Address weights, Address bias, Address moments,
+                         int threads) {
   ConvArguments p;
   p.shape = conv_shape(shape);
-  std::tie(p.samples, p.height, p.width) = in_sizes;
-  std::tie(p.out_height, p.out_width) = out_sizes;
-  p.stride = stride;
-  p.padding = padding;
+  p.samples = samples;
+  std::tie(p.depth, p.height, p.width) = in_sizes;
+  std::tie(p.out_depth, p.out_height, p.out_width) = out_sizes;
+  std::tie(p.stride_z, p.stride_y, p.stride_x) = stride;
+  std::tie(p.front, p.top, p.left) = padding;
   p.resample = resample;
   p.dtype = dtype;
   p.h = conv_tensor(h);
@@ -338,7 +342,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("build_info", [] {
     const Kernels* found = kernels();
     return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),
-                    py::arg("compiler") = CMFAST_COMPILER);
+                    py::arg("layout") = found ? found->layout : "none", py::arg("compiler") = CMFAST_COMPILER);
   });
   m.def("set_isa", [](const std::string& name) { return set_isa(name.c_str()) ? std::string() : unknown_isa(name); });
   m.def("usable", [] { return kernels() ? std::string() : unknown_isa(std::getenv("CMFAST_CPU_ISA")); });

@@ -24,6 +24,8 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120", "compute_80", "compute_90
 
 _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+
 
 def find_nvcc() -> str | None:
     """The nvcc of CUDA_HOME, or the one on PATH."""
@@ -200,23 +202,39 @@ def _host_version() -> str:
 def _compile(jobs: list[tuple[list[str], Path]], objects: Path, compiler: str) -> list[Path]:
     """Run each command with its source, as many at a time as there are processors; the objects."""
     objects.mkdir(parents=True, exist_ok=True)
-    headers = sorted(path for suffix in ("h", "cuh") for path in SOURCES.rglob(f"*.{suffix}"))
-    common = compiler.encode() + b"".join(path.read_bytes() for path in headers)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = [*pool.map(lambda job: _object(*job, objects, common), jobs)]
+        made = [*pool.map(lambda job: _object(*job, objects, compiler), jobs)]
     for old in {*objects.glob("*-????????????????.o")} - {*made}:
         old.unlink()
     return made
 
 
-def _object(command: list[str], source: Path, objects: Path, common: bytes) -> Path:
-    digest = hashlib.sha256(repr(command).encode() + source.read_bytes() + common).hexdigest()[:16]
+def _object(command: list[str], source: Path, objects: Path, compiler: str) -> Path:
+    read = b"".join(path.read_bytes() for path in [source, *_headers(source)])
+    digest = hashlib.sha256(repr(command).encode() + compiler.encode() + read).hexdigest()[:16]
     target = objects / f"{source.stem}-{digest}.o"
     if not target.exists():
         fresh = target.with_suffix(f".{os.getpid()}.o")
         _run([*command, str(source), "-o", str(fresh)])
         fresh.replace(target)
     return target
+
+
+def _headers(source: Path) -> list[Path]:
+    """The files that a source includes by quoted names, and that those include, wherever an include stands.
+
+    Such names are relative to the file that includes them. The compiler's own headers change with its version.
+    """
+    found: dict[Path, None] = {}
+    unread = [source]
+    while unread:
+        file = unread.pop()
+        for name in _INCLUDE.findall(file.read_text()):
+            header = (file.parent / name).resolve()
+            if header not in found:
+                found[header] = None
+                unread.append(header)
+    return sorted(found)
 
 
 def _link(command: list[str], objects: list[Path], target: Path) -> None:

@@ -13,7 +13,8 @@ from .attention import attention, split_qkv
 from .backends import BackendError, backend_report, use_backend
 from .channel_norm import channel_norm
 from .consistency import ConsistencyStep, consistency_step
-from .conv import CONV_FORMS, ConvOutput, PreparedConv, conv2d, prepare_conv
+from .conv import ConvOutput, PreparedConv, conv2d, prepare_conv
+from .conv_forms import CONV_FORMS
 from .group_norm import group_norm
 from .moments import channel_moments, fold_group_norm
 

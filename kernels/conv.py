@@ -8,46 +8,45 @@
 x is [N, C, H, W], or a pair (h, skip) that stands for their concatenation along C. The weights are prepared once: of
 3 × 3 kernels of stride 1, for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for Convolutional
 Neural Networks") of 2 × 2 or 4 × 4 outputs a tile, with 2.25 or 4 times fewer products.
+
+Audio [N, C, L] is convolved as images of one row. Of video [N, C, D, H, W], each output image is the sum of
+convolutions of neighbouring input images: their sum is taken among Winograd's points, as that over the channels is.
+Only the height and the width of a video are resampled.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .backends import BackendError, available, chosen, resolve
+from .conv_arguments import ConvArguments, output_sizes, resampled_sizes
+from .conv_forms import choose_form
 from .group_norm import concatenated_shape
-from .layout import describe, image_format
+from .layout import describe, empty_image
 from .transforms import refuse_gradients
 
 _RESAMPLE = (None, "nearest", "average")
-_DIRECT = ((1, False),)
-
-#: The forms (tile, transformed) that `prepare_conv` has for 3 x 3 kernels of stride 1, by the dtype of the products. An
-#: engine that measures may take any in float32; F(4 × 4) in bfloat16 where its error is allowed.
-CONV_FORMS = {
-    torch.float32: (*_DIRECT, (2, True), (2, False), (4, True), (4, False)),
-    torch.bfloat16: (*_DIRECT, (2, True), (4, True)),
-}
 
 
 class PreparedConv(NamedTuple):
     """The weights of a convolution as `conv2d` takes them; tensors and numbers, so that it can be saved and loaded."""
 
-    weight: Tensor  # [Cout, Cin, k, k], as it was given
+    weight: Tensor  # [Cout, Cin, *kernel], as it was given
     bias: Tensor | None  # [Cout]
     packed: Tensor | None  # as the CPU kernels read it, on any of their instruction sets; None without them
     tile: int  # outputs a side of a Winograd tile; 1 for the direct form
     transformed: bool  # whether Winograd's weights are packed so; else the 3 x 3 kernels, transformed at every use
-    stride: int
-    padding: int
+    stride: tuple[int, ...]  # of each spatial dimension
+    padding: tuple[int, ...]  # before and after each
     dtype: torch.dtype  # of the products; sums are float32
 
 
 class ConvOutput(NamedTuple):
     """What `conv2d` returns; moments are None where they were not asked for."""
 
-    out: Tensor  # [N, Cout, H, W]
+    out: Tensor  # [N, Cout, *spatial]
     moments: Tensor | None  # [N, 2, Cout], float32
 
 
@@ -55,10 +54,11 @@ def prepare_conv(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    stride: int = 1,
-    padding: int = 0,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
     dtype: torch.dtype = torch.float32,
-    height: int,
+    depth: int = 1,
+    height: int = 1,
     width: int,
     tile: int | None = None,
     transformed: bool | None = None,
@@ -66,12 +66,14 @@ def prepare_conv(
     """Prepare the weights of a convolution for `conv2d`.
 
     Args:
-        weight: [Cout, Cin, k, k], any floating dtype.
+        weight: [Cout, Cin, k], [Cout, Cin, kh, kw] or [Cout, Cin, kd, kh, kw], any floating dtype.
         bias: [Cout].
-        stride: of both dimensions.
-        padding: zeros on each of the four sides.
+        stride: of all spatial dimensions, or one for each.
+        padding: zeros on all sides, or one number for each spatial dimension, or two for each: before it and after it,
+            so (top, bottom, left, right) of images.
         dtype: float32, or bfloat16 to round both operands of the products; sums are float32.
-        height: rows of the input, after it is resampled.
+        depth: of the input, where weights have three spatial dimensions.
+        height: rows of the input, after it is resampled; where weights have two or three.
         width: columns. The form is chosen for this size, and serves any.
         tile: 4 or 2 for Winograd's form with so many outputs a side, 1 for the direct form; None chooses. With
             bfloat16 a tile of 4 costs three times the error of the others: it is taken only where it is asked for.
@@ -81,50 +83,49 @@ def prepare_conv(
     Raises:
         ValueError: shapes, dtypes or a form that do not fit.
     """
-    if weight.ndim != 4 or not weight.is_floating_point() or weight.shape[2] != weight.shape[3] or not weight.numel():
+    dims = weight.ndim - 2
+    if dims not in (1, 2, 3) or not weight.is_floating_point() or not weight.numel():
         raise ValueError(
-            f"prepare_conv: weight must be a floating-point tensor [Cout, Cin, k, k], got {describe(weight)}"
+            "prepare_conv: weight must be a floating-point tensor [Cout, Cin, *kernel] of one to three spatial "
+            f"dimensions, got {describe(weight)}"
         )
     if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_floating_point()):
         raise ValueError(f"prepare_conv: bias must be floating point of shape [{len(weight)}], got {describe(bias)}")
-    if stride < 1 or padding < 0 or height < 1 or width < 1:
+    strides, paddings = _numbers("stride", stride, dims), _numbers("padding", padding, dims, 2 * dims)
+    sides = paddings if len(paddings) == 2 * dims else tuple(p for p in paddings for _ in range(2))
+    if min(*strides, depth, height, width) < 1 or min(sides) < 0:
         raise ValueError(
-            "prepare_conv: stride, height and width must be positive and padding not negative, "
-            f"got {stride}, {height}, {width} and {padding}"
+            "prepare_conv: stride, depth, height and width must be positive and padding not negative, "
+            f"got {stride}, {depth}, {height}, {width} and {padding}"
+        )
+    if any(size != 1 for size in (depth, height)[: 3 - dims]):
+        raise ValueError(
+            f"prepare_conv: weights {list(weight.shape)} are of {dims} spatial dimensions: depth and height of others "
+            f"must be 1, got {depth} and {height}"
         )
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"prepare_conv: dtype must be float32 or bfloat16, got {dtype}")
-    kernel = weight.shape[2]
-    forms = CONV_FORMS[dtype] if kernel == 3 and stride == 1 else _DIRECT
-    if tile is None:
-        tile = choose_tile((height + 2 * padding - 2) * (width + 2 * padding - 2), dtype) if len(forms) > 1 else 1
-    if transformed is None:
-        transformed = tile > 1 and (dtype != torch.float32 or not transform_at_use(weight, height * width))
-    if (tile, transformed) not in forms:
-        raise ValueError(
-            f"prepare_conv: {kernel} x {kernel} kernels of stride {stride} in {dtype} have the forms "
-            f"(tile, transformed) {', '.join(map(str, forms))}: got {(tile, transformed)}"
-        )
+    outputs = output_sizes((depth, height, width)[3 - dims :], weight.shape[2:], strides, sides)
+    try:
+        form = choose_form(weight.shape, strides, outputs, dtype, tile=tile, transformed=transformed)
+    except ValueError as error:
+        raise ValueError(f"prepare_conv: {error}") from None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     packed = None
     if available("cpu", "conv2d", (weight,))[0]:
         from .cpu.conv import pack
 
-        packed = pack(weight, tile, transformed, dtype)
-    return PreparedConv(weight, bias, packed, tile, transformed, stride, padding, dtype)
+        packed = pack(weight, *form)
+    return PreparedConv(weight, bias, packed, form.tile, form.transformed, strides, sides, dtype)
 
 
-def choose_tile(outputs: int, dtype: torch.dtype) -> int:
-    """The tile for so many outputs of a channel: below 4 of the larger tiles, the smaller ones leave less unused."""
-    return 4 if dtype == torch.float32 and outputs > 16 else 2
-
-
-def transform_at_use(weight: Tensor, positions: int) -> bool:
-    """Whether so few outputs use so large weights that reading them transformed takes longer than transforming them.
-
-    At 16 x 16 it takes a few percent longer to transform them; there it is done for the memory, a quarter of the whole.
-    """
-    return positions <= 256 and weight.numel() > 9 * 256 * 256
+def _numbers(name: str, given: int | Sequence[int], *lengths: int) -> tuple[int, ...]:
+    """One number for each of lengths[0] dimensions, or as many as another length says."""
+    numbers = (given,) * lengths[0] if isinstance(given, int) else tuple(given)
+    if len(numbers) not in lengths:
+        known = " or ".join(map(str, lengths))
+        raise ValueError(f"prepare_conv: {name} must be one number or {known} of them, got {given}")
+    return numbers
 
 
 def conv2d(
@@ -143,14 +144,15 @@ def conv2d(
     """Convolve x with prepared weights. For inference: there are no gradients.
 
     Args:
-        x: [N, C, H, W] of any floating dtype, fastest in channels_last, or a pair `(h, skip)` of tensors
-            [N, C1, H, W] and [N, C2, H, W] read as their concatenation along the channels.
+        x: [N, C, *spatial] of any floating dtype, with the spatial dimensions of the weights, fastest in channels_last,
+            or a pair `(h, skip)` of tensors [N, C1, *spatial] and [N, C2, *spatial] read as their concatenation along
+            the channels.
         prepared: what `prepare_conv` returned.
         gain: [N, C], multiplies x; together with offset.
         offset: [N, C], added to it.
         silu: apply SiLU to the input, after gain and offset.
-        resample: None, "nearest" for nearest upsampling by 2 of the activated input, or "average" for its 2 x 2 average
-            pooling.
+        resample: None, "nearest" for nearest upsampling by 2 of the activated input, or "average" for its average
+            pooling by 2; not of the depth.
         residual: of the shape and dtype of the output, added to it.
         residual_resample: None, "nearest" or "average", as `resample`, of a residual of half or double that resolution.
         moments: also return the output channels' means and sums of squared deviations from them, for the next group
@@ -160,9 +162,9 @@ def conv2d(
     Returns:
         ConvOutput(out, moments): out in the dtype of x, channels last in memory where the channels of x (of h) are
         adjacent. Products are taken of operands in the dtype of the preparation, all else is float32. Winograd's forms
-        err by at most 8 ε Σ |Aᵀ|·((|G||w||Gᵀ|) ⊙ (|Bᵀ||u||B|))·|A|, the sum over the input channels and ε the spacing
-        of float32 at 1; in bfloat16, by half of that and once such a sum with the spacing of bfloat16. The roundings
-        of what is added and of out come on top. The tests hold them to it.
+        err by at most 8 ε Σ |Aᵀ|·((|G||w||Gᵀ|) ⊙ (|Bᵀ||u||B|))·|A|, the sum over the input channels and the depth,
+        ε the spacing of float32 at 1; in bfloat16, by half of that and once such a sum with the spacing of bfloat16.
+        The roundings of what is added and of out come on top. The tests hold them to it.
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
@@ -170,106 +172,82 @@ def conv2d(
         BackendError: the backend asked for cannot serve the call.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
-    _check(h, skip, prepared, gain, offset, resample, residual, residual_resample)
+    given = (resample, gain, offset, silu, residual, residual_resample, moments)
+    arguments = ConvArguments(h, skip, *prepared, *given)
+    _check(arguments)
     refuse_gradients("conv2d", "prepared weights serve inference", h, skip, gain, offset, residual)
-    out, sums = torch.ops.cmfast.conv2d(
-        h,
-        skip,
-        *prepared,
-        resample,
-        gain,
-        offset,
-        silu,
-        residual,
-        residual_resample,
-        moments,
-        backend,
-    )
+    out, sums = torch.ops.cmfast.conv2d(*arguments, backend)
     return ConvOutput(out, sums if moments else None)
 
 
-def _check(
-    h: Tensor,
-    skip: Tensor | None,
-    prepared: PreparedConv,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    resample: str | None,
-    residual: Tensor | None,
-    residual_resample: str | None,
-) -> None:
-    if h.ndim != 4 or not h.is_floating_point():
-        raise ValueError(f"conv2d: x must be a floating-point tensor [N, C, H, W], got {describe(h)}")
+def _check(a: ConvArguments) -> None:
+    h, skip, residual, dims = a.h, a.skip, a.residual, a.weight.ndim - 2
+    if h.ndim != dims + 2 or not h.is_floating_point():
+        raise ValueError(
+            f"conv2d: x must be a floating-point tensor [N, C, {', '.join('DHW'[-dims:])}], as the weights "
+            f"{list(a.weight.shape)} have it, got {describe(h)}"
+        )
     if skip is not None and (
-        skip.ndim != 4 or skip.shape[0] != h.shape[0] or skip.shape[2:] != h.shape[2:] or skip.dtype != h.dtype
+        skip.ndim != h.ndim or skip.shape[0] != h.shape[0] or skip.shape[2:] != h.shape[2:] or skip.dtype != h.dtype
     ):
         raise ValueError(
             "conv2d: a pair (h, skip) must agree in everything but the number of channels, "
             f"got {describe(h)} and {describe(skip)}"
         )
     n, c = concatenated_shape(h, skip)[:2]
-    if c != prepared.weight.shape[1]:
-        raise ValueError(f"conv2d: the weights were prepared for {prepared.weight.shape[1]} channels, got {c}")
-    if (gain is None) != (offset is None):
+    if c != a.weight.shape[1]:
+        raise ValueError(f"conv2d: the weights were prepared for {a.weight.shape[1]} channels, got {c}")
+    if (a.gain is None) != (a.offset is None):
         raise ValueError("conv2d: gain and offset belong together: give both or neither")
-    for name, t in (("gain", gain), ("offset", offset)):
+    for name, t in (("gain", a.gain), ("offset", a.offset)):
         if t is not None and (t.shape != (n, c) or not t.is_floating_point()):
             raise ValueError(f"conv2d: {name} must be a floating-point tensor [{n}, {c}], got {describe(t)}")
-    for name, value in (("resample", resample), ("residual_resample", residual_resample)):
+    for name, value in (("resample", a.resample), ("residual_resample", a.residual_resample)):
         if value not in _RESAMPLE:
             raise ValueError(f'conv2d: {name} must be None, "nearest" or "average", got {value!r}')
-    shape = _output_shape(h, prepared.weight, prepared.stride, prepared.padding, resample)
+    shape = a.output_shape()
     if min(shape[2:]) < 1:
         raise ValueError(
-            f"conv2d: a {prepared.weight.shape[2]} x {prepared.weight.shape[2]} kernel with padding {prepared.padding} "
-            f"does not fit in {describe(h)}"
+            f"conv2d: a {' x '.join(map(str, a.weight.shape[2:]))} kernel with padding {a.padding} does not fit in "
+            f"{describe(h)}"
         )
     if residual is None:
-        if residual_resample is not None:
+        if a.residual_resample is not None:
             raise ValueError("conv2d: residual_resample is of a residual, and there is none")
     elif (
-        residual.ndim != 4
-        or [*residual.shape[:2], *_resampled_sizes(residual, residual_resample)] != shape
+        residual.ndim != h.ndim
+        or [*residual.shape[:2], *resampled_sizes(residual.shape[2:], a.residual_resample)] != shape
         or residual.dtype != h.dtype
     ):
-        resampled = "" if residual_resample is None else f" once resampled ({residual_resample})"
+        resampled = "" if a.residual_resample is None else f" once resampled ({a.residual_resample})"
         raise ValueError(f"conv2d: residual must be {h.dtype} of shape {shape}{resampled}, got {describe(residual)}")
-
-
-def _output_shape(h: Tensor, weight: Tensor, stride: int, padding: int, resample: str | None) -> list[int]:
-    sizes = ((s + 2 * padding - weight.shape[2]) // stride + 1 for s in _resampled_sizes(h, resample))
-    return [h.shape[0], weight.shape[0], *sizes]
-
-
-def _resampled_sizes(t: Tensor, resample: str | None) -> list[int]:
-    return [2 * s if resample == "nearest" else s // 2 if resample == "average" else s for s in t.shape[2:]]
 
 
 torch.library.define(
     "cmfast::conv2d",
-    "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, bool transformed, int stride, "
-    "int padding, ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, "
+    "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, bool transformed, int[] stride, "
+    "int[] padding, ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, "
     "str? residual_resample, bool moments, str? backend) -> (Tensor out, Tensor moments)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
 
 @torch.library.impl("cmfast::conv2d", "default")
-def _conv2d(h, skip, weight, bias, packed, *rest):
-    *others, backend = rest
-    if packed is None and (name := chosen(backend)) in ("auto", "cpu"):
+def _conv2d(*arguments):
+    *others, backend = arguments
+    a = ConvArguments(*others)
+    if a.packed is None and (name := chosen(backend)) in ("auto", "cpu"):
         if name == "cpu":
             raise BackendError(
                 "backend 'cpu' cannot serve conv2d: the weights were prepared without its kernels: prepare them here"
             )
         backend = "reference"
-    tensors = [t for t in (h, skip, weight, bias, *others) if isinstance(t, Tensor)]
-    return resolve("conv2d", tensors, backend)(h, skip, weight, bias, packed, *others)
+    tensors = [t for t in a._replace(packed=None) if isinstance(t, Tensor)]
+    return resolve("conv2d", tensors, backend)(a)
 
 
 @torch.library.register_fake("cmfast::conv2d")
-def _conv2d_fake(h, skip, weight, bias, packed, tile, transformed, stride, padding, dtype, resample, *rest):
-    shape = _output_shape(h, weight, stride, padding, resample)
-    out = torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=image_format(h))
-    wants_moments = rest[5]
-    return out, h.new_empty((shape[0], 2, shape[1]) if wants_moments else 0, dtype=torch.float32)
+def _conv2d_fake(*arguments):
+    a = ConvArguments(*arguments[:-1])
+    shape = a.output_shape()
+    return empty_image(a.h, shape), a.h.new_empty((shape[0], 2, shape[1]) if a.moments else 0, dtype=torch.float32)

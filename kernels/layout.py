@@ -55,7 +55,21 @@ def positions_adjoin(x: Tensor) -> bool:
     return [spatial for spatial, _ in itertools.groupby(d > 1 for d in order)].count(True) < 2
 
 
-def image_format(x: Tensor) -> torch.memory_format:
-    """The format of an output that follows the image x [N, C, H, W]: channels last where its channels are adjacent."""
-    adjacent = x.shape[1] == 1 or x.stride(1) == 1
-    return torch.channels_last if adjacent else torch.contiguous_format
+def channels_adjoin(x: Tensor) -> bool:
+    """Whether the channels of an image [N, C, *spatial] are adjacent in memory: it is channels last."""
+    return x.shape[1] == 1 or x.stride(1) == 1
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The image x [N, C, *spatial] with its channels innermost in memory; copied where they are not."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised image of `shape` [N, C, *spatial] with its channels innermost, of the dtype of `like`."""
+    return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+
+
+def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised image of `shape` in the order of the image `like`: channels last where its channels adjoin."""
+    return empty_channels_last(like, shape) if channels_adjoin(like) else like.new_empty(tuple(shape))

@@ -18,11 +18,11 @@ from torch import Tensor
 from ..engine import Accelerator
 from ..engine.cpu import CpuTarget
 from ..engine.cpu.executable import StepTime
-from ..engine.cpu.forms import Form
 from ..engine.passes import PASSES
 from ..engine.target import Executable
 from ..files import check_writable
 from ..kernels import native
+from ..kernels.conv_forms import ConvForm
 from ..unet import UNet, UNetConfig
 from . import options
 from .options import Threads, load_model
@@ -125,9 +125,8 @@ def _kind(step: Any) -> str:
     if step.operator != "conv2d":
         return f"{step.operator} (torch)" if step.reason else step.operator
     out, _, given = step.arguments
-    kernel = given["weight_shape"][2]
-    form = Form(given["tile"], given["transformed"], given["dtype"])
-    return f"conv {kernel}x{kernel} at {' x '.join(map(str, out.shape[2:]))}, {form}"
+    kernel, sizes = "x".join(map(str, given.weight.shape[2:])), " x ".join(map(str, out.shape[2:]))
+    return f"conv {kernel} at {sizes}, {ConvForm(given.tile, given.transformed, given.dtype)}"
 
 
 def _explain(console: Console, fast: Accelerator, executable: Executable) -> None:

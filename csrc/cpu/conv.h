@@ -1,15 +1,19 @@
 // Convolution with prepared weights: see kernels/conv.py.
 #pragma once
 
+#include "faults.h"
 #include "tensors.h"
 
 namespace cmfast {
 
-// [N, Y, X, C]: channels are adjacent.
+// [N, Z, Y, X, C]: channels are adjacent. Images are those of one z, of which there is one where there is no depth.
 struct ConvTensor {
   const void* data = nullptr;
   int64_t channels = 0;
-  int64_t n = 0, y = 0, x = 0;  // strides in elements
+  int64_t n = 0, z = 0, y = 0, x = 0;  // strides in elements
+  CMFAST_INLINE int64_t image(int64_t sample, int64_t depth) const {
+    return sample * n + (FAULT(images_of_one_sample) ? 0 : depth * z);
+  }
 };
 
 enum Resample { RESAMPLE_NONE = 0, RESAMPLE_UP = 1, RESAMPLE_POOL = 2 };
@@ -17,32 +21,37 @@ enum Resample { RESAMPLE_NONE = 0, RESAMPLE_UP = 1, RESAMPLE_POOL = 2 };
 // Which convolution: what the packing of weights and their use must agree on.
 struct ConvShape {
   int64_t in_channels = 0, out_channels = 0;
-  int kernel = 0;           // of kernel by kernel weights
+  int depth = 1, height = 0, width = 0;  // of a kernel
   int tile = 1;             // Winograd's outputs a side, 2 or 4; 1: direct
   bool transformed = true;  // Winograd's weights, by the packing; else as they are used, of float32
   bool pairs = false;       // products of bfloat16
 
-  // The packed weights are [panel][points][words][width]: panels of 48 output channels, of which the last may be 32 or 16
-  // wide; a word is a float, or the bfloat16 of two neighbouring k; k counts the input channels, and with a direct
-  // kernel of several taps, the taps before them, each with its channels filled up to whole blocks of 16. Weights to be
-  // transformed as they are used are [panel][words][9][width].
+  // The packed weights are [panel][points][words][columns]: panels of 48 output channels, of which the last may be 32 or
+  // 16 wide; a word is a float, or the bfloat16 of two neighbouring k; k counts the input channels, and where there are
+  // several taps, the taps before them, each with its channels filled up to whole blocks of 16. The taps are those of the
+  // depth, with Winograd's points for the others, or all of the direct form. Weights to be transformed as they are used
+  // are [panel][words][9][columns].
   CMFAST_INLINE int64_t points() const { return tile == 1 ? 1 : (tile + 2) * (tile + 2); }
-  CMFAST_INLINE int64_t tap_stride() const { return (in_channels + 15) / 16 * 16; }
+  CMFAST_INLINE int64_t area() const { return height * width; }
+  CMFAST_INLINE int64_t taps() const { return depth * (tile == 1 ? area() : 1); }
+  CMFAST_INLINE int64_t tap_stride() const { return taps() == 1 ? in_channels : (in_channels + 15) / 16 * 16; }
   CMFAST_INLINE int64_t words() const {
-    int64_t k = tile > 1 || kernel == 1 ? in_channels : kernel * kernel * tap_stride();
+    int64_t k = taps() * tap_stride();
     return pairs ? (k + 1) / 2 : k;
   }
-  CMFAST_INLINE int64_t width() const { return (out_channels + 15) / 16 * 16; }
+  CMFAST_INLINE int64_t columns() const { return (out_channels + 15) / 16 * 16; }
   CMFAST_INLINE bool transforms() const { return tile > 1 && !transformed; }
   CMFAST_INLINE int64_t stored() const { return transforms() ? 9 : points(); }  // words for each k and output
-  CMFAST_INLINE int64_t packed_words() const { return stored() * words() * width(); }
+  CMFAST_INLINE int64_t packed_words() const { return stored() * words() * columns(); }
 };
 
 struct ConvArguments {
   ConvShape shape;
-  int64_t samples = 0, height = 0, width = 0;  // of the input, before it is resampled
-  int64_t out_height = 0, out_width = 0;
-  int stride = 1, padding = 0, resample = RESAMPLE_NONE, residual_resample = RESAMPLE_NONE;
+  int64_t samples = 0, depth = 1, height = 0, width = 0;  // of the input, before it is resampled
+  int64_t out_depth = 1, out_height = 0, out_width = 0;
+  int stride_z = 1, stride_y = 1, stride_x = 1;
+  int front = 0, top = 0, left = 0;  // zeros before each dimension; after it as many as the outputs ask for
+  int resample = RESAMPLE_NONE, residual_resample = RESAMPLE_NONE;  // of each image: height and width
   int dtype = 0;
   ConvTensor h, skip, residual, out;
   const float *gain = nullptr, *offset = nullptr;  // [N, C], of the input
@@ -55,7 +64,7 @@ struct ConvArguments {
 
 struct PackArguments {
   ConvShape shape;
-  const float* weight = nullptr;  // [Cout, Cin, kernel, kernel]
+  const float* weight = nullptr;  // [Cout, Cin, depth, height, width]
   uint32_t* packed = nullptr;
   int threads = 1;
 };

@@ -48,13 +48,14 @@ struct ConvInput {
     }
   };
 
-  CMFAST_INLINE Source source(int64_t n, int64_t c) const {
+  // Of the images that begin at these elements of the tensors.
+  CMFAST_INLINE Source source(int64_t h_at, int64_t skip_at, int64_t c) const {
     const ConvTensor &h = p.h, &skip = p.skip;
-    int64_t of_h = h.channels - c, left = channels() - c, at = n * skip.n - of_h;
+    int64_t of_h = h.channels - c, left = channels() - c;
     if (left > LANES) left = LANES;
-    if (of_h <= 0) return {skip.data, nullptr, at, skip.y, skip.x, 0, 0, 0, p.dtype, (int)left, 0, true};
+    if (of_h <= 0) return {skip.data, nullptr, skip_at - of_h, skip.y, skip.x, 0, 0, 0, p.dtype, (int)left, 0, true};
     int lanes = (int)(of_h < LANES ? of_h : LANES), more = FAULT(tail_of_channels_missed) ? 0 : (int)left - lanes;
-    return {h.data, skip.data, n * h.n + c, h.y, h.x, at + of_h, skip.y, skip.x, p.dtype, lanes, more, false};
+    return {h.data, skip.data, h_at + c, h.y, h.x, skip_at, skip.y, skip.x, p.dtype, lanes, more, false};
   }
 
   // What is done to a register of channels after reading.
@@ -77,11 +78,16 @@ struct ConvInput {
     return f;
   }
 
-  // Fill a strip with 16 channels of sample n from channel c on.
-  void fill(Strip s, int64_t n, int64_t c) const {
+  // Fill a strip with 16 channels of image z of sample n from channel c on. z may lie in the padding as well.
+  void fill(Strip s, int64_t n, int64_t z, int64_t c) const {
+    if (FAULT(depth_edge_not_zero)) z = z < 0 ? 0 : z < p.depth ? z : p.depth - 1;
+    if (z < 0 || z >= p.depth) {
+      s.y = height();  // below the last row
+      z = 0;
+    }
     for (int64_t l = 0; l < BLOCK; l += LANES) {
       Activation f = activation(n, c + l);
-      Source read = source(n, c + l);
+      Source read = source(p.h.image(n, z), p.skip.image(n, z), c + l);
       if (p.resample == RESAMPLE_NONE)
         fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(read(y, x)); });
       else if (p.resample == RESAMPLE_UP)

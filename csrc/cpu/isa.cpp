@@ -20,9 +20,12 @@ bool has_avx512() {
 }
 #endif
 
-#define CMFAST_ENTRY(isa, runs_here) \
-  {#isa,         runs_here,   isa::consistency_step, isa::group_norm,     isa::attention, \
-   isa::conv2d,  isa::pack,   isa::moments,          isa::fold_group_norm, isa::channel_norm}
+// The layout that kernels/pack.cpp writes.
+constexpr const char* PANELS = "panels of 48";
+
+#define CMFAST_ENTRY(isa, layout, runs_here) \
+  {#isa,         layout,    runs_here,    isa::consistency_step, isa::group_norm,     isa::attention, \
+   isa::conv2d,  isa::pack, isa::moments, isa::fold_group_norm, isa::channel_norm}
 
 const Kernels* find(const char* name) {
   for (int i = 0; i < KERNELS_COUNT; ++i)
@@ -36,10 +39,10 @@ std::atomic<const Kernels*> chosen{nullptr};
 
 const Kernels ALL_KERNELS[] = {
 #ifdef __x86_64__
-    CMFAST_ENTRY(avx512, has_avx512),
-    CMFAST_ENTRY(avx2, has_avx2),
+    CMFAST_ENTRY(avx512, PANELS, has_avx512),
+    CMFAST_ENTRY(avx2, PANELS, has_avx2),
 #endif
-    CMFAST_ENTRY(portable, always),
+    CMFAST_ENTRY(portable, PANELS, always),
 };
 const int KERNELS_COUNT = sizeof ALL_KERNELS / sizeof *ALL_KERNELS;
 

@@ -35,6 +35,7 @@ CMFAST_KERNELS(avx512)
 // A kernel returns null, or what was wrong with its arguments; then it has written nothing.
 struct Kernels {
   const char* name;
+  const char* layout;  // of packed weights: instruction sets that have the same one read each other's
   bool (*runs_here)();
   const char* (*consistency_step)(const StepArguments&);
   const char* (*group_norm)(const NormArguments&);

@@ -6,18 +6,25 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..layout import image_format
+from ..conv_arguments import ConvArguments
+from ..layout import channels_adjoin, channels_last, empty_channels_last
 from . import memory
 
 #: Counts the changes of what `pack` writes: weights that were packed by another number are not read.
 PACKING = 1
 
 _RESAMPLE = {None: 0, "nearest": 1, "average": 2}
-_Shape = tuple[int, int, int, int, bool, bool]
+_Sizes = tuple[int, int, int]
+_Shape = tuple[int, int, _Sizes, int, bool, bool]
+
+
+def packing() -> str:
+    """The name of what `pack` writes: its number, and the layout of the instruction set in use."""
+    return f"{PACKING}, {native.cpu().build_info()['layout']}"
 
 
 def pack(weight: Tensor, tile: int, transformed: bool, dtype: torch.dtype) -> Tensor:
-    """The weights [Cout, Cin, k, k] as the kernels read them, transformed in float64 and rounded once to `dtype`."""
+    """The weights [Cout, Cin, *kernel] as the kernels read them, transformed in float64 and rounded once to `dtype`."""
     shape = _shape(weight.shape, tile, transformed, dtype)
     words = native.cpu().packed_words(shape)
     packed = memory.empty(4 * words).view(dtype)
@@ -26,115 +33,69 @@ def pack(weight: Tensor, tile: int, transformed: bool, dtype: torch.dtype) -> Te
     return packed
 
 
-def conv2d(
-    h: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    packed: Tensor | None,
-    tile: int,
-    transformed: bool,
-    stride: int,
-    padding: int,
-    dtype: torch.dtype,
-    resample: str | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    silu: bool,
-    residual: Tensor | None,
-    residual_resample: str | None,
-    moments: bool,
-) -> tuple[Tensor, Tensor]:
+def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
     """Serve `cmfast.kernels.conv2d`; arguments and results are those of the reference.
 
     Tensors whose channels are not adjacent in memory are copied first, and such an output afterwards.
     """
-    assert packed is not None  # kernels/conv.py
-    n, _, height, width = h.shape
-    kernel, scale = weight.shape[2], {None: (1, 1), "nearest": (2, 1), "average": (1, 2)}[resample]
-    sizes = [(s * scale[0] // scale[1] + 2 * padding - kernel) // stride + 1 for s in (height, width)]
-    out = torch.empty((n, weight.shape[0], *sizes), dtype=h.dtype, memory_format=torch.channels_last)
-    sums = torch.empty((n, 2, weight.shape[0]) if moments else 0, dtype=torch.float32)
+    shape, ordered = a.output_shape(), channels_adjoin(a.h)
+    n, channels = shape[:2]
+    out = empty_channels_last(a.h, shape)
+    sums = torch.empty((n, 2, channels) if a.moments else 0, dtype=torch.float32)
     if n:
-        first, second, added = _channels_last(h), _channels_last(skip), _channels_last(residual)
-        assert first is not None
-        gain, offset, bias = (None if t is None else t.float().contiguous() for t in (gain, offset, bias))
-        launch_conv2d(
-            out,
-            sums if moments else None,
-            first,
-            second,
-            weight.shape,
-            bias,
-            packed,
-            tile,
-            transformed,
-            stride,
-            padding,
-            dtype,
-            resample,
-            gain,
-            offset,
-            silu,
-            added,
-            residual_resample,
-        )
-    return out.contiguous(memory_format=image_format(h)), sums
+        h = a.h if ordered else channels_last(a.h)
+        a = a._replace(h=h, skip=_channels_last(a.skip), residual=_channels_last(a.residual))
+        a = a._replace(gain=_float32(a.gain), offset=_float32(a.offset), bias=_float32(a.bias))
+        launch_conv2d(out, sums if a.moments else None, a)
+    return out if ordered else out.contiguous(), sums
 
 
-def launch_conv2d(
-    out: Tensor,
-    moments: Tensor | None,
-    h: Tensor,
-    skip: Tensor | None,
-    weight_shape: Sequence[int],
-    bias: Tensor | None,
-    packed: Tensor,
-    tile: int,
-    transformed: bool,
-    stride: int,
-    padding: int,
-    dtype: torch.dtype,
-    resample: str | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    silu: bool,
-    residual: Tensor | None,
-    residual_resample: str | None,
-) -> None:
+def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None:
     """Write out, and the moments where they are given. Images have their channels adjacent, rows are float32."""
+    assert a.packed is not None
+    # The rows of a one-dimensional image are all the same one, so that it is resampled as others are.
+    height = (2,) if a.h.ndim == 3 and a.resample == "average" else ()
     native.run(
         "conv2d",
-        _shape(weight_shape, tile, transformed, dtype),
-        (h.shape[0], *h.shape[2:]),
-        tuple(out.shape[2:]),
-        stride,
-        padding,
-        _RESAMPLE[resample],
-        native.DTYPES[h.dtype],
-        _image(h),
-        _image(skip),
-        _image(residual),
-        _RESAMPLE[residual_resample],
+        _shape(a.weight.shape, a.tile, a.transformed, a.dtype),
+        a.h.shape[0],
+        _three((*height, *a.h.shape[2:])),
+        _three(out.shape[2:]),
+        _three(a.stride),
+        _three(a.padding[::2], 0),
+        _RESAMPLE[a.resample],
+        native.DTYPES[a.h.dtype],
+        _image(a.h),
+        _image(a.skip),
+        _image(a.residual),
+        _RESAMPLE[a.residual_resample],
         _image(out),
-        native.address(gain),
-        native.address(offset),
-        silu,
-        packed.data_ptr(),
-        native.address(bias),
+        native.address(a.gain),
+        native.address(a.offset),
+        a.silu,
+        a.packed.data_ptr(),
+        native.address(a.bias),
         native.address(moments),
     )
 
 
 def _shape(weight: Sequence[int], tile: int, transformed: bool, dtype: torch.dtype) -> _Shape:
-    return weight[1], weight[0], weight[2], tile, transformed, dtype == torch.bfloat16
+    return weight[1], weight[0], _three(weight[2:]), tile, transformed, dtype == torch.bfloat16
+
+
+def _three(sizes: Sequence[int], missing: int = 1) -> _Sizes:
+    """Sizes of the depth, the height and the width; those of dimensions that are not there are `missing`."""
+    depth, height, width = (*(missing,) * (3 - len(sizes)), *sizes)
+    return depth, height, width
 
 
 def _channels_last(t: Tensor | None) -> Tensor | None:
-    if t is None or t.shape[1] == 1 or t.stride(1) == 1:
-        return t
-    return t.contiguous(memory_format=torch.channels_last)
+    return t if t is None or channels_adjoin(t) else channels_last(t)
 
 
-def _image(t: Tensor | None) -> tuple[int, int, int, int, int] | None:
-    return None if t is None else (t.data_ptr(), t.shape[1], t.stride(0), t.stride(2), t.stride(3))
+def _float32(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.float().contiguous()
+
+
+def _image(t: Tensor | None) -> tuple[int, int, int, int, int, int] | None:
+    return None if t is None else (t.data_ptr(), t.shape[1], t.stride(0), *_three(t.stride()[2:], 0))

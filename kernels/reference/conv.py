@@ -4,53 +4,54 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layout import accumulation_dtype, image_format
+from ..conv_arguments import ConvArguments, resample_factors
+from ..layout import accumulation_dtype, empty_image
+
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of dimensions
+_POOLINGS = {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}
 
 
-def conv2d(
-    h: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    packed: Tensor | None,
-    tile: int,
-    transformed: bool,
-    stride: int,
-    padding: int,
-    dtype: torch.dtype,
-    resample: str | None,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    silu: bool,
-    residual: Tensor | None,
-    residual_resample: str | None,
-    moments: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the output [N, Cout, H, W], and the means and sums of squared deviations of its channels [N, 2, Cout].
+def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
+    """Return the output [N, Cout, *spatial], and the means and sums of squared deviations of its channels [N, 2, Cout].
 
     float64 inputs are multiplied in float64, whatever the weights were prepared for.
     """
+    h = a.h
     wide = accumulation_dtype(h.dtype)
-    u = (h if skip is None else torch.cat((h, skip), dim=1)).to(wide)
-    if gain is not None and offset is not None:
-        u = torch.addcmul(offset.to(wide)[:, :, None, None], u, gain.to(wide)[:, :, None, None])
-    if silu:
+
+    def spread(rows: Tensor) -> Tensor:
+        return rows.to(wide).reshape(*rows.shape, *(1,) * (h.ndim - 2))
+
+    u = (h if a.skip is None else torch.cat((h, a.skip), dim=1)).to(wide)
+    if a.gain is not None and a.offset is not None:
+        u = torch.addcmul(spread(a.offset), u, spread(a.gain))
+    if a.silu:
         u = F.silu(u)
-    u = _resampled(u, resample)
-    products = wide if wide == torch.float64 else dtype
-    y = F.conv2d(u.to(products), weight.to(products), None, stride, padding).to(wide)
-    if bias is not None:
-        y = y + bias.to(wide)[:, None, None]
-    if residual is not None:
-        y = y + _resampled(residual.to(wide), residual_resample)
+    u = _resampled(u, a.resample)
+    products = wide if wide == torch.float64 else a.dtype
+    u = _padded(u.to(products), a)
+    y = _CONVOLUTIONS[h.ndim](u, a.weight.to(products), None, list(a.stride)).to(wide)
+    if a.bias is not None:
+        y = y + spread(a.bias)
+    if a.residual is not None:
+        y = y + _resampled(a.residual.to(wide), a.residual_resample)
     sums = y.new_empty(0, dtype=torch.float32)
-    if moments:
-        mean = y.mean((2, 3), keepdim=True)
-        sums = torch.stack((mean[:, :, 0, 0], (y - mean).square().sum((2, 3))), dim=1).to(torch.float32)
-    return y.to(h.dtype).contiguous(memory_format=image_format(h)), sums
+    if a.moments:
+        values = y.flatten(2)
+        mean = values.mean(2, keepdim=True)
+        sums = torch.stack((mean[:, :, 0], (values - mean).square().sum(2)), dim=1).to(torch.float32)
+    return empty_image(h, y.shape).copy_(y), sums
+
+
+def _padded(u: Tensor, a: ConvArguments) -> Tensor:
+    """The input with its zeros; torch counts the dimensions from the last."""
+    pairs = zip(a.padding[::2], a.padding[1::2], strict=True)
+    sides = [side for pair in reversed([*pairs]) for side in pair]
+    return F.pad(u, sides) if any(sides) else u
 
 
 def _resampled(u: Tensor, resample: str | None) -> Tensor:
+    factors = resample_factors(u.ndim - 2)
     if resample == "nearest":
-        return F.interpolate(u, scale_factor=2, mode="nearest")
-    return F.avg_pool2d(u, 2) if resample == "average" else u
+        return F.interpolate(u, scale_factor=tuple(map(float, factors)), mode="nearest")
+    return _POOLINGS[u.ndim](u, factors) if resample == "average" else u

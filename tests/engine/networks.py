@@ -12,9 +12,11 @@ KINDS = {
     "pooled": {"resblock_updown": False, "conv_resample": False},
     "three-levels": {"channel_mult": (1, 2, 3), "num_res_blocks": 2, "attention_resolutions": (1, 4), "image_size": 16},
     "audio": {"dims": 1, "image_size": 16},
+    "audio-strided": {"dims": 1, "image_size": 26, "resblock_updown": False},
     "video": {"dims": 3, "image_size": (3, 8, 8)},
+    "video-strided": {"dims": 3, "image_size": (5, 6, 10), "resblock_updown": False},
 }
-IMAGES = [name for name in KINDS if name not in ("audio", "video")]
+IMAGES = [name for name, changes in KINDS.items() if changes.get("dims", 2) == 2]
 
 
 def network(kind, batch=2, seed=0, **changes):

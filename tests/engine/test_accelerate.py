@@ -341,14 +341,11 @@ def test_a_broken_file_of_packed_weights_is_said(tmp_path):
         cmfast.accelerate(unet, cache=tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["audio", "video"])
-def test_what_falls_back_is_said(kind):
-    unet, inputs = network(kind)
-    steps = Accelerator(unet, torch.float32).executable(inputs).steps.steps
-    left = {step.operator: step.reason for step in steps if step.reason}
-    assert left["aten.convolution"] == "the CPU kernels have no such operator"
-    served = {step.operator for step in steps if not step.reason}
-    assert served >= {"group_norm", "attention", "conv2d"}
+def test_what_falls_back_is_said():
+    layer = torch.nn.Conv2d(4, 8, 3, groups=2).eval()
+    (step,) = Accelerator(layer, torch.float32).executable([torch.randn(1, 4, 8, 8)]).steps.steps
+    assert step.operator == "aten.convolution"
+    assert step.reason == "the CPU kernels have no such operator"
 
 
 @pytest.mark.parametrize("kind", IMAGES)

@@ -1,8 +1,11 @@
 """Networks that are not cmfast's: what the passes do not know stays as it was."""
 
+import importlib
+import types
+
 import pytest
 import torch
-from cmfast.kernels import group_norm
+from cmfast.kernels import group_norm, native
 from torch import nn
 from torch.nn import functional as F
 
@@ -243,13 +246,15 @@ def test_weights_that_depend_on_the_shape_are_packed_for_each():
 
 
 def test_another_packing_is_not_read(tmp_path, monkeypatch):
-    from cmfast.engine.cpu import cache
-
+    packing = importlib.import_module("cmfast.kernels.cpu.conv")
     unet, inputs = NETWORKS["shared"].eval(), [torch.randn(2, 4, 9, 7), torch.zeros(2)]
-    for version in (cache.PACKING, cache.PACKING + 1):
-        monkeypatch.setattr(cache, "PACKING", version)
-        cmfast.accelerate(unet, cache=tmp_path)(*inputs)
-    assert len(list(tmp_path.iterdir())) == 2
+    for number, layout in ((1, "panels of 48"), (2, "panels of 48"), (1, "tiles of 16 x 16")):
+        monkeypatch.setattr(packing, "PACKING", number)
+        build_info = native.cpu().build_info() | {"layout": layout}
+        module = types.SimpleNamespace(**vars(native.cpu()) | {"build_info": lambda found=build_info: found})
+        with native.stand_in(module, "_cpu"):
+            cmfast.accelerate(unet, cache=tmp_path)(*inputs)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_file_of_packed_weights_that_ends_while_it_is_read(tmp_path):

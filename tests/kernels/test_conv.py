@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -12,6 +13,7 @@ from cmfast.kernels import (
     prepare_conv,
     use_backend,
 )
+from cmfast.kernels.conv_arguments import ConvArguments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -27,7 +29,8 @@ PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMS = {"chosen": (None, None), "direct": (1, False)}
 FORMS |= {f"F{tile}{'' if packed else '-at-use'}": (tile, packed) for tile, packed in CONV_FORMS[torch.float32][1:]}
 
-# N, C, Cout, H, W, k, stride, padding: whole tiles and panels, and one more or less of each
+# N, C, Cout, *sizes, k, stride, padding: whole tiles and panels, and one more or less of each. The last three are one
+# number, or one for each dimension; padding may be two for each.
 SHAPES = {
     "3x3-whole": (1, 32, 48, 16, 16, 3, 1, 1),
     "3x3-odd": (2, 17, 50, 9, 11, 3, 1, 1),
@@ -43,36 +46,95 @@ SHAPES = {
     "1x1-stride-2": (1, 16, 16, 7, 7, 1, 2, 0),
     "5x5": (1, 6, 7, 9, 8, 5, 1, 2),
     "2x2-stride-2": (1, 7, 5, 8, 6, 2, 2, 0),
+    "1x3": (2, 17, 9, 5, 11, (1, 3), 1, (0, 1)),
+    "3x1": (2, 17, 9, 5, 11, (3, 1), 1, (1, 0)),
+    "2x5-strides": (1, 6, 7, 9, 14, (2, 5), (1, 3), (1, 2)),
+    "3x3-right-and-bottom": (1, 18, 20, 9, 8, 3, 2, (0, 1, 0, 1)),
+    "3x3-left-and-top": (1, 18, 20, 9, 8, 3, 2, (1, 0, 1, 0)),
+    "3x3-all-sides-apart": (2, 19, 50, 10, 7, 3, 1, (0, 3, 2, 1)),
+    "1x1-padded-below": (1, 5, 4, 3, 6, 1, 1, (0, 1, 0, 0)),
+    "1x1-strides": (1, 5, 4, 3, 6, 1, (1, 2), 0),
+    "audio-3": (2, 17, 50, 133, 3, 1, 1),
+    "audio-3-short": (3, 33, 5, 1, 3, 1, 1),
+    "audio-4-stride-2": (1, 6, 20, 31, 4, 2, (1, 2)),
+    "audio-1": (2, 49, 20, 70, 1, 1, 0),
+    "video-3x3x3": (2, 17, 50, 4, 9, 7, 3, 1, 1),
+    "video-one-image": (1, 20, 8, 1, 5, 6, 3, 1, 1),
+    "video-of-a-position": (3, 18, 5, 5, 1, 1, 3, 1, 1),
+    "video-3x3x3-long": (1, 70, 100, 3, 8, 8, 3, 1, 1),
+    "video-of-all-strides": (1, 9, 17, 6, 9, 8, 3, (2, 1, 1), 1),
+    "video-3x3x3-stride-2": (2, 9, 17, 5, 9, 8, 3, 2, 1),
+    "video-3x1x1": (1, 20, 24, 5, 4, 3, (3, 1, 1), 1, (1, 0, 0)),
+    "video-1x3x3": (2, 20, 24, 3, 7, 5, (1, 3, 3), (1, 1, 1), (0, 1, 1)),
+    "video-2x3x3-apart": (1, 20, 24, 4, 7, 5, (2, 3, 3), 1, (1, 0, 0, 2, 2, 1)),
+    "video-1x1x1": (2, 49, 33, 3, 5, 4, 1, 1, 0),
+    "video-1x1x1-stride-2": (1, 16, 16, 5, 4, 4, 1, (2, 1, 1), 0),
 }
+#: Those that Winograd's forms serve.
+WINOGRAD = [
+    name
+    for name, (*_, k, stride, _) in SHAPES.items()
+    if (k in (3, (2, 3, 3), (1, 3, 3)) and stride in (1, (2, 1, 1), (1, 1, 1)) and not name.startswith("audio"))
+]
 
 
 RESIDUALS = {"residual": None, "residual_nearest": "nearest", "residual_average": "average"}
 
 
 def resampled(sizes, resample):
-    return [2 * s if resample == "nearest" else s // 2 if resample == "average" else s for s in sizes]
+    """The depth of a video stays as it is."""
+    factors = (1, 2, 2) if len(sizes) == 3 else (2, 2)
+    return [
+        {None: s, "nearest": factor * s, "average": s // factor}[resample]
+        for s, factor in zip(sizes, factors[: len(sizes)], strict=True)
+    ]
+
+
+def spread(value, dims):
+    """A number for each spatial dimension."""
+    return (value,) * dims if isinstance(value, int) else tuple(value)
+
+
+def sides(padding, dims):
+    """What is padded before and after each dimension."""
+    given = spread(padding, dims)
+    return given if len(given) == 2 * dims else tuple(p for p in given for _ in range(2))
+
+
+def outputs(sizes, k, stride, padding):
+    dims, around = len(sizes), sides(padding, len(sizes))
+    padded = [s + a + b for s, a, b in zip(sizes, around[::2], around[1::2], strict=True)]
+    return [(s - k) // step + 1 for s, k, step in zip(padded, spread(k, dims), spread(stride, dims), strict=True)]
+
+
+def named(sizes):
+    """The sizes as prepare_conv takes them."""
+    return dict(zip(("depth", "height", "width")[-len(sizes) :], sizes, strict=True))
 
 
 def make(shape, dtype=torch.float32, layout="l", seed=0, pair=0, parts=()):
     """x or a pair, weight, bias and the named arguments, with NaN around the tensors of the input's size."""
-    n, c, out, h, w, k, stride, padding = shape
+    n, c, out, *spatial, k, stride, padding = shape
+    kernel = spread(k, len(spatial))
     g = torch.Generator().manual_seed(seed)
 
     def draw(*size):
         return torch.randn(size, generator=g)
 
-    x = draw(n, c, h, w).to(dtype)
-    weight, bias = draw(out, c, k, k) / (c * k * k) ** 0.5, draw(out)
+    x = draw(n, c, *spatial).to(dtype)
+    weight, bias = draw(out, c, *kernel) / (c * math.prod(kernel)) ** 0.5, draw(out)
     arguments = {}
     if "affine" in parts:
         arguments |= {"gain": guarded(draw(n, c)), "offset": guarded(draw(n, c)), "silu": True}
     for name in ("nearest", "average"):
         if name in parts:
             arguments["resample"] = name
-    sizes = [(s + 2 * padding - k) // stride + 1 for s in resampled((h, w), arguments.get("resample"))]
+    sizes = outputs(resampled(spatial, arguments.get("resample")), k, stride, padding)
     for part, resample in RESIDUALS.items():
         if part in parts:
-            size = {None: sizes, "nearest": [s // 2 for s in sizes], "average": [2 * s + 1 for s in sizes]}[resample]
+            depth, plane = sizes[:-2], sizes[-2:]
+            size = {"nearest": [s // 2 for s in plane], "average": [2 * s + 1 for s in plane]}.get(resample, plane)
+            size = [*depth, *size]
             arguments |= {"residual": guarded(draw(n, out, *size).to(dtype), layout), "residual_resample": resample}
     tensors = [guarded(t, layout) for t in ((x[:, :pair], x[:, pair:]) if pair else (x,))]
     return tuple(tensors) if pair else tensors[0], weight, bias, arguments
@@ -91,15 +153,24 @@ def activated(x, arguments):
     u = torch.cat(x, 1).double() if isinstance(x, tuple) else x.double()
     size = u.abs()
     if "gain" in arguments:
-        gain, offset = (arguments[name].double()[..., None, None] for name in ("gain", "offset"))
+        gain, offset = (along(arguments[name].double(), u) for name in ("gain", "offset"))
         size = (u * gain).abs() + offset.abs()
     return RESAMPLE[arguments.get("resample")](size)
 
 
+def along(rows, image):
+    """Rows [N, C] or [C] as they act on all positions of an image."""
+    return rows[(..., *(None,) * (image.ndim - 2))]
+
+
+def factors(t):
+    return (1, 2, 2) if t.ndim == 5 else (2,) * (t.ndim - 2)
+
+
 RESAMPLE = {
     None: lambda t: t,
-    "nearest": lambda t: F.interpolate(t, scale_factor=2),
-    "average": lambda t: F.avg_pool2d(t, 2),
+    "nearest": lambda t: F.interpolate(t, scale_factor=tuple(map(float, factors(t)))),
+    "average": lambda t: (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[t.ndim - 3](t, factors(t)),
 }
 
 
@@ -108,15 +179,14 @@ def check(x, weight, bias, arguments, stride, padding, tile, products, backend, 
 
     Of a single output channel, say, plain PyTorch takes sums of many short parts, the kernels one of up to 256 terms.
     """
-    height, width = (x[0] if isinstance(x, tuple) else x).shape[2:]
+    spatial = (x[0] if isinstance(x, tuple) else x).shape[2:]
     prepared = prepare_conv(
         weight,
         bias,
         stride=stride,
         padding=padding,
         dtype=products,
-        height=height,
-        width=width,
+        **named(resampled(spatial, arguments.get("resample"))),
         tile=tile,
         transformed=transformed,
     )
@@ -128,11 +198,12 @@ def check(x, weight, bias, arguments, stride, padding, tile, products, backend, 
     assert actual.dtype == plain.dtype
     if backend == "reference":
         return
-    scale = error_scale(activated(x, arguments), weight, prepared.tile, stride, padding)
+    around, step = sides(padding, len(spatial)), spread(stride, len(spatial))
+    scale = error_scale(activated(x, arguments), weight, prepared.tile, step, around)
     # The transforms and sums, and the rounding of the operands: as conv2d says.
     operands = 4.0 if products == torch.float32 else 1.0
     allowed = operands * torch.finfo(products).eps * scale + 4 * torch.finfo(torch.float32).eps * scale
-    allowed = allowed + torch.finfo(torch.float32).eps * bias[:, None, None].double().abs()
+    allowed = allowed + torch.finfo(torch.float32).eps * along(bias, exact).double().abs()
     if "residual" in arguments:
         residual = RESAMPLE[arguments["residual_resample"]](arguments["residual"].double().abs())
         allowed = allowed + torch.finfo(torch.float32).eps * residual
@@ -177,20 +248,64 @@ def test_a_residual_is_resampled_before_it_is_added():
 @pytest.mark.parametrize("tile", [2, 4])
 def test_the_bounds_matrices_are_winograds(tile):
     u, weight = torch.randn(2, 3, 7, 9, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    torch.testing.assert_close(convolve(u, weight, tile, 1), F.conv2d(u, weight, padding=1))
+    torch.testing.assert_close(convolve(F.pad(u, (1, 1, 1, 1)), weight, tile), F.conv2d(u, weight, padding=1))
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_shapes(shape, form, products, backend):
-    if form[0] in (2, 4) and shape[5:7] != (3, 1):
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name, form, products, backend):
+    if form[0] in (2, 4) and name not in WINOGRAD:
         pytest.skip("Winograd's forms have 3 x 3 kernels of stride 1")
     if form not in (FORMS["chosen"], *CONV_FORMS[products]):
         pytest.skip("weights are transformed as they are used in float32")
+    shape = SHAPES[name]
     x, weight, bias, arguments = make(shape, parts=("affine", "residual"))
-    check(x, weight, bias, arguments, *shape[6:], form[0], products, backend, form[1])
+    check(x, weight, bias, arguments, *shape[-2:], form[0], products, backend, form[1])
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("layout", ["c", "l"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("nearest", "residual_average"),
+        ("affine", "average", "residual"),
+        ("affine", "residual_nearest"),
+        ("average", "residual_average"),
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize(
+    ("name", "tile"),
+    [("audio-3", 1), ("audio-4-stride-2", 1), ("video-3x3x3", 1), ("video-3x3x3", 2), ("video-3x3x3", 4)],
+)
+def test_parts_of_audio_and_video(name, tile, parts, dtype, layout, backend):
+    *sizes, k, stride, padding = SHAPES[name]
+    sizes[3:] = [s + s % 2 for s in sizes[3:]]  # so that an upsampled residual fits
+    x, weight, bias, arguments = make((*sizes, k, stride, padding), dtype, layout, parts=parts)
+    check(x, weight, bias, arguments, stride, padding, tile, torch.float32, backend, as_plain=False)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize(("dims", "tile"), [(1, 1), (3, 1), (3, 2), (3, 4)])
+def test_images_that_lie_apart(dims, tile, backend):
+    """Views of every other image, row and column: neither the samples nor the images of one follow one another."""
+    shape = (2, 19, 20, *(4, 10, 8)[-dims:], 3, 1, 1)
+    x, weight, bias, arguments = make(shape, parts=("affine", "residual"))
+    arguments["residual"] = spread_out(arguments["residual"])
+    check(spread_out(x), weight, bias, arguments, 1, 1, tile, torch.float32, backend, as_plain=False)
+
+
+def spread_out(x):
+    """The same image as a view of one that is larger in all dimensions but the channels."""
+    n, c, *spatial = x.shape
+    large = torch.full((2 * n, *(2 * s for s in spatial), c), float("nan"))
+    view = large[(slice(None, None, 2),) * (x.ndim - 1)].movedim(-1, 1)
+    view.copy_(x)
+    return view
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
@@ -230,9 +345,9 @@ def test_pair_is_the_concatenation(split, tile, backend):
     out=st.integers(1, 200),
     h=st.integers(1, 70),
     w=st.integers(1, 70),
-    kernel=st.sampled_from([1, 2, 3, 3, 3, 5]),
-    stride=st.sampled_from([1, 1, 1, 2, 3]),
-    padding=st.integers(0, 2),
+    kernel=st.sampled_from([1, 2, 3, 3, 3, 5, (1, 3), (3, 2)]),
+    stride=st.sampled_from([1, 1, 1, 2, 3, (2, 1)]),
+    padding=st.one_of(st.integers(0, 2), st.tuples(*[st.integers(0, 2)] * 4)),
     dtype=st.sampled_from(list(DTYPES.values())),
     products=st.sampled_from(list(PRODUCTS.values())),
     layout=st.sampled_from(["c", "l"]),
@@ -249,11 +364,10 @@ def test_drawn(
     tile, transformed = form if (kernel, stride) == (3, 1) and form in CONV_FORMS[products] else (None, None)
     if "nearest" in parts:
         parts -= {"average"}
-    smallest = kernel * (2 if "average" in parts else 1)
-    h, w = max(h, smallest), max(w, smallest)
+    h, w = (max(s, k * (2 if "average" in parts else 1)) for s, k in zip((h, w), spread(kernel, 2), strict=True))
     pair = data.draw(st.integers(0, c - 1))
     sizes = resampled((h, w), next(iter(parts - {"affine"}), None))
-    if residual == "residual_nearest" and any((s + 2 * padding - kernel) // stride % 2 == 0 for s in sizes):
+    if residual == "residual_nearest" and any(s % 2 for s in outputs(sizes, kernel, stride, padding)):
         residual = "residual_average"  # only even sizes are those of an upsampled residual
     parts |= {residual} - {None}
     x, weight, bias, arguments = make((n, c, out, h, w, kernel, stride, padding), dtype, layout, seed, pair, parts)
@@ -263,16 +377,20 @@ def test_drawn(
 @pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 @pytest.mark.parametrize("tile", [1, 2, 4])
-@pytest.mark.parametrize("shape", [(2, 9, 50, 7, 9), (1, 8, 16, 40, 41), (5, 4, 3, 3, 2)])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 9, 50, 7, 9), (1, 8, 16, 40, 41), (5, 4, 3, 3, 2), (2, 9, 50, 5, 7, 9), (2, 4, 3, 3, 33, 20), (2, 9, 50, 99)],
+)
 def test_moments(shape, tile, mean, backend):
-    h, w = shape[3:]
+    if len(shape) == 4 and tile > 1:
+        pytest.skip("Winograd's forms have 3 x 3 kernels of stride 1")
     x, weight, bias, arguments = make((*shape, 3, 1, 1), parts=("residual",))
-    prepared = prepare_conv(weight, bias + mean, padding=1, height=h, width=w, tile=tile)
+    prepared = prepare_conv(weight, bias + mean, padding=1, **named(shape[3:]), tile=tile)
     y, moments = conv2d(x, prepared, **arguments, moments=True, backend=backend)
     assert conv2d(x, prepared, **arguments, backend=backend).moments is None
-    y = y.double()
-    average = y.mean((2, 3))
-    deviation = (y - average[..., None, None]).square().sum((2, 3))
+    y = y.double().flatten(2)
+    average = y.mean(2)
+    deviation = (y - average[..., None]).square().sum(2)
     torch.testing.assert_close(moments[:, 0].double(), average, rtol=1e-6, atol=1e-6)
     # float32 outputs of a large mean are themselves rounded: by 3e-5 at 1000
     torch.testing.assert_close(moments[:, 1].double(), deviation, rtol=2e-5, atol=1e-5)
@@ -280,13 +398,14 @@ def test_moments(shape, tile, mean, backend):
 
 # N, C, Cout, H, W: samples that end within eight rows and within a part, one row, and more than a block of them
 POINTWISE = [(3, 9, 50, 7, 9), (70, 20, 100, 1, 1), (1, 40, 33, 1, 5), (2, 600, 17, 20, 23), (1, 5, 48, 33, 34)]
+POINTWISE += [(3, 9, 50, 67), (2, 9, 50, 3, 7, 5)]
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("shape", POINTWISE, ids=str)
 def test_moments_of_single_elements(shape, backend):
     x, weight, bias, arguments = make((*shape, 1, 1, 0), parts=("affine", "residual"))
-    prepared = prepare_conv(weight, bias + 3, height=shape[3], width=shape[4])
+    prepared = prepare_conv(weight, bias + 3, **named(shape[3:]))
     y, moments = conv2d(x, prepared, **arguments, moments=True, backend=backend)
     y = y.double().flatten(2)
     average = y.mean(2)
@@ -401,21 +520,49 @@ def prepared_for(weight, **arguments):
     return prepare_conv(weight, **{"height": 8, "width": 8, "padding": 1, **arguments})
 
 
+@pytest.mark.parametrize("padding", [(1, 2), (1, 1, 2, 2)])
+def test_a_number_or_two_for_each_dimension(padding):
+    x, weight = torch.randn(1, 2, 8, 8), torch.randn(4, 2, 3, 3)
+    prepared = prepare_conv(weight, stride=(1, 2), padding=padding, height=8, width=8)
+    assert (prepared.stride, prepared.padding) == ((1, 2), (1, 1, 2, 2))
+    out = conv2d(x, prepared, backend="reference").out
+    torch.testing.assert_close(out, F.conv2d(x, weight, stride=(1, 2), padding=(1, 2)))
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+def test_downsampling_as_diffusers_pads_it(backend):
+    x, weight, bias, _ = make((2, 20, 20, 8, 10, 3, 2, (0, 1, 0, 1)))
+    prepared = prepare_conv(weight, bias, stride=2, padding=(0, 1, 0, 1), height=8, width=10)
+    expected = F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=2)
+    torch.testing.assert_close(conv2d(x, prepared, backend=backend).out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_schema_is_that_of_the_arguments():
+    schema = torch.ops.cmfast.conv2d.default._schema
+    assert [argument.name for argument in schema.arguments] == [*ConvArguments._fields, "backend"]
+
+
 W = torch.ones(4, 2, 3, 3)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: prepared_for(W[0]), r"weight must be .* \[2, 3, 3\]"),
-        (lambda x: prepared_for(W[..., :2]), "weight must be"),
+        (lambda x: prepared_for(W[0, 0]), r"weight must be .* \[3, 3\]"),
+        (lambda x: prepared_for(W[0]), r"\[2, 3, 3\] are of 1 spatial dim.* must be 1, got 1 and 8"),
+        (lambda x: prepared_for(W, depth=2), r"of 2 spatial dim.* must be 1, got 2 and 8"),
+        (lambda x: prepared_for(W, stride=(1, 1, 1)), r"stride must be one number or 2 of them, got \(1, 1, 1\)"),
+        (lambda x: prepared_for(W, padding=(1, 1, 1)), r"padding must be one number or 2 or 4 of them"),
+        (lambda x: prepared_for(W, padding=(0, 1, 0, -1)), "must be positive"),
+        (lambda x: prepared_for(W, stride=(1, 0)), "must be positive"),
+        (lambda x: prepared_for(W[..., :2], tile=4), r"kernels of 3 x 2 .* \(1, False\): got \(4, True\)"),
         (lambda x: prepared_for(W.long()), "weight must be"),
         (lambda x: prepared_for(W, bias=torch.ones(3)), r"bias must be .* \[4\], got \[3\]"),
         (lambda x: prepared_for(W, stride=0), "must be positive"),
         (lambda x: prepared_for(W, padding=-1), "must be positive"),
         (lambda x: prepared_for(W, dtype=torch.float16), "float32 or bfloat16, got torch.float16"),
         (lambda x: prepared_for(W, tile=3), r"\(4, False\): got \(3, True\)"),
-        (lambda x: prepared_for(W, tile=2, stride=2), r"stride 2 .* \(1, False\): got \(2, True\)"),
+        (lambda x: prepared_for(W, tile=2, stride=2), r"stride 2 x 2 .* \(1, False\): got \(2, True\)"),
         (lambda x: prepared_for(W, tile=1, transformed=True), r"got \(1, True\)"),
         (
             lambda x: prepared_for(W, tile=2, transformed=False, dtype=torch.bfloat16),
@@ -423,6 +570,7 @@ W = torch.ones(4, 2, 3, 3)
         ),
         (lambda x: conv2d(x[0], prepared_for(W)), "x must be"),
         (lambda x: conv2d(x.long(), prepared_for(W)), "x must be"),
+        (lambda x: conv2d(x[:, :, None], prepared_for(W)), r"\[N, C, H, W\].* got \[2, 2, 1, 8, 8\]"),
         (lambda x: conv2d((x, x[:1]), prepared_for(W)), "must agree"),
         (lambda x: conv2d((x, x), prepared_for(W)), "prepared for 2 channels, got 4"),
         (lambda x: conv2d(x, prepared_for(W), gain=torch.ones(2, 2)), "give both or neither"),

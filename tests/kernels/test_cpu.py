@@ -32,12 +32,17 @@ CALLS = {
     "conv2d-1x1-shared": lambda x: torch.cat([t.flatten() for t in pointwise(x[..., :9, :8], 4000)]),
     "conv2d-shared": lambda x: convolve(x[..., :8, :8], 160),  # too few tiles for blocks of a thread's own
     "conv2d-transformed-at-use": lambda x: convolve(x[..., :8, :8], 160, transformed=False),
+    "conv2d-audio": lambda x: convolve(x.flatten(2), 20),
+    "conv2d-video": lambda x: convolve(x[:, :, :30].unflatten(2, (5, 6)), 20),
+    "conv2d-video-shared": lambda x: convolve(x[:, :, :8, :8].unflatten(2, (2, 4)), 160),
 }
 
 
 def convolve(x, outputs, **form):
-    weight = torch.linspace(-1, 1, outputs * x.shape[1] * 9).view(outputs, x.shape[1], 3, 3).sin()
-    prepared = prepare_conv(weight, padding=1, height=x.shape[2], width=x.shape[3], **form)
+    dims = x.ndim - 2
+    weight = torch.linspace(-1, 1, outputs * x.shape[1] * 3**dims).view(outputs, x.shape[1], *(3,) * dims).sin()
+    sizes = dict(zip(("depth", "height", "width")[-dims:], x.shape[2:], strict=True))
+    prepared = prepare_conv(weight, padding=1, **sizes, **form)
     return conv2d(x, prepared, silu=True, backend="cpu").out
 
 

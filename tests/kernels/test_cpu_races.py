@@ -41,6 +41,12 @@ with native.stand_in(module, "_cpu"):
                     form = {"tile": tile, "transformed": transformed}
                     prepared = kernels.prepare_conv(weight, padding=1, height=13, width=17, **form)
                     kernels.conv2d(x, prepared, moments=True, backend="cpu")
+        for channels, size in ((20, 9), (110, 4)):  # blocks of a thread's own, and shared ones
+            video = torch.randn(2, 20, 3, size, size)
+            prepared = kernels.prepare_conv(
+                torch.randn(channels, 20, 3, 3, 3), padding=1, depth=3, height=size, width=size
+            )
+            kernels.conv2d(video, prepared, moments=True, backend="cpu")
 print("ran")
 """
 RACES = 66

@@ -58,6 +58,35 @@ def test_what_did_not_change_is_not_compiled_again(toolchain, tmp_path):
     assert list((tmp_path / "objects").iterdir()) == [second]
 
 
+def test_an_object_is_made_of_the_headers_that_it_includes(toolchain, tmp_path):
+    """Of those that its headers include, too, wherever they stand; of no others."""
+    (tmp_path / "inner").mkdir()
+    headers = {"answer.h": '#include "inner/number.h"', "inner/number.h": "#define NUMBER 42", "other.h": ""}
+    for name, text in headers.items():
+        (tmp_path / name).write_text(text)
+    source = tmp_path / "answer.cpp"
+    source.write_text('#include <cstdint>\n#include "answer.h"\nint64_t answer() { return NUMBER; }')
+    job = ([*toolchain.find_host_compiler(), "-c"], source)
+    (first,) = toolchain._compile([job], tmp_path / "objects", "")
+    (tmp_path / "other.h").write_text("#define OTHER")
+    assert toolchain._compile([job], tmp_path / "objects", "") == [first]
+    for changed in ("answer.h", "inner/number.h"):
+        (tmp_path / changed).write_text(headers[changed] + "\n")
+        (second,) = toolchain._compile([job], tmp_path / "objects", "")
+        assert second != first
+        first = second
+
+
+def test_every_header_belongs_to_an_object(toolchain):
+    """The scan follows the includes of the sources as the compiler does: it reaches all headers of csrc."""
+    sources = [path for kind in ("cpp", "cu") for path in toolchain.SOURCES.rglob(f"*.{kind}")]
+    reached = {header for source in sources for header in toolchain._headers(source)}
+    assert reached == {path for kind in ("h", "cuh") for path in toolchain.SOURCES.rglob(f"*.{kind}")}
+    conv = toolchain._headers(toolchain.SOURCES / "cpu" / "kernels" / "conv.cpp")
+    assert {"conv.h", "vector.h", "winograd.h"} <= {path.name for path in conv}
+    assert not any("cuda" in path.parts for path in conv)
+
+
 def test_a_source_that_does_not_compile_is_an_error(toolchain, tmp_path):
     source = tmp_path / "wrong.cpp"
     source.write_text("int answer() { return unheard_of; }")

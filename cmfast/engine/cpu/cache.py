@@ -17,7 +17,7 @@ from torch import Tensor
 from ...files import whole_file
 from ...kernels import native
 from ...kernels.cpu import memory
-from ...kernels.cpu.conv import PACKING
+from ...kernels.cpu.conv import packing
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
@@ -26,9 +26,9 @@ def fingerprint(tensors: Mapping[str, Tensor], packed: Iterable[str], products: 
     """A name for what is packed of these tensors: their names, shapes and contents, and what was computed of them.
 
     `packed` are the names of the weights that are packed, each an expression of the tensors. The version of cmfast and
-    that of the packing are in the name too.
+    the name of the packing, which an instruction set may have of its own, are in it too.
     """
-    names = hashlib.sha256(f"{metadata.version('cmfast')} {PACKING} {products} {list(packed)}".encode())
+    names = hashlib.sha256(f"{metadata.version('cmfast')} {packing()} {products} {list(packed)}".encode())
     for name, tensor in tensors.items():
         tensor = tensor.detach().contiguous()
         sum_ = native.cpu().checksum(tensor.data_ptr(), tensor.nbytes, torch.get_num_threads())

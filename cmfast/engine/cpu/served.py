@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...kernels.conv_arguments import ConvArguments
 from ...kernels.cpu.attention import launch_attention
 from ...kernels.cpu.channel_norm import launch_channel_norm
 from ...kernels.cpu.conv import launch_conv2d
 from ...kernels.cpu.group_norm import launch_group_norm
 from ...kernels.cpu.moments import launch_fold_group_norm, launch_moments
-from ...kernels.layout import empty_in_order
+from ...kernels.layout import channels_adjoin, empty_in_order
 from ..steps import Step, Steps
 
 _Values = dict[str, Any]
@@ -31,9 +32,10 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) 
         return _STRIDED
     out = steps.image(node.meta["val"][0].shape)
     moments = steps.row(out.shape[0], 2, out.shape[1]) if given["moments"] else None
-    arguments = {k: v for k, v in given.items() if k not in ("weight", "moments", "backend")}
-    arguments["weight_shape"] = tuple(given["weight"].shape)
-    steps.add(Step(node.name, "conv2d", _named(launch_conv2d), (out, moments, arguments)))
+    # Of the weights only the shape is read, and they may be given up: this has no memory.
+    weight = torch.zeros(()).expand(given["weight"].shape)
+    a = ConvArguments(**{name: given[name] for name in ConvArguments._fields})._replace(weight=weight)
+    steps.add(Step(node.name, "conv2d", launch_conv2d, (out, moments, a)))
     return out, moments
 
 
@@ -106,7 +108,7 @@ def _rows(given: _Values) -> bool:
 
 
 def _channels_adjacent(*images: Tensor | None) -> bool:
-    return all(x is None or x.shape[1] == 1 or x.stride(1) == 1 for x in images)
+    return all(x is None or channels_adjoin(x) for x in images)
 
 
 def _named(launch: Callable[..., None]) -> Callable[..., None]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from ...kernels.conv_forms import ConvForm
 from ..graph import CONV, Graph, arguments
 from .cache import Stored, fingerprint, write
 from .executable import Executable
-from .forms import Form, choose
+from .forms import choose
 from .give_up import giver_up
 from .lower import lower
 from .tuning import Tuner
@@ -30,7 +31,7 @@ class CpuTarget:
         """See `cmfast.accelerate` for the arguments; `products` is the dtype of the operands of products."""
         self.weights = Weights()
         self._products, self._cache, self._keep_weights = products, cache, keep_weights
-        self._choose: Callable[[fx.Node], Form] = functools.partial(choose, products=products)
+        self._choose: Callable[[fx.Node], ConvForm] = functools.partial(choose, products=products)
         if tune:
             self._choose = Tuner(products, None if cache is None else cache / "forms.json")
         self._stored: Stored | None = None

@@ -13,9 +13,12 @@ from torch import Tensor, fx
 from ...environment import processor
 from ...files import whole_file
 from ...kernels import native
+from ...kernels.conv_arguments import ConvArguments
+from ...kernels.conv_forms import ConvForm
 from ...kernels.cpu.conv import launch_conv2d, pack
+from ...kernels.layout import channels_last, empty_channels_last
 from ..graph import arguments, shape
-from .forms import Form, candidates
+from .forms import candidates
 
 #: Copies of the weights that are used in turn are larger than a processor's caches: a network's come from memory too.
 _COLD_BYTES = 64 << 20
@@ -44,7 +47,7 @@ class Tuner:
         self._known = self._all.setdefault(self._machine, {})
         self._new = False
 
-    def __call__(self, node: fx.Node) -> Form:
+    def __call__(self, node: fx.Node) -> ConvForm:
         """The fastest form of a conv2d call among those that are accurate enough."""
         forms = {str(form): form for form in candidates(node, self._products)}
         layer = _describe(node, self._products)
@@ -71,24 +74,22 @@ def _describe(node: fx.Node, products: torch.dtype) -> str:
     return f"{sizes} {how} {' '.join(given)} {products}"
 
 
-def _measure(node: fx.Node, form: Form) -> float:
+def _measure(node: fx.Node, form: ConvForm) -> float:
     """Seconds of a call whose weights come from memory."""
     a = arguments(node)
     weight = torch.randn(shape(a["weight"])) / math.sqrt(math.prod(shape(a["weight"])[1:]))
     packed = pack(weight, *form)
     copies = [packed.clone() for _ in range(min(16, -(-_COLD_BYTES // packed.nbytes)))]
-    images = {name: _random(a[name]) for name in ("h", "skip", "residual", "gain", "offset", "bias")}
-    for name in ("h", "skip", "residual"):
-        if images[name] is not None:
-            images[name] = images[name].contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
-    n, channels, *sizes = node.meta["val"][0].shape
-    out = torch.empty(n, channels, *sizes).contiguous(memory_format=torch.channels_last)
-    moments = torch.empty(n, 2, channels) if a["moments"] else None
+    images = {name: _random_image(a[name]) for name in ("h", "skip", "residual")}
+    rows = {name: _random(a[name]) for name in ("gain", "offset", "bias")}
     same = {name: a[name] for name in ("stride", "padding", "resample", "silu", "residual_resample")}
+    call = ConvArguments(weight=weight, packed=packed, **form._asdict(), **images, **rows, **same)
+    out = empty_channels_last(weight, node.meta["val"][0].shape)
+    moments = torch.empty(len(out), 2, out.shape[1]) if a["moments"] else None
     program = native.cpu().Program()
     with native.recording(program):
         for copy in copies:
-            launch_conv2d(out, moments, weight_shape=weight.shape, packed=copy, **form._asdict(), **images, **same)
+            launch_conv2d(out, moments, call._replace(packed=copy))
     seconds = []
     for _ in range(_ROUNDS):
         begin = time.perf_counter()
@@ -99,3 +100,7 @@ def _measure(node: fx.Node, form: Form) -> float:
 
 def _random(node: Any) -> Tensor | None:
     return None if node is None else torch.randn(shape(node))
+
+
+def _random_image(node: Any) -> Tensor | None:
+    return None if node is None else channels_last(torch.randn(shape(node)))

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from torch import Tensor, fx
 
+from ...kernels.conv_forms import ConvForm
 from ...kernels.cpu.conv import pack
 from ..graph import CONV, Graph, arguments, change
 from .cache import Stored
-from .forms import Form
 
 
 @dataclasses.dataclass
@@ -20,13 +20,13 @@ class Weights:
         packed: by the names of the weights and their forms.
     """
 
-    forms: dict[str, Form] = dataclasses.field(default_factory=dict)
+    forms: dict[str, ConvForm] = dataclasses.field(default_factory=dict)
     packed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def prepare(
         self,
         graph: Graph,
-        choose: Callable[[fx.Node], Form],
+        choose: Callable[[fx.Node], ConvForm],
         stored: Stored | None = None,
         done: Callable[[str], None] = lambda name: None,
     ) -> int:

@@ -1,7 +1,6 @@
-"""Let `cmfast.kernels.conv2d` take what it can: square convolutions, and all that are products of a matrix with rows.
+"""Let `cmfast.kernels.conv2d` take what it can: convolutions of one to three spatial dimensions, and linear layers.
 
-A linear layer is a convolution of 1 × 1 on images of one position; a convolution of kernel 1 of any number of spatial
-dimensions is one on images of one column.
+A linear layer is a convolution of 1 × 1 on images of one position.
 """
 
 from typing import Any
@@ -27,19 +26,12 @@ def prepare(graph: Graph) -> int:
 def _convolution(graph: Graph, node: fx.Node) -> bool:
     a = arguments(node)
     weight = graph.tensor(a["weight"])
-    if weight is None or a["transposed"] or a["groups"] != 1 or any(d != 1 for d in a["dilation"]):
+    if weight is None or not 3 <= weight.ndim <= 5 or a["transposed"] or a["groups"] != 1:
         return False
-    kernel, stride, padding = (set(sizes) for sizes in (weight.shape[2:], a["stride"], a["padding"]))
-    if kernel == {1} and stride == {1} and padding == {0} and weight.ndim != 4:
-        given = shape(a["input"])
-        x = graph.call(node, VIEW, a["input"], [*given[:2], -1, 1])
-        name = f"{a['weight'].target} as 1x1"
-        out = _conv(graph, node, x, graph.attribute(name, weight.reshape(*weight.shape[:2], 1, 1), node), a["bias"])
-        graph.replace(node, graph.call(node, VIEW, out, shape(node)))
-        return True
-    if weight.ndim != 4 or any(len(sizes) != 1 for sizes in (kernel, stride, padding)):
+    if any(d != 1 for d in a["dilation"]):
         return False
-    graph.replace(node, _conv(graph, node, a["input"], a["weight"], a["bias"], *stride, *padding))
+    padding = tuple(p for p in a["padding"] for _ in range(2))
+    graph.replace(node, _conv(graph, node, a["input"], a["weight"], a["bias"], tuple(a["stride"]), padding))
     return True
 
 
@@ -64,7 +56,15 @@ def _not_a_row(graph: Graph, bias: fx.Node, matrix: Tensor) -> bool:
     return row is None or row.shape != matrix.shape[1:]
 
 
-def _conv(graph: Graph, before: fx.Node, x: Any, weight: Any, bias: Any, stride: int = 1, padding: int = 0) -> fx.Node:
+def _conv(
+    graph: Graph,
+    before: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0, 0, 0),
+) -> fx.Node:
     plain: dict[str, Any] = {"tile": 1, "transformed": False, "stride": stride, "padding": padding}
     plain |= {"dtype": torch.float32, "silu": False, "moments": False}
     absent = ("skip", "packed", "resample", "gain", "offset", "residual", "residual_resample", "backend")

@@ -4,6 +4,8 @@ Its statistics come from the convolutions that made the input, which take them a
 convolution's output they are taken by an operator of their own.
 """
 
+import math
+
 import torch
 from torch import fx
 
@@ -44,7 +46,7 @@ def _fold(graph: Graph, norm: fx.Node, readers: list[fx.Node]) -> None:
         _FOLD,
         _moments(graph, norm, h),
         None if skip is None else _moments(graph, norm, skip),
-        shape(h)[2] * shape(h)[3],
+        math.prod(shape(h)[2:]),
         a["num_groups"],
         a["weight"],
         a["bias"],

@@ -1,11 +1,21 @@
-"""Nearest upsampling and 2 × 2 average pooling are done as a convolution reads its input."""
+"""Nearest upsampling and average pooling by 2 are done as a convolution reads its input."""
+
+import math
+from typing import Any
 
 import torch
 from torch import fx
 
+from ...kernels.conv_arguments import resample_factors
 from ..graph import CONV, Graph, arguments, change, shape
 
 _aten = torch.ops.aten
+_UPSAMPLINGS = (
+    _aten.upsample_nearest1d.default,
+    _aten.upsample_nearest2d.default,
+    _aten.upsample_nearest3d.default,
+)
+_POOLINGS = (_aten.avg_pool2d.default, _aten.avg_pool3d.default)
 
 
 def fuse(graph: Graph) -> int:
@@ -15,7 +25,7 @@ def fuse(graph: Graph) -> int:
         a = arguments(node)
         source, how = resampled(a["h"])
         plain = a["skip"] is None and a["resample"] is None and a["gain"] is None and not a["silu"]
-        if how is None or not plain or shape(a["weight"])[2] == 1:
+        if how is None or not plain or math.prod(shape(a["weight"])[2:]) == 1:
             continue
         old = a["h"]
         change(node, h=source, resample=how)
@@ -25,17 +35,32 @@ def fuse(graph: Graph) -> int:
 
 
 def resampled(x: fx.Node) -> tuple[fx.Node, str | None]:
-    """What x is a resampling by 2 of, and how: "nearest", "average" or None."""
-    if x.target is _aten.upsample_nearest2d.default:
-        source = x.args[0]
-        assert isinstance(source, fx.Node)
-        if shape(x)[2:] == [2 * s for s in shape(source)[2:]]:
-            return source, "nearest"
-    if x.target is _aten.avg_pool2d.default:
-        a = arguments(x)
-        source = a["self"]
-        even = all(s % 2 == 0 for s in shape(source)[2:])
-        twos = list(a["kernel_size"]) == [2, 2] and list(a["stride"]) in ([], [2, 2]) and not any(a["padding"])
-        if even and twos and a["divisor_override"] is None:
-            return source, "average"
+    """What x is a resampling by 2 of, and how: "nearest", "average" or None. The depth of a video must be the same."""
+    factors = list(resample_factors(len(shape(x)) - 2))
+    if x.target in _UPSAMPLINGS and _upsamples(arguments(x), factors):
+        return x.args[0], "nearest"  # type: ignore[return-value]
+    if x.target in _POOLINGS and _pools(arguments(x), factors):
+        return x.args[0], "average"  # type: ignore[return-value]
+    # torch pools [N, C, L] as images of one row.
+    if x.target is _aten.squeeze.dim and len(shape(x)) == 3 and x.args[1] in (-2, 2):
+        pooled = x.args[0]
+        if isinstance(pooled, fx.Node) and pooled.target is _aten.avg_pool2d.default:
+            rows = pooled.args[0]
+            one_row = isinstance(rows, fx.Node) and rows.target is _aten.unsqueeze.default and rows.args[1] in (-2, 2)
+            if one_row and _pools(arguments(pooled), [1, 2]):
+                return rows.args[0], "average"  # type: ignore[union-attr, return-value]
     return x, None
+
+
+def _upsamples(a: dict[str, Any], factors: list[int]) -> bool:
+    """Whether the sizes grow by just these factors, and positions are counted with them."""
+    exact = [s * factor for s, factor in zip(shape(a["self"])[2:], factors, strict=True)]
+    scales = [scale for name, scale in a.items() if name.startswith("scales")]
+    return list(a["output_size"]) == exact and all(s in (None, f) for s, f in zip(scales, factors, strict=True))
+
+
+def _pools(a: dict[str, Any], factors: list[int]) -> bool:
+    """Whether the average is of blocks of just these sizes, and all positions are in one."""
+    whole = all(s % factor == 0 for s, factor in zip(shape(a["self"])[2:], factors, strict=True))
+    blocks = list(a["kernel_size"]) == factors and list(a["stride"]) in ([], factors) and not any(a["padding"])
+    return whole and blocks and a["divisor_override"] is None

@@ -1,5 +1,7 @@
 """What is added to a convolution's output is added as that is written."""
 
+import math
+
 import torch
 from torch import fx
 
@@ -29,7 +31,7 @@ def _fuse(graph: Graph, node: fx.Node, ways: list[tuple[fx.Node, fx.Node]]) -> b
     assert call is not None
     a = arguments(call)
     how = None
-    if not chain and shape(a["weight"])[2] > 1:
+    if not chain and math.prod(shape(a["weight"])[2:]) > 1:
         added, how = resampled(added)
     for view in chain:
         added = _undone(graph, node, view, added)

@@ -40,8 +40,8 @@ def unfold(graph: Graph) -> int:
 def _plain(a: dict[str, Any]) -> bool:
     """Whether a conv2d call is of kernel 1, takes a view and does nothing else."""
     others = ("skip", "gain", "residual", "resample")
-    alone = a["stride"] == 1 and not a["padding"] and all(a[name] is None for name in others) and not a["moments"]
-    return alone and shape(a["weight"])[2:] == [1, 1] and a["h"].target is VIEW
+    alone = all(a[name] is None for name in others) and not a["moments"] and not any(a["padding"])
+    return alone and {1} == {*a["stride"], *shape(a["weight"])[2:]} and a["h"].target is VIEW
 
 
 def _are_tokens(tokens: fx.Node, rows: fx.Node) -> bool:
@@ -61,4 +61,9 @@ def _convolution(graph: Graph, node: fx.Node, a: dict[str, Any], image: fx.Node)
     n, channels, *sizes = shape(source)
     if len(sizes) != 2:
         source = graph.call(node, VIEW, source, [n, channels, -1, sizes[-1] if len(sizes) > 2 else 1])
-    return graph.item(graph.call(node, CONV, **(a | {"h": source})), 0)
+    weight, tensor = a["weight"], graph.tensor(a["weight"])
+    assert tensor is not None
+    if tensor.ndim != 4:
+        weight = graph.attribute(f"{weight.target} as 1x1", tensor.reshape(*tensor.shape[:2], 1, 1), node)
+    plain = {"h": source, "weight": weight, "stride": (1, 1), "padding": (0, 0, 0, 0)}
+    return graph.item(graph.call(node, CONV, **(a | plain)), 0)

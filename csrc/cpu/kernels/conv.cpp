@@ -1,5 +1,8 @@
 // Convolution of channels-last tensors, as a few matrix products of a block of tiles with the packed weights.
 //
+// An output image is a sum of convolutions of input images, one for each tap of the kernel along the depth: their channels
+// are further input channels, and their sum is taken where that of the channels is. Without a depth there is one tap.
+//
 // A tile is m × m outputs of Winograd's F(m×m, 3×3), or one output of the direct form. For a block of tiles:
 //   1. Sixteen channels of the rows under the tiles are read into a strip, where activation, resampling and padding are
 //      done. Of each tile, Winograd's points or the direct form's taps are stored as left operands, eight tiles together.
@@ -24,7 +27,7 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-constexpr int64_t WIDEST = 16;         // tiles of a row in a block
+constexpr int64_t WIDEST = 16;         // tiles of a row in a block, where there are rows enough to make it large
 constexpr int64_t LINE = 16;           // floats of a cache line
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
@@ -39,41 +42,50 @@ struct Convolution {
 
   const ConvArguments& p;
   ConvInput input{p};
-  int64_t tiles_y, tiles_x;              // of a sample
-  int64_t step, extent;                  // from tile to tile, and of a tile, in the input
-  int64_t rows, columns, samples;        // of a block: tile rows, tile columns, whole samples (1 where rows divide one)
-  int64_t blocks_y, blocks_x, blocks_n;  // blocks of a sample, and groups of samples
+  int64_t images;                        // of all samples
+  int64_t tiles_y, tiles_x;              // of an image
+  int64_t rows, columns, together;       // of a block: tile rows, tile columns, whole images (1 where rows divide one)
+  int64_t blocks_y, blocks_x;            // blocks of an image
   int64_t tiles;                         // of a block, whole rows of the left operand
   int64_t words, blocks_k;               // of a product
   int64_t point_stride, strip_floats;
   float *points, *products, *made, *strips, *partial;
 
   explicit Convolution(const ConvArguments& p) : p(p) {
+    images = p.samples * p.out_depth;
     tiles_y = ceil_divide(p.out_height, M);
     tiles_x = ceil_divide(p.out_width, M);
-    step = M == 1 ? p.stride : M;
-    extent = M == 1 ? p.shape.kernel : M + 2;
     words = p.shape.words();
     blocks_k = ceil_divide(words, BLOCK);
-    columns = at_most(tiles_x, WIDEST);
-    blocks_x = ceil_divide(tiles_x, columns);
     // So many tiles that the weights are used often once they are in the cache, and few enough to keep the points near.
     constexpr int64_t wanted = M == 4 ? 32 : 64;
+    columns = at_most(tiles_x, tiles_y * WIDEST < wanted ? wanted / tiles_y : WIDEST);
     rows = at_most(tiles_y, ceil_divide(wanted, columns));
-    samples = rows < tiles_y ? 1 : at_most(p.samples, wanted / (tiles_y * columns) > 1 ? wanted / (tiles_y * columns) : 1);
-    while (!shared() && blocks() < p.threads && rows * samples > 1) {
-      if (samples > 1) samples = ceil_divide(samples, 2);
-      else rows = ceil_divide(rows, 2);
+    together = rows < tiles_y ? 1 : at_most(images, wanted / (tiles_y * columns) > 1 ? wanted / (tiles_y * columns) : 1);
+    while (!shared() && blocks() < p.threads && (rows * together > 1 || columns > WIDEST)) {
+      if (together > 1) together = ceil_divide(together, 2);
+      else if (rows > 1) rows = ceil_divide(rows, 2);
+      else columns = ceil_divide(columns, 2);
     }
     blocks_y = ceil_divide(tiles_y, rows);
-    blocks_n = ceil_divide(p.samples, samples);
-    tiles = round_up(samples * rows * columns, ROWS);
+    blocks_x = ceil_divide(tiles_x, columns);
+    tiles = round_up(together * rows * columns, ROWS);
     // A few lines more than needed: points a power of two apart would meet in the same sets of the cache.
     point_stride = tiles * blocks_k * BLOCK + 5 * LINE;
-    strip_floats = ((rows - 1) * step + extent) * ((columns - 1) * step + extent) * BLOCK;
+    strip_floats = strip_rows(rows) * strip_columns(columns) * BLOCK;
   }
 
-  int64_t blocks() const { return ceil_divide(tiles_y, rows) * ceil_divide(p.samples, samples) * blocks_x; }
+  // From tile to tile in the input.
+  CMFAST_INLINE int64_t step_y() const { return M > 1 ? M : FAULT(strides_swapped) ? p.stride_x : p.stride_y; }
+  CMFAST_INLINE int64_t step_x() const { return M > 1 ? M : FAULT(strides_swapped) ? p.stride_y : p.stride_x; }
+
+  // What so many tiles cover of the input.
+  int64_t strip_rows(int64_t tiles) const { return (tiles - 1) * step_y() + (M > 1 ? SIDE : p.shape.height); }
+  int64_t strip_columns(int64_t tiles) const { return (tiles - 1) * step_x() + (M > 1 ? SIDE : p.shape.width); }
+
+  int64_t blocks() const {
+    return ceil_divide(tiles_y, rows) * ceil_divide(tiles_x, columns) * ceil_divide(images, together);
+  }
   int64_t panels() const { return ceil_divide(p.shape.out_channels, PANEL); }
 
   // Whether the threads share each block.
@@ -81,17 +93,17 @@ struct Convolution {
     return p.threads > 1 && panels() >= p.threads && blocks() % p.threads && blocks() < 4 * p.threads;
   }
 
-  // Where a block lies, of one sample.
+  // Where a block lies, of one image.
   struct Part {
-    int64_t n, y, x, rows, columns;  // first tile and count
+    int64_t n, z, y, x, rows, columns;  // sample and image, first tile and count
   };
 
-  int64_t parts(int64_t block) const { return at_most(p.samples - block / (blocks_x * blocks_y) * samples, samples); }
+  int64_t parts(int64_t block) const { return at_most(images - block / (blocks_x * blocks_y) * together, together); }
 
   Part part(int64_t block, int64_t i) const {
     int64_t x = block % blocks_x * columns, y = block / blocks_x % blocks_y * rows;
-    return {block / (blocks_x * blocks_y) * samples + i, y, x, at_most(tiles_y - y, rows),
-            at_most(tiles_x - x, columns)};
+    int64_t image = block / (blocks_x * blocks_y) * together + i;
+    return {image / p.out_depth, image % p.out_depth, y, x, at_most(tiles_y - y, rows), at_most(tiles_x - x, columns)};
   }
 
   // ---- the left operands
@@ -102,14 +114,14 @@ struct Convolution {
     else store(to + (k / BLOCK * ROWS + tile % ROWS) * BLOCK + k % BLOCK, x);
   }
 
-  CMFAST_INLINE void put_tile(const float* from, int64_t columns, float* to, int64_t tile, int64_t c) const {
+  CMFAST_INLINE void put_tile(const float* from, int64_t columns, float* to, int64_t tile, int64_t first_k) const {
     to += tile / ROWS * blocks_k * (ROWS * BLOCK);
     const int64_t stride = point_stride;  // the compiler does not know that no store changes it
     for (int64_t l = 0; l < BLOCK; l += LANES) {
       if constexpr (M == 1) {
-        for (int64_t y = 0, k = c + l; y < extent; ++y)
-          for (int64_t x = 0; x < extent; ++x, k += p.shape.tap_stride())
-            put(to, tile, k, load(from + (y * columns + x) * BLOCK + l));
+        const int64_t height = p.shape.height, width = p.shape.width, tap = p.shape.tap_stride();
+        for (int64_t y = 0, k = first_k + l; y < height; ++y)
+          for (int64_t x = 0; x < width; ++x, k += tap) put(to, tile, k, load(from + (y * columns + x) * BLOCK + l));
       } else {
         Floats half[POINTS];
         CMFAST_UNROLL
@@ -124,22 +136,28 @@ struct Convolution {
           Floats row[SIDE];
           Winograd<M>::input(half + y * SIDE, 1, row, 1);
           CMFAST_UNROLL
-          for (int x = 0; x < SIDE; ++x) put(to + (y * SIDE + x) * stride, tile, c + l, row[x]);
+          for (int x = 0; x < SIDE; ++x) put(to + (y * SIDE + x) * stride, tile, first_k + l, row[x]);
         }
       }
     }
   }
 
-  // Channels from c on, 16 of them, of all tiles of a block.
+  // Channels from c on, 16 of them, of all tiles of a block, for each tap along the depth.
   void put_channels(int64_t block, int64_t c, float* strip, float* to) const {
+    const int top = FAULT(paddings_swapped) ? p.left : p.top, left = FAULT(paddings_swapped) ? p.top : p.left;
+    const int64_t step_k = p.shape.taps() / p.shape.depth * p.shape.tap_stride();  // from image to image
     for (int64_t i = 0, tile = 0; i < parts(block); ++i) {
       Part b = part(block, i);
-      Strip s{strip, b.y * step - p.padding, b.x * step - p.padding, (b.rows - 1) * step + extent,
-              (b.columns - 1) * step + extent};
-      input.fill(s, b.n, c);
-      for (int64_t y = 0; y < b.rows; ++y)
-        for (int64_t x = 0; x < b.columns; ++x, ++tile)
-          put_tile(strip + (y * s.columns + x) * step * BLOCK, s.columns, to, tile, c);
+      Strip s{strip, b.y * step_y() - top, b.x * step_x() - left, strip_rows(b.rows), strip_columns(b.columns)};
+      int64_t z = b.z * (FAULT(depth_stride_missed) ? 1 : p.stride_z) - p.front + FAULT(depth_tap_one_off);
+      for (int64_t d = 0; d < p.shape.depth; ++d) {
+        input.fill(s, b.n, z + d, c);
+        int64_t at = tile;
+        for (int64_t y = 0; y < b.rows; ++y)
+          for (int64_t x = 0; x < b.columns; ++x, ++at)
+            put_tile(strip + (y * step_y() * s.columns + x * step_x()) * BLOCK, s.columns, to, at, d * step_k + c);
+      }
+      tile += b.rows * b.columns;
     }
   }
 
@@ -166,9 +184,10 @@ struct Convolution {
       int64_t y = f.b.y * M + f.y, x = f.b.x * M + f.x;
       if (y < p.out_height && x < p.out_width)
         for (int64_t o = f.o; o < f.o + f.width; o += line) {
-          __builtin_prefetch((const char*)p.out.data + (f.b.n * p.out.n + y * p.out.y + x * p.out.x + o) * size, 1);
+          int64_t to = p.out.image(f.b.n, f.b.z) + y * p.out.y + x * p.out.x + o;
+          __builtin_prefetch((const char*)p.out.data + to * size, 1);
           if (!added) continue;
-          int64_t at = f.b.n * p.residual.n + y * p.residual.y + x * p.residual.x + o;
+          int64_t at = p.residual.image(f.b.n, f.b.z) + y * p.residual.y + x * p.residual.x + o;
           __builtin_prefetch((const char*)p.residual.data + at * size, 0, 2);
         }
       if (++f.x < f.b.columns * M) continue;
@@ -197,7 +216,7 @@ struct Convolution {
 
   // The products of a panel's weights with a block's points: [tiles][points][PANEL].
   void multiply(int64_t block, int64_t panel, const float* from, float* made, float* to) const {
-    int width = (int)at_most(p.shape.width() - panel * PANEL, PANEL);
+    int width = (int)at_most(p.shape.columns() - panel * PANEL, PANEL);
     const uint32_t* weights = p.weights + panel * PANEL * p.shape.stored() * words;
     int64_t used = tiles_in(block), parts_k = made ? ceil_divide(words, MADE_WORDS) : 1;
     int64_t o = panel * PANEL, products = POINTS * ceil_divide(used, ROWS) * parts_k;
@@ -222,20 +241,25 @@ struct Convolution {
 
   // ---- the outputs
 
-  // What a residual of another resolution adds to channels o on of output (y, x).
-  CMFAST_INLINE Floats resampled(const ConvTensor& r, int resample, int dtype, int64_t n, int64_t y, int64_t x,
+  // What a residual of another resolution, whose image begins at an element, adds to channels o on of output (y, x).
+  CMFAST_INLINE Floats resampled(const ConvTensor& r, int resample, int dtype, int64_t image, int64_t y, int64_t x,
                                  int64_t o, int lanes) const {
     auto at = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
-      return load(r.data, dtype, n * r.n + y * r.y + x * r.x + o, lanes);
+      return load(r.data, dtype, image + y * r.y + x * r.x + o, lanes);
     };
     if (FAULT(residual_not_resampled)) return at(y / 2, x);
     if (resample == RESAMPLE_UP) return at(y / 2, x / 2);
     return 0.25f * ((at(2 * y, 2 * x) + at(2 * y, 2 * x + 1)) + (at(2 * y + 1, 2 * x) + at(2 * y + 1, 2 * x + 1)));
   }
 
+  // Where an image begins in the output and in what is added to it.
+  struct Image {
+    int64_t out, added;
+  };
+
   // Channels o on, `lanes` of them, of the outputs of one tile. WHOLE: all of its outputs are there.
   template <bool WHOLE>
-  CMFAST_INLINE void write_tile(int64_t n, int64_t ty, int64_t tx, const float* m, int64_t o, int dtype, int lanes,
+  CMFAST_INLINE void write_tile(Image image, int64_t ty, int64_t tx, const float* m, int64_t o, int dtype, int lanes,
                                 bool first, Moments& moments) const {
     // Copies, which the compiler knows that no store changes.
     const ConvTensor out = p.out, added = p.residual;
@@ -259,8 +283,7 @@ struct Convolution {
     Floats bias = p.bias ? load(p.bias + o, lanes) : zeros();
     int64_t high = at_most(p.out_height - ty * M, M), wide = at_most(p.out_width - tx * M, M);
     if (FAULT(tile_edge_missed) && wide < M) --wide;
-    int64_t to = n * out.n + ty * M * out.y + tx * M * out.x + o;
-    int64_t of = FAULT(residual_of_first_sample) ? 0 : n;
+    int64_t to = image.out + ty * M * out.y + tx * M * out.x + o;
     auto each = [&](auto body) __attribute__((always_inline)) {
       CMFAST_UNROLL
       for (int i = 0; i < M; ++i)
@@ -270,13 +293,13 @@ struct Convolution {
     };
     each([&](int, int, Floats& value) __attribute__((always_inline)) { value += bias; });
     if (added.data && resample == RESAMPLE_NONE) {
-      int64_t at = of * added.n + ty * M * added.y + tx * M * added.x + o;
+      int64_t at = image.added + ty * M * added.y + tx * M * added.x + o;
       each([&](int i, int j, Floats& value) __attribute__((always_inline)) {
         value += load(added.data, dtype, at + i * added.y + j * added.x, lanes);
       });
     } else if (added.data) {
       each([&](int i, int j, Floats& value) __attribute__((always_inline)) {
-        value += resampled(added, resample, dtype, of, ty * M + i, tx * M + j, o, lanes);
+        value += resampled(added, resample, dtype, image.added, ty * M + i, tx * M + j, o, lanes);
       });
     }
     if (first) sums.begin(y[0]);
@@ -289,6 +312,7 @@ struct Convolution {
 
   // `width` channels from o on of all outputs of the part of a block whose first tile is `tile`.
   void write(const Part& b, int64_t tile, const float* from, int64_t o, int64_t width, Moments* moments) const {
+    const Image image{p.out.image(b.n, b.z), p.residual.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z)};
     for (int64_t ty = b.y; ty < b.y + b.rows; ++ty)
       for (int64_t tx = b.x; tx < b.x + b.columns; ++tx, ++tile) {
         bool whole = (ty + 1) * M <= p.out_height && (tx + 1) * M <= p.out_width, first = ty == b.y && tx == b.x;
@@ -298,9 +322,9 @@ struct Convolution {
           int lanes = (int)at_most(width - j, LANES);
           // Of the most common outputs, the loop has no choices.
           if (whole && lanes == LANES && p.dtype == FLOAT32)
-            write_tile<true>(b.n, ty, tx, m, o + j, FLOAT32, LANES, first, sums);
+            write_tile<true>(image, ty, tx, m, o + j, FLOAT32, LANES, first, sums);
           else
-            write_tile<false>(b.n, ty, tx, m, o + j, p.dtype, lanes, first, sums);
+            write_tile<false>(image, ty, tx, m, o + j, p.dtype, lanes, first, sums);
         }
       }
   }
@@ -312,7 +336,8 @@ struct Convolution {
   // Of part i of a block: [2][Cout].
   float* slot(int64_t block, int64_t i) const {
     Part b = part(block, i);
-    return partial + ((b.n * blocks_y + b.y / rows) * blocks_x + b.x / columns) * 2 * p.shape.out_channels;
+    int64_t image = b.n * p.out_depth + b.z;
+    return partial + ((image * blocks_y + b.y / rows) * blocks_x + b.x / columns) * 2 * p.shape.out_channels;
   }
 
   void write_panel(int64_t block, int64_t panel, const float* from) const {
@@ -331,18 +356,19 @@ struct Convolution {
     }
   }
 
-  int64_t elements_of(int64_t k) const { return outputs(part(k, 0)); }  // block k of the first sample, or the group's
+  // Part k of a sample's moments: all of its images are divided alike.
+  int64_t elements_of(int64_t k) const { return outputs(part(k % (blocks_y * blocks_x), 0)); }
 
   // ----
 
   const char* run() {
-    bool together = shared(), transforms = p.shape.transforms();
+    bool divided = shared(), transforms = p.shape.transforms();
     int64_t operands = POINTS * point_stride, threads = p.threads;
-    points = (float*)scratch(SCRATCH_INPUT, (together ? 1 : threads) * operands * 4);
+    points = (float*)scratch(SCRATCH_INPUT, (divided ? 1 : threads) * operands * 4);
     products = (float*)scratch(SCRATCH_PRODUCTS, threads * tiles * POINTS * PANEL * 4);
     strips = (float*)scratch(SCRATCH_ROWS, threads * strip_floats * 4);
     made = transforms ? (float*)scratch(SCRATCH_WEIGHTS, threads * POINTS * MADE_STRIDE * 4) : nullptr;
-    int64_t slots = p.samples * blocks_y * blocks_x;
+    int64_t slots = images * blocks_y * blocks_x;
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * 2 * p.shape.out_channels * 4) : nullptr;
     if (!points || !products || !strips || (transforms && !made) || (p.moments && !partial))
       return "no memory for the operands";
@@ -361,7 +387,7 @@ struct Convolution {
           write_panel(block, panel, mine);
         }
       };
-      if (together) {
+      if (divided) {
         for (int64_t block = 0; block < blocks(); ++block) {
           first_step(block, points, share(units, team));
           team.barrier();
@@ -379,7 +405,8 @@ struct Convolution {
       }
       if (!partial) return;
       Share samples_of_mine = share(p.samples, team);
-      int64_t each = blocks_y * blocks_x, of_sample = 2 * p.shape.out_channels;
+      int64_t each = (FAULT(moments_of_one_image) ? 1 : p.out_depth) * blocks_y * blocks_x;
+      int64_t of_sample = 2 * p.shape.out_channels;
       for (int64_t n = samples_of_mine.begin; n < samples_of_mine.end; ++n)
         merge_moments(partial + n * each * of_sample, each, p.shape.out_channels, 0, p.shape.out_channels,
                       [&](int64_t k) { return elements_of(k); }, p.moments + n * of_sample);
@@ -393,13 +420,17 @@ struct Convolution {
 
 const char* conv2d(const ConvArguments& p) {
   const ConvShape& s = p.shape;
-  if (p.samples <= 0 || p.height <= 0 || p.width <= 0 || p.out_height <= 0 || p.out_width <= 0)
-    return "a size is not positive";
+  const int64_t sizes[] = {p.samples, p.depth, p.height, p.width, p.out_depth, p.out_height, p.out_width};
+  for (int64_t size : sizes)
+    if (size <= 0) return "a size is not positive";
   if (p.h.channels + p.skip.channels != s.in_channels) return "the input has not the channels of the packed weights";
-  if (s.tile != 1 && (s.kernel != 3 || p.stride != 1)) return "Winograd's form has 3 by 3 kernels and a stride of 1";
+  if (s.tile != 1 && (s.height != 3 || s.width != 3 || p.stride_y != 1 || p.stride_x != 1))
+    return "Winograd's form has 3 by 3 kernels and a stride of 1";
   if (s.transforms() && s.pairs) return "weights to be transformed are Winograd's, of float32";
   bool resampled = p.resample != RESAMPLE_NONE || p.residual_resample != RESAMPLE_NONE;
-  if (s.kernel == 1 && p.stride == 1 && !p.padding && !resampled) return pointwise(p);
+  bool same = p.depth == p.out_depth && p.height == p.out_height && p.width == p.out_width;
+  bool moves = !same || p.front || p.top || p.left || p.stride_z > 1 || p.stride_y > 1 || p.stride_x > 1;
+  if (s.depth * s.area() == 1 && !moves && !resampled) return pointwise(p);
   switch (s.tile * 2 + s.pairs) {
     case 2: return Convolution<1, false>(p).run();
     case 3: return Convolution<1, true>(p).run();

@@ -35,17 +35,17 @@ CMFAST_INLINE void transform(const Floats* kernel, Floats* points) {
 // One input channel's weights of LANES outputs from o on, as they are or their points; 0 beyond the last of either.
 struct Reader {
   const PackArguments& p;
-  int64_t area = p.shape.kernel * p.shape.kernel;
+  int64_t size = p.shape.depth * p.shape.area();
 
   CMFAST_INLINE Floats at(int64_t o, int64_t c, int64_t i) const {
-    int64_t stride = p.shape.in_channels * area, outputs = p.shape.out_channels - o;
+    int64_t stride = p.shape.in_channels * size, outputs = p.shape.out_channels - o;
     if (outputs <= 0 || c >= p.shape.in_channels) return zeros();
-    return gather(p.weight, FLOAT32, o * stride + c * area + i, stride, (int)(outputs < LANES ? outputs : LANES));
+    return gather(p.weight, FLOAT32, o * stride + c * size + i, stride, (int)(outputs < LANES ? outputs : LANES));
   }
 
-  CMFAST_INLINE void points(int64_t o, int64_t c, Floats* to) const {
+  CMFAST_INLINE void points(int64_t o, int64_t c, int64_t tap, Floats* to) const {
     Floats kernel[9];
-    for (int i = 0; i < 9; ++i) kernel[i] = at(o, c, i);
+    for (int i = 0; i < 9; ++i) kernel[i] = at(o, c, tap * 9 + i);
     if (p.shape.tile == 4) transform<4>(kernel, to);
     else transform<2>(kernel, to);
   }
@@ -57,31 +57,32 @@ CMFAST_INLINE void put(uint32_t* to, Floats x, Floats y) { *(WordsThere*)to = to
 void pack_panel(const PackArguments& p, int64_t panel) {
   const ConvShape& s = p.shape;
   Reader weights{p};
-  int64_t first = panel * PANEL, left = s.width() - first, width = left < PANEL ? left : PANEL;
-  int64_t words = s.words(), step = s.pairs ? 2 : 1;
+  int64_t first = panel * PANEL, left = s.columns() - first, width = left < PANEL ? left : PANEL;
+  int64_t words = s.words(), step = s.pairs ? 2 : 1, taps = s.taps(), channels = s.tap_stride();
   uint32_t* panel_words = p.packed + first * s.stored() * words;
   for (int64_t j = 0; j < width; j += LANES) {
     uint32_t* to = panel_words + j;
     int64_t o = first + j;
     if (s.tile > 1 && !s.transforms()) {
       Floats even[36], odd[36];
-      for (int64_t c = 0; c < s.in_channels; c += step, to += width) {
-        weights.points(o, c, even);
-        if (s.pairs) weights.points(o, c + 1, odd);
-        for (int64_t i = 0; i < s.points(); ++i) {
-          if (s.pairs) put(to + i * words * width, even[i], odd[i]);
-          else put(to + i * words * width, even[i]);
-        }
-      }
-    } else if (s.tile > 1) {
-      for (int64_t c = 0; c < s.in_channels; ++c)
-        for (int64_t i = 0; i < 9; ++i, to += width) put(to, weights.at(o, c, i));
-    } else {
-      int64_t channels = s.kernel == 1 ? s.in_channels : s.tap_stride();
-      for (int64_t i = 0; i < weights.area; ++i)
+      for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t c = 0; c < channels; c += step, to += width) {
-          if (s.pairs) put(to, weights.at(o, c, i), weights.at(o, c + 1, i));
-          else put(to, weights.at(o, c, i));
+          weights.points(o, c, tap, even);
+          if (s.pairs) weights.points(o, c + 1, tap, odd);
+          for (int64_t i = 0; i < s.points(); ++i) {
+            if (s.pairs) put(to + i * words * width, even[i], odd[i]);
+            else put(to + i * words * width, even[i]);
+          }
+        }
+    } else if (s.tile > 1) {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < channels; ++c)
+          for (int64_t i = 0; i < 9; ++i, to += width) put(to, weights.at(o, c, tap * 9 + i));
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t c = 0; c < channels; c += step, to += width) {
+          if (s.pairs) put(to, weights.at(o, c, tap), weights.at(o, c + 1, tap));
+          else put(to, weights.at(o, c, tap));
         }
     }
   }
@@ -91,11 +92,11 @@ void pack_panel(const PackArguments& p, int64_t panel) {
 
 const char* pack(const PackArguments& p) {
   const ConvShape& s = p.shape;
-  if (s.in_channels <= 0 || s.out_channels <= 0 || s.kernel <= 0) return "a size is not positive";
-  if (s.tile != 1 && ((s.tile != 2 && s.tile != 4) || s.kernel != 3))
+  if (s.in_channels <= 0 || s.out_channels <= 0 || s.depth <= 0 || s.area() <= 0) return "a size is not positive";
+  if (s.tile != 1 && ((s.tile != 2 && s.tile != 4) || s.height != 3 || s.width != 3))
     return "Winograd's tiles are 2 or 4 wide, of 3 by 3 kernels";
   if (s.transforms() && s.pairs) return "weights to be transformed are Winograd's, of float32";
-  int64_t panels = (s.width() + PANEL - 1) / PANEL;
+  int64_t panels = (s.columns() + PANEL - 1) / PANEL;
   auto body = [&](Team team) {
     Share mine = share(panels, team);
     for (int64_t i = mine.begin; i < mine.end; ++i) pack_panel(p, i);

@@ -38,7 +38,7 @@ struct Pointwise {
   float *operands, *partial;
 
   explicit Pointwise(const ConvArguments& p) : p(p) {
-    positions = p.height * p.width;
+    positions = p.depth * p.height * p.width;
     rows = p.samples * positions;
     words = p.shape.words();
     blocks_k = ceil_divide(words, BLOCK);
@@ -59,20 +59,25 @@ struct Pointwise {
     int64_t h[LONGEST], skip[LONGEST], residual[LONGEST], out[LONGEST];
   };
 
-  static int64_t place(const ConvTensor& t, int64_t n, int64_t y, int64_t x) { return n * t.n + y * t.y + x * t.x; }
+  static int64_t place(const ConvTensor& t, int64_t n, int64_t z, int64_t y, int64_t x) {
+    return t.image(n, z) + y * t.y + x * t.x;
+  }
 
   void find(Places& places, int64_t first, int64_t count) const {
-    int64_t n = first / positions, y = first % positions / p.width, x = first % p.width;
+    int64_t n = first / positions, x = first % p.width, y = first / p.width % p.height;
+    int64_t z = first % positions / (p.width * p.height);
     for (int64_t i = 0; i < count; ++i) {
       places.sample[i] = (int32_t)n;
-      places.h[i] = place(p.h, n, y, x);
-      places.skip[i] = place(p.skip, n, y, x);
-      places.residual[i] = place(p.residual, FAULT(residual_of_first_sample) ? 0 : n, y, x);
-      places.out[i] = place(p.out, n, y, x);
+      places.h[i] = place(p.h, n, z, y, x);
+      places.skip[i] = place(p.skip, n, z, y, x);
+      places.residual[i] = place(p.residual, FAULT(residual_of_first_sample) ? 0 : n, z, y, x);
+      places.out[i] = place(p.out, n, z, y, x);
       if (++x < p.width) continue;
       x = 0;
       if (++y < p.height) continue;
       y = 0;
+      if (++z < p.depth) continue;
+      z = 0;
       ++n;
     }
   }
@@ -81,7 +86,7 @@ struct Pointwise {
 
   // Channels from c on, those that there are, of a row of the left operand.
   CMFAST_INLINE void put(const Places& places, int64_t i, int64_t c, const ConvInput::Activation& f, float* to) const {
-    ConvInput::Source source = input.source(0, c);
+    ConvInput::Source source = input.source(0, 0, c);
     Floats x = f(source.read(source.second ? places.skip[i] : places.h[i], places.skip[i]));
     if (PAIRS) store_bfloat16((uint16_t*)to + c / 32 * (ROWS * 32) + c % 32, x);
     else store(to + c / BLOCK * (ROWS * BLOCK) + c % BLOCK, x);
@@ -151,7 +156,7 @@ struct Pointwise {
 
   void multiply(const Places& places, int64_t first, int64_t count, int64_t panel, const float* from) const {
     alignas(64) float tile[ROWS * PANEL];
-    int width = (int)at_most(p.shape.width() - panel * PANEL, PANEL);
+    int width = (int)at_most(p.shape.columns() - panel * PANEL, PANEL);
     const uint32_t* weights = p.weights + panel * PANEL * words;
     int64_t groups = ceil_divide(count, ROWS), lines = words * width / LINE;
     // Each product fetches its part of the next panel.
@@ -209,7 +214,7 @@ struct Pointwise {
 
   const char* run() {
     // So little arithmetic, and so few weights to read, that a second thread would be waited for.
-    bool small = rows * words * p.shape.width() < (1 << 19) && words * p.shape.width() < (1 << 16);
+    bool small = rows * words * p.shape.columns() < (1 << 19) && words * p.shape.columns() < (1 << 16);
     int threads = small ? 1 : p.threads;
     operands = (float*)scratch(SCRATCH_INPUT, (by_panels ? 1 : threads) * operand * 4);
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots() * 2 * p.shape.out_channels * 4) : nullptr;
