@@ -51,7 +51,7 @@ def accelerate(
         CaptureError: the network's course depends on the values of tensors (at the first call, for networks whose
             shapes of inputs are not known before).
     """
-    from .engine.accelerator import plain, twin
+    from .engine.accelerator import plain, products_of, twin
 
     if isinstance(model, ConsistencyModel):
         fast = twin(model)
@@ -63,7 +63,7 @@ def accelerate(
         return fast
     fast = plain(model)
     fast.training = False
-    _install(fast, _products(model, dtype), tune, cache, keep_weights)
+    _install(fast, products_of(list(model.parameters()), dtype), tune, cache, keep_weights)
     if isinstance(model, UNet):
         _warm_up(fast, model.config.sample_shape, model.config.num_classes)
     return fast
@@ -106,16 +106,3 @@ def _warm_up(network: nn.Module, sample_shape: Sequence[int], num_classes: int |
     accelerator = accelerator_of(network)
     assert accelerator is not None
     accelerator.executable(inputs)
-
-
-def _products(network: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"accelerate: dtype must be float32 or bfloat16, got {dtype}")
-    parameters = list(network.parameters())
-    for p in parameters:
-        if p.device.type != "cpu":
-            raise ValueError(f"accelerate: expected parameters on the CPU, got some on {p.device}")
-        if p.dtype == torch.float64:
-            raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
-    own = torch.bfloat16 if parameters and parameters[0].dtype == torch.bfloat16 else torch.float32
-    return dtype or own

@@ -168,6 +168,23 @@ class Accelerator:
             return program.dtypes[given]
 
 
+def products_of(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the operands of products for a network of these parameters: what is asked for, or by default theirs.
+
+    Raises:
+        ValueError: as `cmfast.accelerate` says.
+    """
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"accelerate: dtype must be float32 or bfloat16, got {dtype}")
+    for p in parameters:
+        if p.device.type != "cpu":
+            raise ValueError(f"accelerate: expected parameters on the CPU, got some on {p.device}")
+        if p.dtype == torch.float64:
+            raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
+    own = torch.bfloat16 if parameters and parameters[0].dtype == torch.bfloat16 else torch.float32
+    return dtype or own
+
+
 def twin(module: nn.Module) -> nn.Module:
     """Another module of the same type that shares all attributes, but whose attributes can be set on their own."""
     found = module.__class__.__new__(module.__class__)
