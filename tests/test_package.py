@@ -67,6 +67,7 @@ ROOMS = [
     "checkpoints",
     "environment",
     "engine",
+    "pipelines",
     "accelerate",
     "pictures",
     "evaluation",

@@ -94,19 +94,7 @@ def _refusal(graph: fx.GraphModule, placeholders: Sequence[fx.Node]) -> str:
             return f"the engine computes in float32, and {node.name} is {value.dtype}"
     if torch.is_autocast_enabled("cpu") or any("_enter_autocast" in str(node.target) for node in graph.graph.nodes):
         return 'it is called under autocast: give options={"dtype": "bfloat16"} instead'
-    # What the engine returns is new memory, but a write to a view is one to what it is a view of.
-    held = [_example(node) for node in placeholders]
-    for node in graph.graph.output_node().all_input_nodes:
-        value = _example(node)
-        if isinstance(value, Tensor):
-            if any(isinstance(other, Tensor) and _shared(value, other) for other in held):
-                return f"its output {node.name} is a view of an input or of another output"
-            held.append(value)
     return ""
-
-
-def _shared(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 def _is_number(node: fx.Node) -> bool:
@@ -168,7 +156,7 @@ class _Compiled:
                 network = _Network(self._graph, weights, self._numbers).eval()
                 products = products_of(list(network.parameters()), self._settings["dtype"])
                 tune, cache = self._settings["tune"], self._settings["cache"]
-                self._networks[key] = Accelerator(network, products, tune=tune, cache=cache)
+                self._networks[key] = Accelerator(network, products, tune=tune, cache=cache, whole=True)
                 while len(self._networks) > _MOST_NETWORKS:
                     self._networks.popitem(last=False)
             self._networks.move_to_end(key)
