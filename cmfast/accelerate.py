@@ -27,6 +27,9 @@ def accelerate(
     The network is captured as a graph, which passes make faster: group norms, SiLUs, residuals, resampling and
     concatenations are done inside the convolutions that they surround, weights are packed once, all values share one
     block of memory. What the passes do not recognise is left to torch; `cmfast profile --explain` says what that is.
+    Where a network's course depends on the values of tensors, or random numbers are drawn, its own forward runs, and
+    the largest of its submodules that can be captured are made faster; a warning of the logger cmfast.engine says which
+    are not.
 
     What changes in the result is noticed at its next call, which then captures it anew: weights that were written to,
     loaded or replaced, modules that were added, replaced or removed, attributes that were set. Of a large tensor that
@@ -59,8 +62,8 @@ def accelerate(
         TypeError: neither a network nor a pipeline.
         ValueError: a dtype that is neither float32 nor bfloat16, parameters that are not on the CPU, or float64 ones.
         ImportError: the CPU kernels were not built; the message says how.
-        CaptureError: the network's course depends on the values of tensors (at the first call, for networks whose
-            shapes of inputs are not known before).
+        CaptureError: the network cannot be captured, nor has it submodules that could be (at the first call, for
+            networks whose shapes of inputs are not known before).
     """
     from .engine.accelerator import detached, twin
 

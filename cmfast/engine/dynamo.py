@@ -5,6 +5,7 @@ alike. The weights become the parameters of a module again, which an `Accelerato
 writes to them are noticed. Where the engine cannot serve a graph, torch runs it, and a warning says why, once.
 """
 
+import copy
 import functools
 import logging
 import threading
@@ -117,6 +118,7 @@ class _Compiled:
         self, graph: fx.GraphModule, placeholders: Sequence[fx.Node], weights: set[int], settings: Mapping[str, Any]
     ) -> None:
         self._graph = graph
+        self._still = _without_moves(graph)
         self._settings = settings
         self._weights = weights
         self._numbers = {i for i, node in enumerate(placeholders) if _is_number(node)}
@@ -153,7 +155,7 @@ class _Compiled:
             if key not in self._networks:
                 key = self._forget(given, key)
                 weights = {i: given[i] for i in sorted(self._weights)}
-                network = _Network(self._graph, weights, self._numbers).eval()
+                network = _Network(self._still, weights, self._numbers).eval()
                 products = products_of(list(network.parameters()), self._settings["dtype"])
                 tune, cache = self._settings["tune"], self._settings["cache"]
                 self._networks[key] = Accelerator(network, products, tune=tune, cache=cache, whole=True)
@@ -205,6 +207,24 @@ class _Network(nn.Module):
             else:
                 value = next(rest)
                 yield torch.tensor(value, dtype=torch.float64) if i in self._numbers else value
+
+
+def _without_moves(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph, all of which is on the CPU, in which no tensor is moved there: without data, none can be."""
+    found = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    for node in found.graph.find_nodes(op="call_method", target="to"):
+        node.args = tuple(x for x in node.args if not _is_cpu(x))
+        node.kwargs = {name: x for name, x in node.kwargs.items() if not _is_cpu(x)}
+    for node in found.graph.nodes:
+        if node.op == "call_method" and node.target in ("to", "cpu") and len(node.args) == 1 and not node.kwargs:
+            node.replace_all_uses_with(node.args[0])
+            found.graph.erase_node(node)
+    found.recompile()
+    return found
+
+
+def _is_cpu(value: Any) -> bool:
+    return value == "cpu" or (isinstance(value, torch.device) and value.type == "cpu")
 
 
 def _name(place: int) -> str:
