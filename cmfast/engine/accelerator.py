@@ -131,7 +131,7 @@ class Accelerator:
     @property
     def _has_parts(self) -> bool:
         """Whether its parts run where it cannot be captured. Weights that were given up are of no use there."""
-        return not self.whole and self.keep_weights and self._parts.any
+        return not self.whole and self.keep_weights and self._parts.worthwhile
 
     def _as_a_whole(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors, structure = _flatten(args, kwargs)

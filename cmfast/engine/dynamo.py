@@ -122,7 +122,7 @@ class _Compiled:
         self._settings = settings
         self._weights = weights
         self._numbers = {i for i, node in enumerate(placeholders) if _is_number(node)}
-        self._strides = [_strides(_example(node)) for node in _outputs(graph)]
+        self._strides = [_strides(_example(x)) if isinstance(x, fx.Node) else None for x in _outputs(graph)]
         self._gradients = any(
             node.target is torch._C._set_grad_enabled and node.args[0] is True for node in graph.graph.nodes
         )

@@ -39,7 +39,7 @@ class Parts:
         self.left: dict[str, str] = {}
 
     @property
-    def any(self) -> bool:
+    def worthwhile(self) -> bool:
         """Whether the network has submodules that are worth it."""
         return any(True for _ in _candidates(self._module))
 
@@ -125,7 +125,14 @@ def _current(parts: Parts | None) -> Iterator[None]:
 
 def _candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Submodules with weights, but for torch's own single layers: there is nothing to fuse in these."""
-    for name, m in module.named_modules():
+    modules = dict(module.named_modules())
+    weighted = {""}
+    for name, m in modules.items():
+        if any(p is not None for p in m._parameters.values()):
+            while name not in weighted:
+                weighted.add(name)
+                name = name.rpartition(".")[0]
+    for name, m in modules.items():
         single = not m._modules and type(m).__module__.startswith("torch.nn.")
-        if name and not single and any(True for _ in m.parameters()):
+        if name and name in weighted and not single:
             yield name, m

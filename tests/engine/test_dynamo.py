@@ -392,3 +392,25 @@ def test_functions_and_weights_as_inputs(served):
     plain = torch.compile(lambda x: torch.sin(x) + 1, backend="cmfast")
     torch.testing.assert_close(plain(draw(3, 4)), torch.sin(draw(3, 4)) + 1)
     assert len(served) == 2
+
+
+@torch.no_grad()
+def test_parameters_within_graphs(served):
+    """As other tracers keep them: attributes of the graph, not inputs."""
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return F.silu(self.conv(x)), None, 3
+
+    net = Plain().eval()
+    compiled = dynamo.backend(torch.fx.symbolic_trace(net), [])
+    for _ in range(2):
+        found, expected = compiled(draw(2, 3, 8, 8)), net(draw(2, 3, 8, 8))
+        torch.testing.assert_close(found[0], expected[0], **CLOSE)
+        assert found[1:] == (None, 3)
+        net.conv.weight.data.mul_(2)
+    assert len(served) == 2
