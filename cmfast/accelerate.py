@@ -2,98 +2,133 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from . import pipelines
 from .model import ConsistencyModel
 from .unet import UNet
 
+Model = TypeVar("Model")
+
 
 def accelerate(
-    model: nn.Module,
+    model: Model,
     dtype: torch.dtype | None = None,
     *,
     tune: bool = False,
     cache: str | Path | None = None,
     keep_weights: bool = True,
-) -> nn.Module:
+) -> Model:
     """Return the model with its network evaluated by fused kernels on the CPU; the same interface, for inference.
 
     The network is captured as a graph, which passes make faster: group norms, SiLUs, residuals, resampling and
     concatenations are done inside the convolutions that they surround, weights are packed once, all values share one
     block of memory. What the passes do not recognise is left to torch; `cmfast profile --explain` says what that is.
+    Where a network's course depends on the values of tensors, or random numbers are drawn, its own forward runs, and
+    the largest of its submodules that can be captured are made faster; a warning of the logger cmfast.engine says which
+    are not.
 
     What changes in the result is noticed at its next call, which then captures it anew: weights that were written to,
     loaded or replaced, modules that were added, replaced or removed, attributes that were set. Of a large tensor that
     is written to through `.data` or numpy, which torch does not count, a change of single elements can be missed.
 
+    A diffusers pipeline is changed in place and returned: its `unet` or `transformer`, and the encoder and the decoder
+    of its `vae`, are evaluated by the engine, in evaluation mode. They are the same modules, so that the pipeline's own
+    methods act on them as before: loading, scaling, fusing and unloading LoRAs, `save_pretrained`, `to`.
+
     Args:
-        model: a ConsistencyModel, or any network with parameters on the CPU: any arguments of its forward that are
-            tensors, None, numbers, strings, and tuples, lists, dicts and dataclasses of them. It is left as it was, its
-            training mode too, and shares its parameters and submodules with the result.
+        model: a ConsistencyModel, a diffusers pipeline, or any network with parameters on the CPU: any arguments of its
+            forward that are tensors, None, numbers, strings, and tuples, lists, dicts and dataclasses of them. A
+            network is left as it was, its training mode too, and shares its parameters and submodules with the result.
         dtype: of the operands of products: float32, or bfloat16 for about half the time at about bfloat16's accuracy;
             sums and all values between layers are float32. None means bfloat16 for a network of bfloat16 parameters and
             float32 for others.
         tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's.
-        cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made.
+        cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made. Each
+            network of a pipeline has a folder in it.
         keep_weights: False frees the model's own weights one by one as they are packed, which takes less memory: the
             model that was given is then of no use, and the result cannot be saved, copied or given other weights.
 
     Returns:
-        A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode.
+        A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode;
+        of a pipeline, the pipeline itself.
         Its calls raise RuntimeError in training mode, for inputs that require gradients, and where submodules have
         hooks. Copies and pickles of it are plain models.
 
     Raises:
+        TypeError: neither a network nor a pipeline.
         ValueError: a dtype that is neither float32 nor bfloat16, parameters that are not on the CPU, or float64 ones.
         ImportError: the CPU kernels were not built; the message says how.
-        CaptureError: the network's course depends on the values of tensors (at the first call, for networks whose
-            shapes of inputs are not known before).
+        CaptureError: the network cannot be captured, nor has it submodules that could be (at the first call, for
+            networks whose shapes of inputs are not known before).
     """
-    from .engine.accelerator import plain, twin
+    from .engine.accelerator import detached, twin
 
+    options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights}
     if isinstance(model, ConsistencyModel):
         fast = twin(model)
-        options = {"tune": tune, "cache": cache, "keep_weights": keep_weights}
-        network = accelerate(model.unet, dtype, **options)  # type: ignore[arg-type]
+        network = accelerate(model.unet, dtype, **options)
         fast.__dict__["_modules"] = {**model._modules, "unet": network}
         fast.training = False
+        assert isinstance(network, nn.Module)
         _warm_up(network, model.sample_shape, model.num_classes)
-        return fast
-    fast = plain(model)
-    fast.training = False
-    _install(fast, _products(model, dtype), tune, cache, keep_weights)
+        return cast(Model, fast)
+    if not isinstance(model, nn.Module):
+        _accelerate_parts(model, dtype, options)
+        return model
+    fast = detached(model)
+    _install(fast, dtype, options)
     if isinstance(model, UNet):
         _warm_up(fast, model.config.sample_shape, model.config.num_classes)
-    return fast
+    return cast(Model, fast)
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Undo `accelerate` in place: the model, or the network of a ConsistencyModel, is evaluated as before; return it.
+def restore(model: Model) -> Model:
+    """Undo `accelerate` in place: the model, or the networks of a pipeline, are evaluated as before; return it.
+
+    They stay in evaluation mode.
 
     Raises:
         ValueError: the model is not an accelerated one.
     """
     from .engine.accelerator import accelerator_of
 
-    network = model.unet if isinstance(model, ConsistencyModel) else model
-    assert isinstance(network, nn.Module)
-    if accelerator_of(network) is None:
+    if isinstance(model, ConsistencyModel):
+        networks = [model.unet]
+    else:
+        networks = [model] if isinstance(model, nn.Module) else list(pipelines.networks(model).values())
+    accelerated = [m for m in networks if isinstance(m, nn.Module) and accelerator_of(m) is not None]
+    if not accelerated:
         raise ValueError(
             f"restore: expected a model that cmfast.accelerate returned, got a plain {type(model).__name__}"
         )
-    network._compiled_call_impl = None
+    for network in accelerated:
+        network._compiled_call_impl = None
     return model
 
 
-def _install(
-    network: nn.Module, products: torch.dtype, tune: bool, cache: str | Path | None, keep_weights: bool
-) -> None:
-    from .engine import Accelerator
-    from .engine.accelerator import install
+def _accelerate_parts(pipeline: Any, dtype: torch.dtype | None, options: dict[str, Any]) -> None:
+    networks = pipelines.networks(pipeline)
+    if not networks:
+        raise TypeError(
+            "accelerate: expected a torch network, a ConsistencyModel, or a diffusers pipeline with a unet, a "
+            f"transformer or a vae, got {type(pipeline).__name__}"
+        )
+    for name, network in networks.items():
+        cache = options["cache"]
+        _install(network, dtype, options | {"cache": None if cache is None else Path(cache) / name})
 
-    install(network, Accelerator(network, products, tune=tune, cache=cache, keep_weights=keep_weights))
+
+def _install(network: nn.Module, dtype: torch.dtype | None, options: dict[str, Any]) -> None:
+    from .engine import Accelerator
+    from .engine.accelerator import install, products_of
+
+    accelerator = Accelerator(network, products_of(list(network.parameters()), dtype), **options)
+    network.training = False
+    install(network, accelerator)
 
 
 def _warm_up(network: nn.Module, sample_shape: Sequence[int], num_classes: int | None) -> None:
@@ -106,16 +141,3 @@ def _warm_up(network: nn.Module, sample_shape: Sequence[int], num_classes: int |
     accelerator = accelerator_of(network)
     assert accelerator is not None
     accelerator.executable(inputs)
-
-
-def _products(network: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"accelerate: dtype must be float32 or bfloat16, got {dtype}")
-    parameters = list(network.parameters())
-    for p in parameters:
-        if p.device.type != "cpu":
-            raise ValueError(f"accelerate: expected parameters on the CPU, got some on {p.device}")
-        if p.dtype == torch.float64:
-            raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
-    own = torch.bfloat16 if parameters and parameters[0].dtype == torch.bfloat16 else torch.float32
-    return dtype or own

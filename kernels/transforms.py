@@ -7,7 +7,8 @@
 | torch.func.vmap, its batch folded into the samples of one launch     | kernel     | kernel     |
 | torch.func.vmap over a group norm's weight or bias                   | definition | definition |
 | forward mode: torch.func.jvp, jacfwd, hessian, dual_level            | definition | definition |
-| any of torch.func inside torch.compile; torch.func.functionalize     | definition | definition |
+| any of torch.func inside torch.compile                               | definition | definition |
+| torch.func.functionalize                                             | kernel     | definition |
 
 The definition is that of `reference`, in operators of torch, which torch differentiates to any order. In forward mode
 it computes the value too, so that value and tangent come from one formula, and from its intermediates once.
@@ -31,17 +32,27 @@ def forward_mode() -> bool:
 
 def needs_definition() -> bool:
     """Whether the definition serves a call: in forward mode, and where a transformation is traced by torch."""
-    return forward_mode() or (transformed() and (torch.compiler.is_compiling() or _functionalized()))
+    if forward_mode():
+        return True
+    return transformed() and (torch.compiler.is_compiling() or _FUNCTIONALIZE in _levels())
 
 
-def _functionalized() -> bool:
-    levels = torch._C._functorch.get_interpreter_stack() or []
-    return any(level.key() == torch._C._functorch.TransformType.Functionalize for level in levels)
+_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
+
+
+def _levels() -> list:
+    """The kinds of the transformations of torch.func that this is inside of."""
+    return [level.key() for level in torch._C._functorch.get_interpreter_stack() or []]
 
 
 def transformed() -> bool:
-    """Whether this is inside a transformation of torch.func: a tensor then hides what the levels below it need."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether this is inside a transformation of torch.func: a tensor then hides what the levels below it need.
+
+    Functionalization hides gradients alone: without them, an operator is called as anywhere.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return torch.is_grad_enabled() or any(key != _FUNCTIONALIZE for key in _levels())
 
 
 def refuse_gradients(op: str, why: str, *tensors: Tensor | None) -> None:

@@ -68,6 +68,7 @@ ROOMS = [
     "model",
     "environment",
     "engine",
+    "pipelines",
     "accelerate",
     "pictures",
     "evaluation",

@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .capture import CaptureError, capture, output_dtypes
 from .cpu import CpuTarget
+from .graph import Graph, value
+from .parts import Parts
 from .passes import PASSES
 from .structure import Structure, flatten
 from .target import Executable, Target
-from .watch import Watch
+from .watch import Watch, attributes
 
 #: Calls, by the shapes of their tensors and all that is no tensor, that are kept ready; each has memory for its values.
 _MOST_PROGRAMS = 8
+#: Calls that are remembered because the network cannot be captured for them.
+_MOST_REFUSALS = 64
+#: A capture puts other parameters into modules that several accelerated networks may share: one at a time does so.
+_capture_lock = threading.RLock()
+_thread = threading.local()
 
 
 @dataclasses.dataclass
@@ -41,11 +48,20 @@ class _Made:
     programs: OrderedDict[Any, _Program] = dataclasses.field(default_factory=OrderedDict)
 
 
+class _RaisedError(CaptureError):
+    """What was raised while a network was captured: its own error, or one of being captured. Its own forward tells."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = error
+
+
 class Accelerator:
     """Calls a network by fused kernels on the CPU; for inference only.
 
     The network is captured, made faster and compiled to a program when a call meets shapes, or arguments that are no
-    tensors, for the first time. It keeps its parameters; whatever of it changes, it is captured anew.
+    tensors, for the first time. It keeps its parameters; whatever of it changes, it is captured anew. For arguments for
+    which it cannot be captured, its own forward runs, in which its parts are accelerated: see `parts.Parts`.
 
     Attributes:
         module: the network.
@@ -61,10 +77,13 @@ class Accelerator:
         cache: str | Path | None = None,
         keep_weights: bool = True,
         passes: Sequence[str] | None = None,
+        whole: bool = False,
     ) -> None:
         """Take a network; see `cmfast.accelerate` for the other arguments.
 
-        `passes` are those of `passes.PASSES` to run, by default all.
+        `passes` are those of `passes.PASSES` to run, by default all. A `whole` network is not run by its parts, but
+        raises CaptureError; it does so too where what it returns shares memory with an input or among itself, since
+        that may be written to by what called it.
         """
         self.module = module
         self.products = products
@@ -72,8 +91,11 @@ class Accelerator:
         self.cache = None if cache is None else Path(cache)
         self.keep_weights = keep_weights
         self.passes = tuple(PASSES) if passes is None else tuple(passes)
+        self.whole = whole
         self._lock = threading.RLock()
         self._made = self._start()
+        self._parts = Parts(module, self._accelerate_part)
+        self._refused: OrderedDict[Any, str] = OrderedDict()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the network, as its own forward does: the same arguments, the same structure of outputs.
@@ -88,10 +110,30 @@ class Accelerator:
         Raises:
             RuntimeError: the network is in training mode, an input requires a gradient, or a module has hooks.
             ValueError: tensors on another device, or what the network itself says of inputs that do not fit.
-            CaptureError: the network cannot be captured for these arguments.
+            CaptureError: the network cannot be captured for these arguments, and has no parts that could be.
         """
         if self.module.training:
             raise RuntimeError("an accelerated network serves inference: call eval(), or train the network itself")
+        try:
+            return self._as_a_whole(args, kwargs)
+        except CaptureError as error:
+            if not self._has_parts:
+                raise (error.error if isinstance(error, _RaisedError) else error) from None
+            reason = str(error)
+        with torch.no_grad(), _in_eval_mode(self.module):
+            return self._parts(reason, args, kwargs)
+
+    @property
+    def left(self) -> dict[str, str]:
+        """Why modules were not captured, and torch runs their forward, by their names; "" is the network itself."""
+        return dict(self._parts.left)
+
+    @property
+    def _has_parts(self) -> bool:
+        """Whether its parts run where it cannot be captured. Weights that were given up are of no use there."""
+        return not self.whole and self.keep_weights and self._parts.worthwhile
+
+    def _as_a_whole(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors, structure = _flatten(args, kwargs)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError(
@@ -121,12 +163,21 @@ class Accelerator:
         key = structure, tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
         # In inference mode composite operators do not show their parts, and tensors cannot be used outside it.
         with self._lock:
+            if key in self._refused:  # whatever has changed: its forward may change something at every call
+                raise CaptureError(self._refused[key])
             if self._made.watch is None or self._made.watch.changed():
                 self._made = self._start()
             programs = self._made.programs
             if key not in programs:
-                with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
-                    programs[key] = self._make(self._made.target, tensors, structure)
+                try:
+                    with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
+                        programs[key] = self._make(self._made.target, tensors, structure)
+                except CaptureError as error:
+                    if self.whole or self._has_parts:
+                        self._refused[key] = str(error)
+                    while len(self._refused) > _MOST_REFUSALS:
+                        self._refused.popitem(last=False)
+                    raise
                 while len(programs) > _MOST_PROGRAMS:
                     programs.popitem(last=False)
             programs.move_to_end(key)
@@ -152,20 +203,49 @@ class Accelerator:
         network = _without_hooks(self.module)
         _refuse_hooks(network)
         args, kwargs = structure.build(tensors)
-        graph = capture(network, args, kwargs)
+        try:
+            with _capturing(), _attributes_kept(network):
+                graph = capture(network, args, kwargs)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise _RaisedError(error) from error
+        if self.whole and _shares_memory(graph):
+            raise CaptureError("an output is a view of an input or of another output")
         rewrites = {name: PASSES[name](graph) for name in self.passes}
         return _Program(target.compile(network, graph, rewrites), graph.structure)
+
+    def _accelerate_part(self, name: str, module: nn.Module) -> "Accelerator":
+        cache = None if self.cache is None else self.cache / name
+        return Accelerator(module, self.products, tune=self.tune, cache=cache, passes=self.passes, whole=True)
 
     def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:
         given = tuple(t.dtype for t in tensors)
         with self._lock:
             if given not in program.dtypes:
-                with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module):
+                with _capturing(), torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module):
                     args, kwargs = structure.build(tensors)
                     program.dtypes[given] = output_dtypes(
                         _without_hooks(self.module), args, kwargs, program.executable.dtypes
                     )
             return program.dtypes[given]
+
+
+def products_of(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the operands of products for a network of these parameters: what is asked for, or by default theirs.
+
+    Raises:
+        ValueError: as `cmfast.accelerate` says.
+    """
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"accelerate: dtype must be float32 or bfloat16, got {dtype}")
+    for p in parameters:
+        if p.device.type != "cpu":
+            raise ValueError(f"accelerate: expected parameters on the CPU, got some on {p.device}")
+        if p.dtype == torch.float64:
+            raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
+    own = torch.bfloat16 if parameters and parameters[0].dtype == torch.bfloat16 else torch.float32
+    return dtype or own
 
 
 def twin(module: nn.Module) -> nn.Module:
@@ -179,6 +259,13 @@ def plain(module: nn.Module) -> nn.Module:
     """The network as it is without the engine."""
     found = twin(module)
     found._compiled_call_impl = None
+    return found
+
+
+def detached(module: nn.Module) -> nn.Module:
+    """The plain network, whose own hooks can be changed on their own too."""
+    found = plain(module)
+    found.__dict__.update({kind: copy.copy(module.__dict__[kind]) for kind in _HOOKS})
     return found
 
 
@@ -197,6 +284,18 @@ def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor
 
 
 @contextmanager
+def _capturing() -> Iterator[None]:
+    """Within the block, no other thread captures, and accelerated submodules are run by their own forward."""
+    with _capture_lock:
+        before = getattr(_thread, "capturing", False)
+        _thread.capturing = True
+        try:
+            yield
+        finally:
+            _thread.capturing = before
+
+
+@contextmanager
 def _in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Within the block all modules are in evaluation mode; then each is in its own again."""
     training = [m for m in module.modules() if m.training]
@@ -207,6 +306,34 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Undo at the end of the block what has become of the modules' attributes, and of dicts, lists and objects there.
+
+    A forward may keep tensors in them, which while it is captured have no data.
+    """
+    states, others = attributes(module)
+    dicts = [(d, dict(d)) for d in states if type(d) is dict]
+    lists = [(x, list(x)) for x in others if isinstance(x, list)]
+    try:
+        yield
+    finally:
+        for d, entries in dicts:
+            if len(d) != len(entries) or any(d.get(name, d) is not entry for name, entry in entries.items()):
+                d.clear()
+                d.update(entries)
+        for x, items in lists:
+            if len(x) != len(items) or any(a is not b for a, b in zip(x, items, strict=True)):
+                x[:] = items
+
+
+def _shares_memory(graph: Graph) -> bool:
+    """Whether an output of a network is a view of an input or of another output."""
+    inputs = [value(node) for node in graph.nodes.nodes if node.op == "placeholder"]
+    outputs: Any = fx.node.map_arg(graph.nodes.output_node().args[0], value)
+    return len({t.untyped_storage()._cdata for t in (*inputs, *outputs)}) < len(inputs) + len(outputs)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -227,10 +354,10 @@ def _refuse_hooks(module: nn.Module) -> None:
 
 def install(module: nn.Module, accelerator: Accelerator) -> None:
     """Let calls of the module run the accelerator: what nn.Module.compile() sets. Its own hooks run around it."""
-    for kind in _HOOKS:  # a twin shares them with the module that it was made of
-        module.__dict__[kind] = copy.copy(module.__dict__[kind])
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_thread, "capturing", False):
+            return module._call_impl(*args, **kwargs)
         if not (module._forward_hooks or module._forward_pre_hooks):
             return accelerator(*args, **kwargs)
         caller = plain(module)

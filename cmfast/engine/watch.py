@@ -12,21 +12,19 @@ class Watch:
     """What a network was: `changed` says whether it still is.
 
     Seen are: a module, parameter, buffer, hook or forward function that was added, replaced or removed; any other
-    attribute of a module that was set, and dicts, lists and sets among them that were changed; writes to parameters and
-    buffers in place. Writes that torch does not count, through `.data` or numpy, are seen by a checksum: of all of a
-    tensor up to 256 bytes, and of 8 words and the last bytes of a larger one. Whether modules are in training mode does
-    not matter.
+    attribute of a module that was set, and dicts, lists, sets and objects among them that were changed; writes to
+    parameters and buffers in place. Writes that torch does not count, through `.data` or numpy, are seen by a checksum:
+    of all of a tensor up to 256 bytes, and of 8 words and the last bytes of a larger one. Whether modules are in
+    training mode does not matter, nor whether something else evaluates them.
     """
 
     def __init__(self, module: nn.Module) -> None:
         """Remember the network as it is."""
-        modules = [m.__dict__ for m in module.modules()]
-        values = [value for state in modules for name, value in state.items() if name not in _NO_MATTER]
         # What is compared is held, so that nothing made later can take its place in memory.
-        self._dicts = modules + [value for value in values if isinstance(value, dict)]
+        self._dicts, others = attributes(module)
         self._copies = [dict(found) for found in self._dicts]
         self._snapshot = native.cpu().Snapshot(self._dicts)
-        self._others = [(value, copy.copy(value)) for value in values if isinstance(value, list | set)]
+        self._others = [(value, copy.copy(value)) for value in others]
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
         self._tensors = list({id(t): t for t in held}.values())
         self._counted = [t for t in self._tensors if not t.is_inference()]
@@ -56,6 +54,24 @@ class Watch:
         return versions, [*map(Tensor.data_ptr, self._dense)], [*map(Tensor.stride, self._matrices)]
 
 
+def attributes(module: nn.Module) -> tuple[list[dict[str, Any]], list[list | set]]:
+    """What a network holds: attributes of its modules, dicts among them and the attributes of objects; lists and sets.
+
+    Objects are those of a class of other packages than torch, such as an attention processor of diffusers.
+    """
+    modules = [m.__dict__ for m in module.modules()]
+    values = [value for state in modules for name, value in state.items() if name not in _NO_MATTER]
+    found = modules + [value for value in values if isinstance(value, dict)]
+    objects = {id(value): value.__dict__ for value in values if _is_object(value)}
+    return found + list(objects.values()), [value for value in values if isinstance(value, list | set)]
+
+
+def _is_object(value: Any) -> bool:
+    if isinstance(value, Tensor | nn.Module | type | dict | list | set) or not hasattr(value, "__dict__"):
+        return False
+    return type(value).__module__.partition(".")[0] not in ("builtins", "functools", "torch")
+
+
 #: Attributes of every module that a forward does not read.
 _NO_MATTER = (
     "_backward_hooks",
@@ -69,16 +85,19 @@ _NO_MATTER = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
 )
+#: Attributes of a module that may change: its mode, and what evaluates it.
+_UNREAD = ("training", "_compiled_call_impl")
 _SIMPLE = (bool, int, float, complex, str, bytes, tuple, type(None))
 
 
 def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether two dicts differ in nothing but equal numbers, strings and the like, and the modules' mode."""
-    if list(state) != list(before):
+    """Whether two dicts differ in nothing but equal numbers, strings and the like, and what no forward reads."""
+    names = [name for name in state if name not in _UNREAD]
+    if names != [name for name in before if name not in _UNREAD]:
         return False
-    for name, value in state.items():
-        other = before[name]
-        if value is other or name == "training":
+    for name in names:
+        value, other = state[name], before[name]
+        if value is other:
             continue
         if type(value) is not type(other) or not isinstance(value, _SIMPLE) or repr(value) != repr(other):
             return False

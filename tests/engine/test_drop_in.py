@@ -301,6 +301,37 @@ def test_a_change_is_seen_at_the_next_call(net, change, of):
         assert not torch.allclose(before, expected, atol=1e-3)
 
 
+class Processor:
+    """An object that a module hands its work to, as diffusers' attention does."""
+
+    def __init__(self):
+        self.scale, self.seen = 1.0, None
+
+    def __call__(self, x):
+        self.seen = x.mean()
+        return x * self.scale
+
+
+@torch.no_grad()
+def test_objects_of_a_network_are_watched_and_left_as_they_were():
+    class Hands(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.processor = nn.Conv2d(3, 4, 1), Processor()
+
+        def forward(self, x):
+            return self.processor(self.conv(x))
+
+    net = Hands().eval()
+    fast = cmfast.accelerate(net)
+    for scale in (1.0, 1.0, 3.0, 0.5):
+        net.processor.scale = scale
+        found = fast(X)
+        assert net.processor.seen is None
+        torch.testing.assert_close(found, net(X), rtol=1e-5, atol=1e-5)
+        net.processor.seen = None
+
+
 @torch.no_grad()
 def test_a_lora_is_added_scaled_and_taken_away(net):
     fast = cmfast.accelerate(net)
@@ -382,6 +413,21 @@ def test_weight_norm_of_old_is_captured(net):
     torch.testing.assert_close(fast(X, 1).sample, net(X, 1).sample, rtol=1e-5, atol=1e-5)
     net.conv.weight_g.data.mul_(2)
     torch.testing.assert_close(fast(X, 1).sample, net(X, 1).sample, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_accelerated_modules_within_accelerated_ones(net):
+    outer = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Identity())
+    outer[1] = cmfast.accelerate(nn.Sequential(nn.Conv2d(3, 4, 1), nn.SiLU()).eval())
+    plain = copy.deepcopy(outer).eval()
+    assert accelerator_of(plain[1]) is None
+    fast = cmfast.accelerate(outer)
+    for _ in range(2):
+        torch.testing.assert_close(fast(X), plain(X), rtol=1e-5, atol=1e-5)
+    outer[1][0].weight.mul_(2)
+    plain[1][0].weight.mul_(2)
+    torch.testing.assert_close(fast(X), plain(X), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outer(X), plain(X), rtol=1e-5, atol=1e-5)
 
 
 def test_sampling_leaves_the_modes_of_submodules_alone():

@@ -1,0 +1,138 @@
+"""A network that cannot be captured as a whole: its own forward runs, with the largest parts that can be accelerated.
+
+What cannot be captured is then done by torch, as the network says: random numbers, courses that depend on values,
+attributes that its forward sets.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .capture import CaptureError
+
+_log = logging.getLogger(__name__)
+_thread = threading.local()
+
+
+class Parts:
+    """Runs a network's own forward, in which calls of its submodules go to the engine.
+
+    A submodule that cannot be captured, or has hooks, runs its own forward too, with its submodules in the same way.
+    While a forward runs, nn.Module's `_compiled_call_impl` of the submodules leads here, which only matters to threads
+    that run such a forward; afterwards the network is what it was.
+
+    Attributes:
+        left: why modules were not captured, by their names; of the network itself, the name is "".
+    """
+
+    def __init__(self, module: nn.Module, accelerate: Callable[[str, nn.Module], Callable[..., Any]]) -> None:
+        """Take a network, and what makes of a submodule and its name what evaluates it or raises CaptureError."""
+        self._module, self._accelerate = module, accelerate
+        self._parts: dict[nn.Module, _Part] = {}
+        self._lock = threading.Lock()
+        self._running = 0
+        self.left: dict[str, str] = {}
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether the network has submodules that are worth it."""
+        return any(True for _ in _candidates(self._module))
+
+    def __call__(self, reason: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Evaluate the network, which cannot be captured for this reason."""
+        with self._installed(), _current(self):
+            outputs = self._module.forward(*args, **kwargs)
+        self._leave("", reason)
+        return outputs
+
+    def run(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Evaluate a submodule, which was called by the network's forward."""
+        part = self._parts.get(module)
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if part is None or hooked or torch.is_grad_enabled():  # the network wants gradients
+            return module._call_impl(*args, **kwargs)
+        try:
+            with _current(None):
+                return part.accelerated(*args, **kwargs)
+        except CaptureError as error:
+            reason = str(error)
+        outputs = module._call_impl(*args, **kwargs)
+        self._leave(part.name, reason)
+        return outputs
+
+    def _leave(self, name: str, reason: str) -> None:
+        if name not in self.left:
+            self.left[name] = reason
+            whole = type(self._module).__name__
+            _log.warning(
+                "%s is not accelerated as a whole, its parts are: %s", f"{name} of {whole}" if name else whole, reason
+            )
+
+    @contextmanager
+    def _installed(self) -> Iterator[None]:
+        with self._lock:
+            found = {module: self._part(name, module) for name, module in _candidates(self._module)}
+            if not self._running:
+                self._parts = found
+            else:  # another thread runs what was there before
+                self._parts = self._parts | found
+            self._running += 1
+            for module, part in found.items():
+                if module._compiled_call_impl is None:
+                    module._compiled_call_impl = part.call
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if not self._running:
+                    for module, part in self._parts.items():
+                        if module._compiled_call_impl is part.call:
+                            del module.__dict__["_compiled_call_impl"]
+
+    def _part(self, name: str, module: nn.Module) -> "_Part":
+        return self._parts.get(module) or _Part(name, module, self._accelerate(name, module))
+
+
+class _Part:
+    """A submodule, what evaluates it, and what its calls lead to while the network's forward runs."""
+
+    def __init__(self, name: str, module: nn.Module, accelerated: Callable[..., Any]) -> None:
+        self.name, self.accelerated = name, accelerated
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            running: Parts | None = getattr(_thread, "parts", None)
+            return running.run(module, args, kwargs) if running else module._call_impl(*args, **kwargs)
+
+        self.call = call
+
+
+@contextmanager
+def _current(parts: Parts | None) -> Iterator[None]:
+    """Within the block, calls of submodules by this thread are run by `parts`; by themselves, where that is None."""
+    before = getattr(_thread, "parts", None)
+    _thread.parts = parts
+    try:
+        yield
+    finally:
+        _thread.parts = before
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Submodules with weights, but for torch's own single layers: there is nothing to fuse in these."""
+    modules = dict(module.named_modules())
+    weighted = {""}
+    for name, m in modules.items():
+        if any(p is not None for p in m._parameters.values()):
+            while name not in weighted:
+                weighted.add(name)
+                name = name.rpartition(".")[0]
+    for name, m in modules.items():
+        single = not m._modules and type(m).__module__.startswith("torch.nn.")
+        if name and name in weighted and not single:
+            yield name, m
