@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import VIEW, Graph, arguments, only_user, operands, shape, value
+from ..graph import PERMUTE, VIEW, Graph, arguments, only_user, operands, shape, value
+from ..passes import constants, views
 from .film import following, is_call, other
 
 _aten = torch.ops.aten
@@ -54,6 +55,9 @@ def recognise(graph: Graph) -> int:
             continue
         _replace(graph, found)
         count += 1
+    if count:
+        constants.fold(graph)
+        views.join(graph)
     return count
 
 
@@ -129,10 +133,8 @@ def _replace(graph: Graph, norm: _Norm) -> None:
     channels = shape(norm.x)[norm.dim]
     _take_factors(graph, norm, channels)
     last, scale, shift, silu = norm.out, None, None, False
-    tokens = norm.dim == len(shape(norm.x)) - 1
-    if not tokens:
+    if norm.dim == 1 and len(shape(norm.x)) > 2:
         last, scale, shift, silu = following(graph, norm.out, shape(norm.x)[:2])
-    x = graph.call(last, VIEW, norm.x, [-1, channels]) if tokens and len(shape(norm.x)) > 2 else norm.x
     weight, bias = (None if t is None else graph.call(last, VIEW, t, [channels]) for t in (norm.weight, norm.bias))
     if abs(norm.factor - 1) > 1e-12:
         if weight is None:
@@ -140,8 +142,15 @@ def _replace(graph: Graph, norm: _Norm) -> None:
             weight = graph.attribute(f"constant [{channels}] of {norm.factor}", ones, last)
         else:
             weight = graph.call(last, _aten.mul.Tensor, weight, norm.factor)
+    x, order = norm.x, [0, *range(2, len(shape(norm.x))), 1]
+    of_image = norm.dim > 1 and x.target is PERMUTE and list(operands(x)[1]) == order
+    if of_image:
+        x = operands(x)[0]
+    elif norm.dim > 1 and norm.dim == len(shape(x)) - 1:
+        x = graph.call(last, VIEW, x, [-1, channels])
     call = graph.call(last, _NORM, x, weight, bias, norm.eps, norm.centred, norm.least, scale, shift, silu, None)
-    graph.replace(last, graph.call(last, VIEW, call, shape(last)))
+    out = graph.call(last, PERMUTE, call, order) if of_image else graph.call(last, VIEW, call, shape(last))
+    graph.replace(last, out)
 
 
 def _take_factors(graph: Graph, norm: _Norm, channels: int) -> None:
