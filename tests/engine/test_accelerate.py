@@ -10,8 +10,8 @@ from cmfast.kernels import native
 import cmfast
 from cmfast import ConsistencyModel, UNet
 from cmfast.engine import Accelerator
-from cmfast.engine.cpu import tuning, weights
 from cmfast.engine.accelerator import accelerator_of
+from cmfast.engine.cpu import tuning, weights
 from cmfast.preconditioning import Consistency
 
 from ..fixture_files import NETWORKS

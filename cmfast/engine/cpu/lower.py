@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ..graph import Graph, arguments
-from .served import ROWS, SERVED
 from ..steps import Step, Steps
+from .served import ROWS, SERVED
 
 _aten = torch.ops.aten
 

@@ -14,8 +14,8 @@ from ...environment import processor
 from ...files import whole_file
 from ...kernels import native
 from ...kernels.cpu.conv import launch_conv2d, pack
-from .forms import Form, candidates
 from ..graph import arguments, shape
+from .forms import Form, candidates
 
 #: Copies of the weights that are used in turn are larger than a processor's caches: a network's come from memory too.
 _COLD_BYTES = 64 << 20

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from torch import Tensor, fx
 
 from ...kernels.cpu.conv import pack
+from ..graph import CONV, Graph, arguments, change
 from .cache import Stored
 from .forms import Form
-from ..graph import CONV, Graph, arguments, change
 
 
 @dataclasses.dataclass
