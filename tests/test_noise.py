@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from cmfast.kernels import BackendError
 
 from cmfast import noise
