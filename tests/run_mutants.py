@@ -31,20 +31,19 @@ HARMLESS = ROOT / "tests" / "mutants_harmless.txt"
 
 #: What is tested of the files whose paths begin so, the first that fits, after the tests of the file's own name.
 RELATED = {
-    "cmfast/sampling/": ("tests/sampling", "tests/test_model.py"),
+    "cmfast/sampling/": ("tests/sampling",),
     "cmfast/training/": ("tests/test_training.py",),
-    "cmfast/evaluation/": ("tests/test_evaluation.py", "tests/test_training.py"),
-    "cmfast/engine/passes/": ("tests/engine/test_passes.py", "tests/engine/test_homemade.py", "tests/engine"),
-    "cmfast/engine/patterns/": ("tests/engine/test_patterns.py", "tests/engine"),
-    "cmfast/engine/": ("tests/engine",),
+    "cmfast/evaluation/": ("tests/test_evaluation.py",),
+    "cmfast/engine/passes/": tuple(f"tests/engine/test_{name}.py" for name in ("passes", "homemade", "patterns")),
+    "cmfast/engine/patterns/": tuple(f"tests/engine/test_{name}.py" for name in ("patterns", "passes")),
+    "cmfast/engine/cpu/": tuple(f"tests/engine/test_{name}.py" for name in ("homemade", "accelerate", "drop_in")),
+    "cmfast/engine/": tuple(f"tests/engine/test_{name}.py" for name in ("drop_in", "homemade", "accelerate")),
     "cmfast/cli/kernels.py": ("tests/kernels/test_static.py",),
     "cmfast/cli/": ("tests/test_cli.py",),
     "cmfast/accelerate.py": ("tests/engine/test_accelerate.py", "tests/engine/test_drop_in.py"),
     "cmfast/environment.py": ("tests/test_cli.py",),
-    "cmfast/files.py": ("tests/test_files.py", "tests/test_checkpoints.py", "tests/test_cli.py"),
-    "cmfast/pictures.py": ("tests/test_pictures.py",),
-    "cmfast/checkpoints.py": ("tests/test_checkpoints.py",),
-    "cmfast/": ("tests/test_model.py", "tests/test_unet.py", "tests/sampling", "tests/test_checkpoints.py"),
+    "cmfast/unet.py": ("tests/test_unet.py", "tests/test_checkpoints.py"),
+    "cmfast/": ("tests/test_model.py",),
 }
 #: Left out: they take most of the time, and others look at the same.
 SLOW = ("tests/engine/test_drop_in.py::test_every_large_write_through_data_is_seen",)

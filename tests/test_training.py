@@ -411,5 +411,9 @@ def test_a_batch_that_is_not_whole_is_left_out():
     assert all(torch.equal(images.flatten(), labels.float()) for images, labels in drawn)
     for i in (0, 2, 4):
         assert len({*drawn[i][1].tolist(), *drawn[i + 1][1].tolist()}) == 8
+    assert len(next(batches(data, 10, torch.Generator()))[1]) == 10
+    for size in (0, 11):
+        with pytest.raises(ValueError, match=rf"batch_size in 1 … 10, the data's length, got {size}"):
+            next(batches(data, size, torch.Generator()))
     source = batches(data, 5, torch.Generator().manual_seed(0))
     assert sorted([*next(source)[1].tolist(), *next(source)[1].tolist()]) == list(range(10))
