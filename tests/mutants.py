@@ -35,6 +35,7 @@ OPERATORS: dict[type[ast.AST], tuple[str, str]] = {
 #: Arguments that check or describe, and change no result.
 _NO_MATTER = ("strict", "help", "stacklevel")
 _TYPES = ("annotation", "returns", "decorator_list", "bases", "type_params")
+_DEFAULTS = ("defaults", "kw_defaults")  # a constant there is a fault of its own kind
 _Span = tuple[int, int]
 
 
@@ -163,7 +164,7 @@ class _Faults:
             if field in _TYPES:
                 continue
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
+                if isinstance(child, ast.AST) and not (field in _DEFAULTS and isinstance(child, ast.Constant)):
                     yield from self.of(child, names)
 
     def _span(self, node: ast.AST) -> _Span:

@@ -13,7 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cmfast import __version__, load
-from cmfast.cli import main
+from cmfast.cli import bench, main, results
+from cmfast.evaluation import Quality, evaluate, load_classifier
+from cmfast.evaluation.latency import Latency
 
 from .fixture_files import tiny_unet
 
@@ -52,6 +54,15 @@ def test_env(cmfast):
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["backends"]["reference"]["attention"] == "yes"
     assert facts["processor"]["cores"] >= 1
+
+
+def test_env_is_a_table_with_the_reasons_below(cmfast, monkeypatch):
+    answers = {"reference": {"attention": "yes", "conv2d": "yes"}, "cpu": {"attention": "no reason", "conv2d": "yes"}}
+    monkeypatch.setattr("cmfast.environment.backend_report", lambda: answers)
+    lines = [" ".join(re.sub("[│┃]", " ", line).split()) for line in cmfast("env")[1].splitlines()]
+    assert {"operator reference cpu", "attention yes no", "conv2d yes yes", "cpu: no reason"} <= set(lines)
+    assert not any(line.startswith("reference: ") for line in lines)
+    assert sum("no reason" in line for line in lines) == 1
 
 
 def test_env_says_how_the_cuda_kernels_were_built(cmfast, monkeypatch):
@@ -149,6 +160,25 @@ def test_what_the_engine_does_not_serve(cmfast, tmp_path, arguments, message):
     assert not (tmp_path / "a.npz").exists()
 
 
+def test_a_plain_sample_has_a_progress_bar_and_one_without_has_none(cmfast, tmp_path):
+    arguments = ("sample", "--count", 4, "--batch-size", 2, "--save", tmp_path / "a.npz")
+    assert "2/2" in cmfast(*arguments)[2]
+    assert cmfast(*arguments, "--no-progress")[2] == ""
+
+
+def test_a_plain_profile_times_the_steps_and_no_more(cmfast):
+    status, out, err = cmfast("profile", "--rounds", 1)
+    assert status == 0, err
+    assert "group_norms:" not in out
+    assert "without" not in out
+    lines = [line.rstrip() for line in out.splitlines()]
+    rows = [line.rsplit(maxsplit=3) for line in lines if re.search(r"\d \s*\d+\.\d\d +\d+\.\d$", line)]
+    times = [float(ms) for _, _, ms, _ in rows]
+    assert len(times) > 3
+    assert times == sorted(times, reverse=True)
+    assert sum(float(share) for *_, share in rows) == pytest.approx(100, abs=1)
+
+
 def test_profile(cmfast, tmp_path):
     path = tmp_path / "profile.json"
     status, out, err = cmfast("profile", "--rounds", 2, "--explain", "--passes", "--batch-size", 2, "--json", path)
@@ -162,6 +192,8 @@ def test_profile(cmfast, tmp_path):
     assert {"conv2d", "attention", "fold_group_norm"} <= {row["operator"] for row in found["rows"]}
     assert all(row["seconds"] > 0 for row in found["rows"])
     assert found["settings"]["without"].keys() >= {"group_norms", "residuals"}
+    settings = {"network": "digits", "batch_size": 2, "dtype": "float32"}
+    assert settings.items() <= found["settings"].items()
 
 
 @pytest.mark.parametrize(
@@ -273,11 +305,52 @@ def test_bench_latency(cmfast, tmp_path):
     assert all(0 <= r["accuracy"] <= 1 and r["seconds"] > 0 for r in rows)
     assert document["environment"]["versions"]["cmfast"] == __version__
     assert document["settings"]["teacher"] == "digits-teacher"
+    assert document["settings"]["seed"] == 0
     with files["csv"].open() as stream:
         table = list(csv.DictReader(stream))
     assert [float(r["seconds"]) for r in table] == [r["seconds"] for r in rows]
     assert table[0]["torch"] == importlib.metadata.version("torch")
     assert Image.open(files["png"]).size[0] > 500
+
+
+def timed(model, sampler, steps, evaluations, seconds, accuracy):
+    quality = None if accuracy is None else Quality(accuracy, 2.5, 0.25)
+    return Latency(model, sampler, steps, evaluations, seconds, seconds / 2, 2 * seconds, 10 / seconds, quality)
+
+
+def test_the_table_of_latencies(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    few = [timed("consistency", "multistep", 1, 1, 0.1, 0.9), timed("consistency", "multistep", 2, 2, 0.2, 0.97)]
+    many = [timed("diffusion", "heun", 5, 9, 0.9, 0.95), timed("diffusion", "heun", 40, 79, 8.0, 0.96)]
+    bench.print_table(few, many, batch_size=10, rounds=3)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "milliseconds for 10 samples: median, fastest and slowest of 3"
+    assert "consistency 1 1 100 50–200 100 0.900 2.50 0.25" in lines
+    assert "heun 40 79 8000 4000–16000 1 0.960 2.50 0.25" in lines
+    assert lines[-2:] == [
+        "consistency, 1 step: 9.0x faster than heun 5 (9 evaluations), the fastest of at least its quality; "
+        "80.0x faster than heun 40 (79 evaluations)",
+        "consistency, 2 steps: no diffusion row is at least as good; 40.0x faster than heun 40 (79 evaluations)",
+    ]
+    bench.print_table([timed("consistency", "multistep", 1, 1, 0.1, None)], [], batch_size=10, rounds=3)
+    assert capsys.readouterr().out.splitlines()[-1] == "consistency, 1 step:"
+
+
+def test_rows_in_a_file_name_the_machine(tmp_path, monkeypatch):
+    facts = {
+        "processor": {"name": "a processor", "threads": 3},
+        "gpus": ["one", "another"],
+        "versions": {"torch": "2.9", "cmfast": "0.1"},
+        "commit": "abc",
+    }
+    for commit, expected in (("abc", "abc"), (None, "")):
+        monkeypatch.setattr(results, "describe", lambda commit=commit: {**facts, "commit": commit})
+        results.write_csv(tmp_path / "a.csv", [{"x": 1}, {"x": 2}])
+        with (tmp_path / "a.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["x"] for row in rows] == ["1", "2"]
+        assert [*rows[0].values()][1:-1] == ["a processor", "3", "one; another", "2.9", "0.1", expected]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", rows[0]["date"])
 
 
 def test_bench_without_a_measure(cmfast, tmp_path):
@@ -290,10 +363,19 @@ def test_bench_without_a_measure(cmfast, tmp_path):
 
 
 def test_eval(cmfast):
-    status, out, _ = cmfast("eval", "--count", 50, "--json")
+    arguments = ("eval", "--count", 50, "--steps", 2)
+    status, out, _ = cmfast(*arguments, "--json")
     assert status == 0
-    assert json.loads(out)["accuracy"] > 0.8
-    assert "accuracy" in cmfast("eval", "--count", 20, "--steps", 2)[1]
+    found = json.loads(out)
+    assert (found["model"], found["count"]) == ("digits", 50)
+    labels = torch.arange(50) % 10
+    samples = load("digits").sample(50, steps=2, class_labels=labels)
+    assert [found[name] for name in Quality._fields] == pytest.approx(
+        list(evaluate(samples, labels, load_classifier()))
+    )
+    row = " ".join(re.sub("[│┃]", " ", cmfast(*arguments)[1]).split())
+    assert f"50 {found['accuracy']:.3f} {found['frechet_test']:.3f} {found['frechet_train']:.3f}" in row
+    assert cmfast(*arguments, "--backend", "reference")[0] == 0
 
 
 def test_train_knows_its_recipes(cmfast, tmp_path):

@@ -80,6 +80,7 @@ def test_what_has_no_faults(source):
 
 def test_a_second_change_in_a_line_has_its_number():
     assert [m.change for m in mutants_of("f.py", "y = a < b < c")] == ["< to <=", "< to <= (2)"]
+    assert [m.kind for m in mutants_of("f.py", "def f(x=1, *, k=-2): pass")] == ["default", "constant"]
 
 
 SOURCES = {

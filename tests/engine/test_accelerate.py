@@ -347,6 +347,9 @@ def test_what_falls_back_is_said(kind):
     steps = Accelerator(unet, torch.float32).executable(inputs).steps.steps
     left = {step.operator: step.reason for step in steps if step.reason}
     assert left["aten.convolution"] == "the CPU kernels have no such operator"
+    convolutions = [m for m in unet.modules() if isinstance(m, torch.nn.Conv1d | torch.nn.Conv3d)]
+    larger = sum(max(m.kernel_size) > 1 for m in convolutions)  # those of kernel 1 are products of a matrix with rows
+    assert sum(step.operator == "aten.convolution" for step in steps) == larger < len(convolutions)
     served = {step.operator for step in steps if not step.reason}
     assert served >= {"group_norm", "attention", "conv2d"}
 
@@ -377,6 +380,14 @@ def test_forms_are_measured_once(products, tmp_path, monkeypatch):
     (tmp_path / "forms.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"not a file of measured forms .*: delete it"):
         cmfast.accelerate(unet, products, tune=True, cache=tmp_path)
+
+
+def test_nothing_is_measured_unasked(monkeypatch):
+    monkeypatch.setattr(tuning, "_measure", lambda node, form: pytest.fail("a form was measured"))
+    unet, inputs = network("film")
+    Accelerator(unet, torch.float32)(*inputs)
+    cmfast.accelerate(unet)
+    assert not any(p.is_meta for p in unet.parameters())
 
 
 def test_the_fastest_form_is_taken(monkeypatch):
