@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cmfast import __version__, load
-from cmfast.cli import bench, main, results
+from cmfast.cli import bench, kernels, main, results
 from cmfast.evaluation import Quality, evaluate, load_classifier
 from cmfast.evaluation.latency import Latency
 
@@ -120,22 +120,24 @@ def test_batches_give_the_same_images(cmfast, tmp_path, steps):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "options"),
     [
-        ("--class", "3"),
-        ("--class", "3,1,4"),
-        ("--timesteps", "0,22"),
-        ("--sigmas", "80,0.8"),
-        ("--sampler", "heun", "--steps", 2, "--model", "digits-teacher"),
-        ("--first-sample", 5, "--threads", 1),
-        ("--backend", "reference"),
-        ("--dtype", "float32", "--device", "cpu"),
+        (("--class", "3"), {"class_labels": 3}),
+        (("--class", "3,1,4"), {"class_labels": [3, 1, 4]}),
+        (("--timesteps", "0,22"), {"timesteps": (0, 22)}),
+        (("--sigmas", "80,0.8"), {"sigmas": (80, 0.8)}),
+        (("--sampler", "heun", "--steps", 2, "--model", "digits-teacher"), {"sampler": "heun", "steps": 2}),
+        (("--first-sample", 5, "--threads", 1), {"first_sample": 5}),
+        (("--backend", "reference"), {}),
+        (("--dtype", "float32", "--device", "cpu"), {}),
     ],
 )
-def test_sample_options(cmfast, tmp_path, arguments):
+def test_sample_options(cmfast, tmp_path, arguments, options):
     status, _, err = cmfast("sample", "--count", 3, *arguments, "--save", tmp_path / "a.npz")
     assert status == 0, err
-    assert np.load(tmp_path / "a.npz")["samples"].shape == (3, 1, 8, 8)
+    model = load("digits-teacher" if "digits-teacher" in arguments else "digits")
+    expected = model.sample(3, **options).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "a.npz")["samples"], expected, rtol=0, atol=1e-4)
 
 
 def test_sample_with_the_engine(cmfast, tmp_path):
@@ -256,6 +258,7 @@ def test_bad_models_are_one_line(cmfast, tmp_path, write, message):
         (("--backend", "fast"), "unknown backend"),
         (("--dtype", "int8"), "--dtype must be one of"),
         (("--device", "nonsense"), "--device nonsense cannot be used"),
+        (("--device", "xpu"), "--device xpu cannot be used"),
         (("--save", "a.txt"), "must end in .npz"),
     ],
 )
@@ -275,7 +278,8 @@ def test_nothing_to_write(cmfast):
     assert "--out samples.png" in err
 
 
-def test_an_unwritable_out(cmfast, tmp_path):
+def test_an_unwritable_out(cmfast, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmfast.cli.sample.load_model", lambda *arguments: pytest.fail("that was found out too late"))
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file" / "a.png", "/proc/a.png"):
         status, _, err = cmfast("sample", "--out", out)
@@ -310,7 +314,40 @@ def test_bench_latency(cmfast, tmp_path):
         table = list(csv.DictReader(stream))
     assert [float(r["seconds"]) for r in table] == [r["seconds"] for r in rows]
     assert table[0]["torch"] == importlib.metadata.version("torch")
-    assert Image.open(files["png"]).size[0] > 500
+    assert Image.open(files["png"]).size == (910, 585)
+    assert all(f"wrote {path}" in " ".join(out.split()) for path in files.values())
+
+
+def test_a_plain_bench(cmfast, tmp_path):
+    few = ("--consistency-steps", 1, "--steps", 1, "--samplers", "euler")
+    status, out, err = cmfast("bench", "latency", *few, "--json", tmp_path / "a.json")
+    assert status == 0, err
+    assert "milliseconds for 64 samples: median, fastest and slowest of 5" in out
+    settings = json.loads((tmp_path / "a.json").read_text())["settings"]
+    assert settings == {
+        "model": "digits",
+        "teacher": "digits-teacher",
+        "batch_size": 64,
+        "rounds": 5,
+        "seed": 0,
+        "dtype": "float32",
+        "backend": "auto",
+        "accelerate": False,
+    }
+
+
+def test_the_picture_has_a_line_a_sampler(tmp_path, monkeypatch):
+    lines, draw = {}, bench._line
+
+    def line(axes, rows, label, **style):
+        lines[label] = rows
+        draw(axes, rows, label, **style)
+
+    monkeypatch.setattr(bench, "_line", line)
+    few = [timed("consistency", "multistep", 1, 1, 0.1, 0.9)]
+    many = [timed("diffusion", sampler, n, n, 0.9, 0.9) for n in (5, 9) for sampler in ("heun", "euler")]
+    bench._plot(few, many, 10, tmp_path / "a.png")
+    assert lines == {"diffusion, heun": many[::2], "diffusion, euler": many[1::2], "consistency": few}
 
 
 def timed(model, sampler, steps, evaluations, seconds, accuracy):
@@ -376,6 +413,10 @@ def test_eval(cmfast):
     row = " ".join(re.sub("[│┃]", " ", cmfast(*arguments)[1]).split())
     assert f"50 {found['accuracy']:.3f} {found['frechet_test']:.3f} {found['frechet_train']:.3f}" in row
     assert cmfast(*arguments, "--backend", "reference")[0] == 0
+
+
+def test_widths_of_accesses():
+    assert (kernels._range(4, 4), kernels._range(4, 16)) == ("4", "4–16")
 
 
 def test_train_knows_its_recipes(cmfast, tmp_path):
