@@ -297,7 +297,10 @@ def test_bench_latency(cmfast, tmp_path):
         *("--samplers", "heun,euler", "--csv", files["csv"], "--json", files["json"], "--plot", files["png"]),
     )
     assert status == 0, err
-    assert "consistency, 1 step:" in out
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("consistency, ")] == [
+        "consistency, 1 step",
+        "consistency, 2 steps",
+    ]
     document = json.loads(files["json"].read_text())
     rows = document["rows"]
     assert [(r["sampler"], r["evaluations"]) for r in rows] == [

@@ -3,7 +3,6 @@
 import collections
 import copy
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -369,7 +368,7 @@ def test_hooks(net):
         fast(X, 1)
     handle.remove()
     torch.testing.assert_close(fast(X, 1).sample, plain)
-    for hook in (lambda module, args: None, functools.partial(lambda module, args: None)):
+    for hook in (lambda module, args: None, [].append):  # the second is of no module
         handle = net.time.register_forward_pre_hook(hook)
         with pytest.raises(RuntimeError, match=r"and time has one"):
             fast(X, 1)
