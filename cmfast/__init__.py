@@ -7,8 +7,9 @@ from importlib import metadata
 
 from . import kernels, noise, preconditioning, sampling
 from .accelerate import accelerate, restore
-from .checkpoints import CheckpointError, load, save
-from .model import ConsistencyModel
+from .checkpoints import CheckpointError
+from .model import ConsistencyModel, load
+from .storage import save
 from .unet import UNet, UNetConfig
 
 __version__ = metadata.version("cmfast")

@@ -1,7 +1,8 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,33 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to write to; it takes the place of `path` when the block succeeds.
+
+    The folder of `path` is made where it is missing. When the block raises, nothing is left of what it wrote.
+
+    Raises:
+        FileExistsError: `path` is there, and is not an empty folder.
+        OSError: the folder cannot be made or written to.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already: a folder is written to a new name, or to an empty folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(path: str | Path) -> None:
@@ -43,3 +65,9 @@ def check_writable(path: str | Path) -> None:
     except OSError as error:
         reason = f"no folder in which {path.name} can be written ({error.strerror})"
         raise OSError(error.errno, reason, str(path.parent)) from error
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,13 @@ from .preconditioning import EDM, Consistency, Preconditioning
 from .sampling import SAMPLERS
 from .sampling.protocol import Callback, NoiseFunction
 from .sampling.schedules import host_levels
+from .storage import Storage
+
+#: A bound of absolute values, none, or what the model's preconditioning says.
+Clip = float | Literal["model"] | None
 
 
-class ConsistencyModel(nn.Module):
+class ConsistencyModel(Storage):
     """A network F(x, timesteps, class_labels) with the preconditioning that makes it a denoiser D(x, sigma).
 
     Attributes:
@@ -106,8 +109,12 @@ class ConsistencyModel(nn.Module):
         output = self._network(_scaled(x, c_in), c_noise, class_labels)
         return consistency_step(x, output, a, b, clip=clip).denoised
 
-    def denoiser(self, class_labels: Tensor | None = None, clip: float | None = 1.0) -> "ModelDenoiser":
+    def denoiser(self, class_labels: Tensor | None = None, clip: Clip = "model") -> "ModelDenoiser":
         """The model as samplers take it, with its labels [N] and the clipping of each estimate bound."""
+        if isinstance(clip, str):
+            if clip != "model":
+                raise ValueError(f'denoiser: clip must be a number, None or "model", got {clip!r}')
+            clip = 1.0 if self.preconditioning.clip_denoised else None
         return ModelDenoiser(self, class_labels, clip)
 
     @torch.no_grad()
@@ -119,12 +126,12 @@ class ConsistencyModel(nn.Module):
         steps: int | None = None,
         sampler: str | None = None,
         timesteps: Sequence[int] | None = None,
-        grid_steps: int = 40,
+        grid_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
         seed: int = 0,
         first_sample: int = 0,
         batch_size: int | None = None,
-        clip: float | None = 1.0,
+        clip: Clip = "model",
         progress: bool = False,
         callback: Callback | None = None,
         **sampler_options: Any,
@@ -139,13 +146,14 @@ class ConsistencyModel(nn.Module):
                 models and heun for diffusion models.
             timesteps: instead of steps, increasing indices of the levels on the Karras grid of `grid_steps` levels:
                 (0, 22) are OpenAI's `--ts 0,22,39 --steps 40`.
-            grid_steps: size of that grid.
+            grid_steps: size of that grid; None takes the one that the model was trained on, 40 for most.
             sigmas: instead of steps, the levels themselves: those of the evaluations for consistency samplers, a grid
                 that ends in 0 for the others.
             seed: of the counter-based noise, 0 ≤ seed < 2⁶⁴.
             first_sample: index of the first sample; 64 samples from 64 on continue a run of 64.
             batch_size: evaluate so many at a time; None evaluates all at once. The samples do not depend on it.
-            clip: bound of each estimate's absolute value; None does not clip.
+            clip: bound of each estimate's absolute value; None does not clip; "model" clips at 1 unless the
+                preconditioning's clip_denoised is False.
             progress: show a progress bar over the batches, or over the steps of a single batch.
             callback: called after each step of the sampler (see `cmfast.sampling.protocol`).
             **sampler_options: of the sampler, such as s_churn or eta.
@@ -183,12 +191,6 @@ class ConsistencyModel(nn.Module):
             for module in training:
                 module.training = True
         return torch.cat(batches)
-
-    def save(self, path: str | Path) -> None:
-        """Write a folder that `cmfast.load` reads, as `cmfast.save` does."""
-        from .checkpoints import save
-
-        save(self, path)
 
     def _network(self, x: Tensor, c_noise: Tensor | float, class_labels: Tensor | None) -> Tensor:
         if not isinstance(c_noise, Tensor):
@@ -229,7 +231,7 @@ class ConsistencyModel(nn.Module):
         sampler: str | None,
         steps: int | None,
         timesteps: Sequence[int] | None,
-        grid_steps: int,
+        grid_steps: int | None,
         sigmas: Sequence[float] | None,
     ) -> tuple[Callable[..., Tensor], list[float]]:
         """The sampler's function and its levels."""
@@ -261,9 +263,10 @@ class ConsistencyModel(nn.Module):
         assert isinstance(p, EDM)
         return SAMPLERS[sampler], p.grid(steps + (sampler == "progdist"))
 
-    def _grid_levels(self, timesteps: Sequence[int], grid_steps: int, few: bool) -> list[float]:
+    def _grid_levels(self, timesteps: Sequence[int], grid_steps: int | None, few: bool) -> list[float]:
         if not isinstance(self.preconditioning, EDM):
             raise ValueError("sample: timesteps index a Karras grid, which this preconditioning has not: give sigmas")
+        grid_steps = grid_steps or self.preconditioning.num_train_timesteps
         grid = self.preconditioning.grid(grid_steps)
         if not timesteps or any(not 0 <= t < grid_steps for t in timesteps):
             raise ValueError(f"sample: timesteps must be indices in 0 … {grid_steps - 1}, got {tuple(timesteps)}")
@@ -308,3 +311,6 @@ def _scaled(x: Tensor, c_in: Tensor | float) -> Tensor:
     if isinstance(c_in, Tensor):
         c_in = c_in.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
     return x * c_in
+
+
+load = ConsistencyModel.load

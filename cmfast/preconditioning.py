@@ -37,7 +37,14 @@ class Coefficients(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Preconditioning:
-    """What every scheme has; the subclasses say how."""
+    """What every scheme has; the subclasses say how.
+
+    Attributes:
+        clip_denoised: samplers clip each estimate to [-1, 1] unless they are told otherwise; False for models of data
+            that has no such bounds.
+    """
+
+    clip_denoised: bool = dataclasses.field(default=True, kw_only=True)
 
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise) at the level sigma; only trajectory consistency looks at the next level."""
@@ -65,12 +72,14 @@ class EDM(Preconditioning):
         sigma_min: lowest level.
         sigma_max: highest level.
         rho: exponent of the grid of levels.
+        num_train_timesteps: levels of the grid that the model was trained on, which `timesteps` are indices of.
     """
 
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    num_train_timesteps: int = dataclasses.field(default=40, kw_only=True)
 
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise) of the denoiser with D(x, 0) = x."""

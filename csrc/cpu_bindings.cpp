@@ -247,6 +247,26 @@ std::string bound_fold_group_norm(int64_t samples, int64_t positions, int64_t gr
   return run(&Kernels::fold_group_norm, p);
 }
 
+std::string bound_channel_norm(int64_t samples, int64_t positions, int dtype, Planes x, Planes y,
+                               std::vector<std::optional<Vector>> rows, float eps, bool centred, float least,
+                               bool silu, int threads) {
+  if (rows.size() != 4) throw py::value_error("there are four rows: weight, bias, scale, shift");
+  ChannelNormArguments p;
+  p.samples = samples;
+  p.positions = positions;
+  p.dtype = dtype;
+  p.x = norm_tensor(x);
+  p.y = norm_tensor(y);
+  NormRow* each[] = {&p.weight, &p.bias, &p.scale, &p.shift};
+  for (int i = 0; i < 4; ++i) *each[i] = norm_row(rows[i]);
+  p.eps = eps;
+  p.least = least;
+  p.centred = centred;
+  p.silu = silu;
+  p.threads = threads;
+  return run(&Kernels::channel_norm, p);
+}
+
 // ---- programs
 
 std::string run_program(const Program& program, int threads, std::vector<double>* seconds = nullptr) {
@@ -330,6 +350,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("conv2d", bound_conv2d);
   m.def("moments", bound_moments);
   m.def("fold_group_norm", bound_fold_group_norm);
+  m.def("channel_norm", bound_channel_norm);
 #ifdef CMFAST_FAULTS
 #define CMFAST_FAULT_STRING(name) #name,
   static const char* const names[] = {CMFAST_FAULT_NAMES(CMFAST_FAULT_STRING)};

@@ -11,6 +11,7 @@ if __name__ != "cmfast.kernels":
 
 from .attention import attention, split_qkv
 from .backends import BackendError, backend_report, use_backend
+from .channel_norm import channel_norm
 from .consistency import ConsistencyStep, consistency_step
 from .conv import CONV_FORMS, ConvOutput, PreparedConv, conv2d, prepare_conv
 from .group_norm import group_norm
@@ -25,6 +26,7 @@ __all__ = [
     "attention",
     "backend_report",
     "channel_moments",
+    "channel_norm",
     "consistency_step",
     "conv2d",
     "fold_group_norm",

@@ -6,12 +6,23 @@ Vaswani et al. 2017, "Attention Is All You Need", equation 1.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .backends import resolve
+from . import reference
+from .backends import require, resolve
 from .layout import accumulation_dtype, empty_in_order
+from .transforms import (
+    apply,
+    apply_folded,
+    differentiates_backward,
+    forward_mode,
+    needs_definition,
+    pullback,
+    transformed,
+)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, backend: str | None = None) -> Tensor:
@@ -28,9 +39,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
         [N, H, T, D] in the dtype of q, dense, its dimensions in memory in the order of those of q: for views made by
         `split_qkv` the heads fold back into the packed layout without a copy.
 
+    Derivatives:
+        A kernel computes the gradients of q, k and v, under torch.func.grad too, and one launch serves torch.func.vmap.
+        What no kernel computes is the plain-PyTorch definition's, whatever backend is asked for, with its [T, S] matrix
+        of scores: the derivative of the gradients, and value and tangent in forward mode (torch.func.jvp). See
+        `cmfast.kernels.transforms`.
+
     Raises:
         ValueError: shapes or dtypes that do not fit.
-        BackendError: the backend asked for cannot serve the call.
+        BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(
@@ -42,8 +59,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
     if k.shape[2] == 0:
         raise ValueError("attention: k and v must have at least one position, got S = 0")
     scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _Attention.apply(q, k, v, scale, backend)
+    if needs_definition():
+        require("attention", (q, k, v), backend)
+        return reference.attention(q, k, v, scale)[0]
+    if transformed() or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        return apply(_Attention, q, k, v, scale, backend)[0]
     return torch.ops.cmfast.attention(q, k, v, scale, backend)[0]
 
 
@@ -123,14 +143,56 @@ class _Attention(torch.autograd.Function):
     """Backward from the saved log-sum-exp of the scores, without the attention matrix (Dao et al. 2022, B.2)."""
 
     @staticmethod
-    def forward(ctx, q, k, v, scale, backend):
-        out, lse = torch.ops.cmfast.attention(q, k, v, scale, backend)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.scale, ctx.backend = scale, backend
-        return out
+    def forward(q, k, v, scale, backend):
+        return torch.ops.cmfast.attention(q, k, v, scale, backend)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        dq, dk, dv = torch.ops.cmfast.attention_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.backend)
-        return dq, dk, dv, None, None
+    def setup_context(ctx, inputs, output):
+        q, k, v, ctx.scale, ctx.backend = inputs
+        out, lse = output
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse)
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 5
+        q, k, v, out, lse = ctx.saved_tensors
+        if forward_mode():
+            return *_definition_backward(grad, q, k, v, ctx.scale), None, None
+        serve = _AttentionBackward.apply if differentiates_backward() else torch.ops.cmfast.attention_backward
+        return *serve(grad, q, k, v, out, lse, ctx.scale, ctx.backend), None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return apply_folded(_Attention, info.batch_size, in_dims, arguments)
+
+
+class _AttentionBackward(torch.autograd.Function):
+    """The kernel of the backward where it is differentiated in turn: by the definition."""
+
+    @staticmethod
+    def forward(grad, q, k, v, out, lse, scale, backend):
+        return torch.ops.cmfast.attention_backward(grad, q, k, v, out, lse, scale, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, q, k, v, _, _, ctx.scale, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad, q, k, v)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # out and lse are functions of q, k and v here, so that all of the derivative is theirs.
+        found = pullback(_definition_backward, ctx.saved_tensors, grads, ctx.needs_input_grad[:4], ctx.scale)
+        return *found, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return apply_folded(_AttentionBackward, info.batch_size, in_dims, arguments)
+
+
+def _definition_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Sequence[Tensor]:
+    """The gradients of q, k and v as functions of these arguments alone, in operators that torch differentiates."""
+    return reference.attention_backward(grad, q, k, v, *reference.attention(q, k, v, scale), scale)

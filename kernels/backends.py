@@ -29,6 +29,7 @@ OPERATORS = (
     "conv2d",
     "channel_moments",
     "fold_group_norm",
+    "channel_norm",
 )
 
 _log = logging.getLogger("cmfast.kernels")
@@ -60,11 +61,8 @@ def resolve(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None
 
     Raises BackendError where a backend asked for by name (argument, `use_backend` or CMFAST_BACKEND) cannot.
     """
-    name = chosen(backend)
+    name = require(op, tensors, backend)
     if name != "auto":
-        ok, reason = available(name, op, tensors)
-        if not ok:
-            raise BackendError(f"backend {name!r} cannot serve {op}: {reason}")
         return _function(name, op)
     for candidate in _candidates(tensors):
         ok, reason = available(candidate, op, tensors)
@@ -72,6 +70,19 @@ def resolve(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None
             return _function(candidate, op)
         _log_refusal(candidate, op, reason)
     raise BackendError(f"no backend can serve {op}")  # pragma: no cover - the reference serves everything
+
+
+def require(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None) -> str:
+    """Return the name that is asked for, or "auto".
+
+    Raises BackendError where that backend cannot serve `op` for these tensors.
+    """
+    name = chosen(backend)
+    if name != "auto":
+        ok, reason = available(name, op, tensors)
+        if not ok:
+            raise BackendError(f"backend {name!r} cannot serve {op}: {reason}")
+    return name
 
 
 def _candidates(tensors: Sequence[torch.Tensor]) -> Sequence[str]:

@@ -18,8 +18,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import resolve
+from . import reference
+from .backends import require, resolve
 from .layout import empty_in_order
+from .reference.philox import gaussian
+from .transforms import (
+    apply,
+    apply_folded,
+    batched,
+    differentiates_backward,
+    forward_mode,
+    needs_definition,
+    pullback,
+    transformed,
+)
 
 Coefficient = float | Tensor
 
@@ -70,9 +82,17 @@ def consistency_step(
         ConsistencyStep(denoised, sample, model_input), each in the shape and memory format of x; denoised and sample in
         the dtype of x, model_input in that of model_output. Arithmetic is float32 (float64 for float64 x).
 
+    Derivatives:
+        A kernel computes the gradients of x, model_output and noise, under torch.func.grad too, and one launch serves
+        torch.func.vmap; every element of its batch has the same counter-based noise. What no kernel computes is the
+        plain-PyTorch definition's, whatever backend is asked for: the derivative of the gradients, and value and
+        tangent in forward mode (torch.func.jvp), where coefficients have tangents as well. See
+        `cmfast.kernels.transforms`.
+
     Raises:
-        ValueError: shapes, dtypes or combinations of arguments that do not fit.
-        BackendError: the backend asked for cannot serve the call.
+        ValueError: shapes, dtypes or combinations of arguments that do not fit, or a coefficient that requires a
+            gradient.
+        BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     low, high = _clip_range(clip)
     wants_sample = alpha is not None or beta is not None
@@ -83,14 +103,18 @@ def consistency_step(
     if seed is not None and seed >= 1 << 63:
         seed -= 1 << 64  # the schema's integers are signed
     wants_input = input_scale is not None
-    args = (x, model_output, vectors, scalars, low, high, noise)
-    rest = (seed, draw, first_sample, wants_sample, wants_input, backend)
-    if torch.is_grad_enabled() and (
-        x.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad)
+    rest = (scalars, low, high, noise, seed, draw, first_sample, wants_sample, wants_input)
+    outputs: Sequence[Tensor]
+    if needs_definition():
+        require("consistency_step", _present(x, model_output, noise, *vectors), backend)
+        outputs = reference.consistency_step(x, model_output, vectors, *rest)
+    elif transformed() or (
+        torch.is_grad_enabled()
+        and (x.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad))
     ):
-        outputs: Sequence[Tensor] = _ConsistencyStep.apply(*args, *rest)
+        outputs = apply(_ConsistencyStep, x, model_output, *rest, backend, *vectors)
     else:
-        outputs = torch.ops.cmfast.consistency_step(*args, *rest)
+        outputs = torch.ops.cmfast.consistency_step(x, model_output, vectors, *rest, backend)
     return ConsistencyStep(outputs[0], outputs[1] if wants_sample else None, outputs[2] if wants_input else None)
 
 
@@ -150,9 +174,13 @@ def _vector(coefficient: Tensor, x: Tensor) -> Tensor:
             f"consistency_step: a coefficient must be a float or a floating-point tensor [N] = [{x.shape[0]}], "
             f"got {list(coefficient.shape)} {coefficient.dtype}"
         )
-    if coefficient.requires_grad:
-        raise ValueError("consistency_step: coefficients are constants and cannot require a gradient: detach them")
+    _refuse_gradient(coefficient.requires_grad)
     return coefficient
+
+
+def _refuse_gradient(of_coefficient: bool) -> None:
+    if of_coefficient:
+        raise ValueError("consistency_step: coefficients are constants and cannot require a gradient: detach them")
 
 
 _ARGUMENTS = (
@@ -209,22 +237,92 @@ class _ConsistencyStep(torch.autograd.Function):
     """Gradients for x, model_output and a given noise; where `denoised` was clipped they are zero."""
 
     @staticmethod
-    def forward(ctx, x, model_output, vectors, scalars, low, high, noise, *rest):
-        outputs = torch.ops.cmfast.consistency_step(x, model_output, vectors, scalars, low, high, noise, *rest)
-        ctx.save_for_backward(x, model_output, *vectors)
-        ctx.scalars, ctx.low, ctx.high, ctx.backend = scalars, low, high, rest[-1]
-        ctx.noise_dtype = None if noise is None else noise.dtype
-        ctx.set_materialize_grads(False)
-        return tuple(outputs)
+    def forward(
+        x, model_output, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend, *vectors
+    ):
+        return tuple(
+            torch.ops.cmfast.consistency_step(
+                x,
+                model_output,
+                vectors,
+                scalars,
+                low,
+                high,
+                noise,
+                seed,
+                draw,
+                first_sample,
+                sample,
+                model_input,
+                backend,
+            )
+        )
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx, inputs, output):
+        x, model_output, ctx.scalars, ctx.low, ctx.high, noise, _, _, _, _, _, ctx.backend, *vectors = inputs
+        _refuse_gradient(any(ctx.needs_input_grad[-5:]))  # of a level below, which the tensor itself did not show
+        ctx.noise_dtype = None if noise is None else noise.dtype
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, model_output, *vectors)
+
+    @staticmethod
     def backward(ctx, *grads):
         x, model_output, *vectors = ctx.saved_tensors
         given = [*grads, None, None][:3]
         if all(grad is None for grad in given):
-            return (None,) * 13
-        dx, doutput, *dnoise = torch.ops.cmfast.consistency_step_backward(
-            given, x, model_output, vectors, ctx.scalars, ctx.low, ctx.high, ctx.noise_dtype, ctx.backend
+            return (None,) * 17
+        constants = (ctx.scalars, ctx.low, ctx.high, ctx.noise_dtype)
+        if forward_mode() or batched(given):
+            found = reference.consistency_step_backward(given, x, model_output, vectors, *constants)
+        elif differentiates_backward():
+            found = _ConsistencyStepBackward.apply(*given, x, model_output, *constants, ctx.backend, *vectors)
+        else:
+            found = torch.ops.cmfast.consistency_step_backward(given, x, model_output, vectors, *constants, ctx.backend)
+        dx, doutput, *dnoise = found
+        return dx, doutput, None, None, None, dnoise[0] if dnoise else None, *((None,) * 11)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        operands, dims = list(arguments), list(in_dims)
+        if operands[6] is not None:  # the noise of the seed is that of the samples of one element of the batch
+            x, seed, draw, first_sample = operands[0], *operands[6:9]
+            shape = x.shape if dims[0] is None else x.select(dims[0], 0).shape
+            operands[5], operands[6] = gaussian(shape, seed, draw, first_sample, x.device), None
+            dims[5] = None
+        return apply_folded(_ConsistencyStep, info.batch_size, dims, operands)
+
+
+class _ConsistencyStepBackward(torch.autograd.Function):
+    """The kernel of the backward where it is differentiated in turn: by the definition, linear in the gradients."""
+
+    @staticmethod
+    def forward(ddenoised, dsample, dinput, x, model_output, scalars, low, high, noise_dtype, backend, *vectors):
+        grads = (ddenoised, dsample, dinput)
+        return tuple(
+            torch.ops.cmfast.consistency_step_backward(
+                grads, x, model_output, vectors, scalars, low, high, noise_dtype, backend
+            )
         )
-        return dx, doutput, None, None, None, None, dnoise[0] if dnoise else None, *((None,) * 6)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.scalars, ctx.low, ctx.high, ctx.noise_dtype, _ = inputs[:10]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *inputs[10:])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *given, x, model_output, a, b, alpha, beta, input_scale = ctx.saved_tensors
+        vectors, constants = (a, b, alpha, beta, input_scale), (ctx.scalars, ctx.low, ctx.high, ctx.noise_dtype)
+        found = pullback(
+            lambda *gs: reference.consistency_step_backward(gs, x, model_output, vectors, *constants),
+            given,
+            grads,
+            ctx.needs_input_grad[:3],
+        )
+        return *found, *((None,) * 12)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return apply_folded(_ConsistencyStepBackward, info.batch_size, in_dims, arguments)

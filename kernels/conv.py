@@ -18,6 +18,7 @@ from torch import Tensor
 from .backends import BackendError, available, chosen, resolve
 from .group_norm import concatenated_shape
 from .layout import describe, image_format
+from .transforms import refuse_gradients
 
 _RESAMPLE = (None, "nearest", "average")
 _DIRECT = ((1, False),)
@@ -165,13 +166,12 @@ def conv2d(
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
-        RuntimeError: an input requires a gradient.
+        RuntimeError: an input requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
     _check(h, skip, prepared, gain, offset, resample, residual, residual_resample)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (h, skip, gain, offset, residual) if t is not None):
-        raise RuntimeError("conv2d: prepared weights serve inference: call it under torch.no_grad()")
+    refuse_gradients("conv2d", "prepared weights serve inference", h, skip, gain, offset, residual)
     out, sums = torch.ops.cmfast.conv2d(
         h,
         skip,

@@ -10,13 +10,24 @@ x is [N, C, *spatial], or a pair (h, skip) that stands for their concatenation a
 Wu and He 2018, "Group Normalization", equations 1 to 7; Perez et al. 2018, "FiLM", equation 2.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .backends import resolve
+from . import reference
+from .backends import require, resolve
 from .layout import accumulation_dtype, describe, empty_in_order
+from .transforms import (
+    apply,
+    apply_folded,
+    differentiates_backward,
+    forward_mode,
+    needs_definition,
+    pullback,
+    transformed,
+)
 
 
 def group_norm(
@@ -51,17 +62,27 @@ def group_norm(
         [N, C, *spatial] in the dtype and memory format of x (of h, for a pair). Statistics are computed in float32
         (float64 for float64 inputs).
 
+    Derivatives:
+        A kernel computes the gradient of each tensor, under torch.func.grad too, and one launch serves torch.func.vmap
+        where weight and bias are not mapped. What no kernel computes is the plain-PyTorch definition's, whatever
+        backend is asked for: the derivative of the gradient, value and tangent in forward mode (torch.func.jvp), and
+        vmap over weight or bias. See `cmfast.kernels.transforms`.
+
     Raises:
         ValueError: shapes or dtypes that do not fit, or an unknown activation.
-        BackendError: the backend asked for cannot serve the call.
+        BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
     _check(h, skip, num_groups, weight, bias, add, scale, shift, activation)
     args = (h, skip, num_groups, weight, bias, float(eps), add, scale, shift, activation == "silu", backend)
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (h, skip, weight, bias, add, scale, shift)
+    if needs_definition():
+        require("group_norm", _present(h, skip, weight, bias, add, scale, shift), backend)
+        return reference.group_norm(*args[:-1])[0]
+    if transformed() or (
+        torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in (h, skip, weight, bias, add, scale, shift))
     ):
-        return _GroupNorm.apply(*args)
+        return apply(_GroupNorm, *args)[0]
     return torch.ops.cmfast.group_norm(*args)[0]
 
 
@@ -160,21 +181,30 @@ class _GroupNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend):
-        y, mean, rstd = torch.ops.cmfast.group_norm(
-            h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend
-        )
-        ctx.save_for_backward(h, skip, weight, bias, add, scale, shift, mean, rstd)
-        ctx.num_groups, ctx.silu, ctx.backend = num_groups, silu, backend
-        return y
+    def forward(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend):
+        return torch.ops.cmfast.group_norm(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def setup_context(ctx, inputs, output):
+        h, skip, ctx.num_groups, weight, bias, ctx.eps, add, scale, shift, ctx.silu, ctx.backend = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(h, skip, weight, bias, add, scale, shift, mean, rstd)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 11
         h, skip, weight, bias, add, scale, shift, mean, rstd = ctx.saved_tensors
-        dx, dz_sum, dzu_sum = torch.ops.cmfast.group_norm_backward(
-            grad, h, skip, ctx.num_groups, weight, bias, add, scale, shift, ctx.silu, mean, rstd, ctx.backend
-        )
+        tensors = (grad, h, skip, weight, bias, add, scale, shift)
+        if forward_mode():
+            sums = _definition_backward(*tensors, ctx.num_groups, ctx.eps, ctx.silu)
+        elif differentiates_backward():
+            sums = _GroupNormBackward.apply(*tensors, mean, rstd, ctx.num_groups, ctx.eps, ctx.silu, ctx.backend)
+        else:
+            sums = _fused_backward(*tensors, mean, rstd, ctx.num_groups, ctx.silu, ctx.backend)
+        dx, dz_sum, dzu_sum = sums
         need = dict(
             zip(
                 ("h", "skip", "num_groups", "weight", "bias", "eps", "add", "scale", "shift"),
@@ -194,8 +224,62 @@ class _GroupNorm(torch.autograd.Function):
         if need["bias"]:
             dbias = (dz_sum * film).sum(0).to(bias.dtype)
         if need["add"]:
-            dadd = dx.flatten(2).sum(2, dtype=dz_sum.dtype).to(add.dtype) if dx.ndim > 2 else dx.to(add.dtype)
+            positions = tuple(range(2, dx.ndim))
+            dadd = (dx.sum(positions, dtype=dz_sum.dtype) if positions else dx).to(add.dtype)
         c = h.shape[1]
         dh = dx if skip is None else dx[:, :c]
         dskip = None if skip is None else dx[:, c:]
         return dh, dskip, None, dweight, dbias, None, dadd, dscale, dshift, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        if in_dims[3] is None and in_dims[4] is None:
+            return apply_folded(_GroupNorm, info.batch_size, in_dims, arguments, shared=(3, 4))
+        # A launch has one weight and one bias for all samples.
+        *operands, backend = arguments
+        require("group_norm", [t for t in operands if isinstance(t, Tensor)], backend)
+        return torch.vmap(reference.group_norm, in_dims[:-1])(*operands), (0, 0, 0)
+
+
+class _GroupNormBackward(torch.autograd.Function):
+    """The kernel of the backward where it is differentiated in turn: by the definition."""
+
+    @staticmethod
+    def forward(grad, h, skip, weight, bias, add, scale, shift, mean, rstd, num_groups, eps, silu, backend):
+        return _fused_backward(grad, h, skip, weight, bias, add, scale, shift, mean, rstd, num_groups, silu, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, _, _, ctx.num_groups, ctx.eps, ctx.silu, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # mean and rstd are functions of the input here, so that all of the derivative is its.
+        constants = (ctx.num_groups, ctx.eps, ctx.silu)
+        found = pullback(_definition_backward, ctx.saved_tensors, grads, ctx.needs_input_grad[:8], *constants)
+        return *found, *((None,) * 6)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        if in_dims[3] is None and in_dims[4] is None:
+            return apply_folded(_GroupNormBackward, info.batch_size, in_dims, arguments, shared=(3, 4))
+        *tensors, _, _, num_groups, eps, silu, _ = arguments
+        definition = functools.partial(_definition_backward, num_groups=num_groups, eps=eps, silu=silu)
+        return torch.vmap(definition, in_dims[:8])(*tensors), (0, 0, 0)
+
+
+def _fused_backward(grad, h, skip, weight, bias, add, scale, shift, mean, rstd, num_groups, silu, backend):
+    return torch.ops.cmfast.group_norm_backward(
+        grad, h, skip, num_groups, weight, bias, add, scale, shift, silu, mean, rstd, backend
+    )
+
+
+def _definition_backward(grad, h, skip, weight, bias, add, scale, shift, num_groups, eps, silu):
+    """The outputs of the backward as functions of these arguments alone, in operators that torch differentiates."""
+    with torch.enable_grad():
+        _, *statistics = reference.group_norm(h, skip, num_groups, None, None, eps, add, None, None, False)
+        return reference.group_norm_backward(
+            grad, h, skip, num_groups, weight, bias, add, scale, shift, silu, *statistics
+        )

@@ -16,16 +16,27 @@ def empty_in_order(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None
     """
     if like.is_contiguous():
         return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-    order = sorted(range(like.ndim), key=like.stride, reverse=True)
+    order = _memory_order(like)
     dense = torch.empty([shape[d] for d in order], dtype=dtype or like.dtype, device=like.device)
     return dense.permute([order.index(d) for d in range(like.ndim)])
 
 
 def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The fresh tensor `result` in the layout of `empty_in_order` and in `dtype`; copied only where it differs."""
-    if result.is_contiguous() and like.is_contiguous() and result.dtype == (dtype or like.dtype):
+    """The fresh tensor `result` in the layout of `empty_in_order` and in `dtype`; copied only where it differs.
+
+    Nothing is written in place: the definitions are differentiated and mapped (torch.func) through this.
+    """
+    dtype = dtype or like.dtype
+    if result.is_contiguous() and like.is_contiguous() and result.dtype == dtype:
         return result
-    return empty_in_order(like, result.shape, dtype).copy_(result)
+    order = list(range(like.ndim)) if like.is_contiguous() else _memory_order(like)
+    dense = result.permute(order).to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return dense.permute([order.index(d) for d in range(like.ndim)])
+
+
+def _memory_order(x: Tensor) -> list[int]:
+    """The dimensions of x, that of the largest stride first."""
+    return sorted(range(x.ndim), key=x.stride, reverse=True)
 
 
 def describe(t: Tensor) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .backends import resolve
 from .layout import describe
+from .transforms import refuse_gradients
 
 
 def channel_moments(x: Tensor, *, backend: str | None = None) -> Tensor:
@@ -27,12 +28,12 @@ def channel_moments(x: Tensor, *, backend: str | None = None) -> Tensor:
 
     Raises:
         ValueError: x is not such a tensor.
-        RuntimeError: x requires a gradient.
+        RuntimeError: x requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
     if x.ndim < 2 or not x.is_floating_point() or 0 in x.shape[1:]:
         raise ValueError(f"channel_moments: x must be a floating-point tensor [N, C, *spatial], got {describe(x)}")
-    _refuse_gradients("channel_moments", x)
+    refuse_gradients("channel_moments", "it serves inference", x)
     return torch.ops.cmfast.channel_moments(x, backend)
 
 
@@ -71,12 +72,12 @@ def fold_group_norm(
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
-        RuntimeError: an input requires a gradient.
+        RuntimeError: an input requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
     first, second = moments if isinstance(moments, tuple | list) else (moments, None)
     _check(first, second, size, num_groups, weight, bias, add, scale, shift)
-    _refuse_gradients("fold_group_norm", first, second, weight, bias, add, scale, shift)
+    refuse_gradients("fold_group_norm", "it serves inference", first, second, weight, bias, add, scale, shift)
     return torch.ops.cmfast.fold_group_norm(
         first, second, size, num_groups, weight, bias, float(eps), add, scale, shift, backend
     )
@@ -110,11 +111,6 @@ def _check(
     for name, t, shape in (*rows, *films):
         if t is not None and (t.shape != shape or not t.is_floating_point()):
             raise ValueError(f"fold_group_norm: {name} must be floating point {list(shape)}, got {describe(t)}")
-
-
-def _refuse_gradients(op: str, *tensors: Tensor | None) -> None:
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError(f"{op}: it serves inference: call it under torch.no_grad()")
 
 
 torch.library.define("cmfast::channel_moments", "(Tensor x, str? backend) -> Tensor", tags=torch.Tag.pt2_compliant_tag)

@@ -42,7 +42,9 @@ RELATED = {
     "cmfast/cli/": ("tests/test_cli.py",),
     "cmfast/accelerate.py": ("tests/engine/test_accelerate.py", "tests/engine/test_drop_in.py"),
     "cmfast/environment.py": ("tests/test_cli.py",),
-    "cmfast/unet.py": ("tests/test_unet.py", "tests/test_checkpoints.py"),
+    "cmfast/checkpoints/": ("tests/checkpoints",),
+    "cmfast/storage.py": ("tests/checkpoints",),
+    "cmfast/unet.py": ("tests/test_unet.py", "tests/checkpoints"),
     "cmfast/": ("tests/test_model.py",),
 }
 #: Left out: they take most of the time, and others look at the same.

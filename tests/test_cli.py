@@ -3,7 +3,6 @@ import importlib.metadata
 import json
 import pickle
 import re
-import sys
 import types
 
 import numpy as np
@@ -13,31 +12,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cmfast import __version__, load
-from cmfast.cli import bench, kernels, main, results
+from cmfast.cli import bench, kernels, results
 from cmfast.evaluation import Quality, evaluate, load_classifier
 from cmfast.evaluation.latency import Latency
 
 from .fixture_files import tiny_unet
 
 
-@pytest.fixture
-def cmfast(monkeypatch, capsys):
-    """Run the command; gives (exit status, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cmfast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:  # typer ends every command with one
-            main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
-
-
 def test_help_names_the_commands(cmfast):
     status, out, _ = cmfast("--help")
     assert status == 0
-    assert all(name in out for name in ("env", "sample", "bench", "train", "eval"))
+    assert all(name in out for name in ("env", "sample", "bench", "convert", "train", "eval"))
 
 
 def test_version(cmfast):

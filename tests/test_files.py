@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from cmfast.files import check_writable, whole_file
+from cmfast.files import check_writable, whole_file, whole_folder
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -57,3 +57,19 @@ def test_a_file_has_the_mode_that_files_have(tmp_path, umask, mode):
         assert os.umask(umask) == umask  # it is as it was
     finally:
         os.umask(before)
+
+
+def test_a_folder_whole_or_not_at_all(tmp_path):
+    with whole_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert (tmp_path / "new" / "folder" / "a").read_text() == "a"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "new" / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+    with pytest.raises(FileExistsError, match="is there already"), whole_folder(tmp_path / "new" / "folder"):
+        pass
+    with pytest.raises(IsADirectoryError), whole_folder(tmp_path / "other") as folder:
+        folder.write_text("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]

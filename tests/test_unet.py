@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn import functional as F
 
 from cmfast import ConsistencyModel, UNet, UNetConfig
+from cmfast import unet as unet_module
 from cmfast.preconditioning import EDM, Consistency
 from cmfast.unet import AttentionBlock, Downsample, Upsample, downsample, timestep_embedding, upsample
 
@@ -142,6 +145,102 @@ def test_gradients_reach_every_parameter():
     unet = tiny_unet().train()
     unet(torch.randn(2, 1, 8, 8), torch.tensor([1.0, 2.0]), torch.tensor([0, 1])).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.parameters())
+
+
+def plain_operators(patch):
+    """The network in torch's own operators."""
+
+    def group_norm(x, groups, weight, bias, eps, *, add=None, scale=None, shift=None, activation=None):
+        u = torch.cat(x, 1) if isinstance(x, tuple) else x
+        rows = u.shape[:2] + (1,) * (u.ndim - 2)
+        y = F.group_norm(u if add is None else u + add.reshape(rows), groups, weight, bias, eps)
+        y = y if scale is None else y * (1 + scale.reshape(rows)) + shift.reshape(rows)
+        return y if activation is None else F.silu(y)
+
+    patch.setattr(unet_module, "group_norm", group_norm)
+    patch.setattr(unet_module, "attention", lambda q, k, v: torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v)
+
+
+def double_case(**changes):
+    """A network, its input and a direction, in float64."""
+    unet = tiny_unet(**changes).double()
+    g = torch.Generator().manual_seed(0)
+    x, dx = torch.randn(2, 2, 1, 8, 8, generator=g, dtype=torch.float64)
+    return unet, (x, torch.tensor([0.3, 1.1]).double()), (dx, torch.tensor([0.7, -0.4]).double()), torch.tensor([1, 7])
+
+
+@pytest.mark.parametrize("film", [True, False])
+def test_jvp(film, monkeypatch):
+    unet, inputs, direction, labels = double_case(use_scale_shift_norm=film, resblock_updown=film)
+
+    def f(x, t):
+        return unet(x, t, labels)
+
+    value, tangent = jvp(f, inputs, direction)
+    torch.testing.assert_close(value, f(*inputs))
+    h = 1e-6
+    ahead, behind = (f(*(i + s * d for i, d in zip(inputs, direction, strict=True))) for s in (h, -h))
+    assert relative_error(tangent, (ahead - behind) / (2 * h)) < 1e-7
+    plain_operators(monkeypatch)
+    assert relative_error(tangent, jvp(f, inputs, direction)[1]) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_jvp_at_lower_precision(dtype, monkeypatch):
+    unet, inputs, direction, labels = double_case()
+    exact = jvp(lambda x, t: unet(x, t, labels), inputs, direction)[1]
+    unet = unet.to(dtype)
+    inputs, direction = ((x.to(dtype), t.float()) for x, t in (inputs, direction))
+
+    def tangent():
+        return jvp(lambda x, t: unet(x, t, labels), inputs, direction)[1]
+
+    actual = tangent()
+    assert actual.dtype == dtype
+    plain_operators(monkeypatch)
+    assert relative_error(actual.double(), exact) < 2 * relative_error(tangent().double(), exact)
+
+
+def test_continuous_time_consistency_training(monkeypatch):
+    """The gradient of an objective over the network's tangent, by torch.func and by backward.
+
+    Lu and Song 2024, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", stop the gradient of
+    the tangent.
+    """
+    unet, inputs, direction, labels = double_case()
+    parameters = dict(unet.named_parameters())
+
+    def objective(parameters, stopped):
+        network, tangent = jvp(lambda x, t: functional_call(unet, parameters, (x, t, labels)), inputs, direction)
+        target = (network + tangent).detach() if stopped else tangent
+        return (network - target).square().sum()
+
+    for stopped in (True, False):
+        actual = grad(objective)(parameters, stopped)
+        unet.zero_grad()
+        objective(parameters, stopped).backward()
+        with monkeypatch.context() as patch:
+            plain_operators(patch)
+            expected = grad(objective)(parameters, stopped)
+        scale = max(e.abs().max() for e in expected.values())
+        assert scale > 0
+        for name, parameter in parameters.items():
+            assert (actual[name] - expected[name]).abs().max() < 1e-12 * scale
+            assert (parameter.grad - expected[name]).abs().max() < 1e-12 * scale
+
+
+def test_gradients_of_each_sample():
+    unet, (x, t), _, labels = double_case()
+    parameters = dict(unet.named_parameters())
+
+    def loss(parameters, x, t, labels):
+        return functional_call(unet, parameters, (x[None], t[None], labels[None])).square().sum()
+
+    actual = vmap(grad(loss), (None, 0, 0, 0))(parameters, x, t, labels)
+    for i in range(len(x)):
+        expected = torch.autograd.grad(loss(parameters, x[i], t[i], labels[i]), parameters.values())
+        for name, e in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(actual[name][i], e)
 
 
 def test_dropout_acts_in_training_only():

@@ -7,12 +7,12 @@ import torch
 import typer
 
 from ..accelerate import accelerate
-from ..checkpoints import first_line, load
+from ..checkpoints import first_line
 from ..kernels import use_backend
-from ..model import ConsistencyModel
+from ..model import ConsistencyModel, load
 
 Model = Annotated[
-    str, typer.Option("--model", help="A bundled name (digits, digits-teacher), a folder, or a .pt file.")
+    str, typer.Option("--model", help="A bundled name (digits, digits-teacher), a folder, a .pt file, or a hub id.")
 ]
 Count = Annotated[int, typer.Option("--count", min=1, help="How many samples.")]
 Sampler = Annotated[str | None, typer.Option(help="A sampler's name, such as heun; the model's own kind by default.")]
@@ -38,18 +38,24 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 def load_model(source: str, device: str | None, dtype: str, accelerated: bool = False) -> ConsistencyModel:
     """Load a model where and in which precision the options say, accelerated or as it is."""
-    if dtype not in _DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype}")
+    precision = dtype_of(dtype)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {first_line(error)}") from error
     if not accelerated:
-        return load(source, device=place, dtype=_DTYPES[dtype])
-    model = accelerate(load(source, device=place), _DTYPES[dtype])
+        return load(source, device=place, dtype=precision)
+    model = accelerate(load(source, device=place), precision)
     assert isinstance(model, ConsistencyModel)
     return model
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of the option."""
+    if name not in _DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(_DTYPES)}, got {name}")
+    return _DTYPES[name]
 
 
 def kernels_of(backend: str, accelerated: bool = False) -> AbstractContextManager[None]:

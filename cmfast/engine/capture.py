@@ -161,11 +161,14 @@ class _Recorder(TorchDispatchMode):
             raise CaptureError(
                 f"the network writes in place to what it is given, a parameter or a constant, with {func}"
             )
-        recorded = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs or {}))
+        func, args, kwargs = _of_numbers(func, args, kwargs or {})
+        recorded = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs))
         given: list[fx.Node] = []
         fx.node.map_arg(recorded, given.append)
         known = all(node in self.known for node in given)
         args, kwargs = fx.node.map_arg(recorded, self.known.__getitem__ if known else lambda node: node.meta["val"])
+        if given and not known:  # what is asked for on the device of a value that is known
+            kwargs = {k: torch.device("meta") if isinstance(v, torch.device) else v for k, v in kwargs.items()}
         try:
             result = func(*args, **kwargs)
         except (NotImplementedError, RuntimeError) as error:
@@ -183,6 +186,28 @@ class _Recorder(TorchDispatchMode):
             item = self.graph.call_function(operator.getitem, (node, i))
             self._keep(item, part)
         return result
+
+
+#: Operators that read nothing of their first argument but its shape, dtype and device: the value that they fill with.
+_FILLED = {
+    torch.ops.aten.zeros_like.default: 0,
+    torch.ops.aten.ones_like.default: 1,
+    torch.ops.aten.full_like.default: None,
+    torch.ops.aten.new_zeros.default: 0,
+    torch.ops.aten.new_ones.default: 1,
+    torch.ops.aten.new_full.default: None,
+}
+
+
+def _of_numbers(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    """A call of such an operator as one of `full`, whose value no tensor takes part in; any other call as it is."""
+    if func not in _FILLED:
+        return func, args, kwargs
+    given = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **kwargs}
+    like = given["self"]
+    filled = given.get("fill_value") if _FILLED[func] is None else _FILLED[func]
+    dtype = given.get("dtype") or like.dtype
+    return torch.ops.aten.full.default, (list(given.get("size", like.shape)), filled), {"dtype": dtype, "device": "cpu"}
 
 
 def _without_data(tensor: Tensor) -> Tensor:

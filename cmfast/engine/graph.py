@@ -13,6 +13,7 @@ from .structure import Structure
 
 CONV = torch.ops.cmfast.conv2d.default
 VIEW = torch.ops.aten.view.default
+PERMUTE = torch.ops.aten.permute.default
 
 
 @dataclasses.dataclass
@@ -45,12 +46,29 @@ class Graph:
         node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         return node
 
-    def call(self, before: fx.Node, target: Callable, *args: Any, **kwargs: Any) -> fx.Node:
-        """A call of an operator, placed before another node; its meta value is computed."""
+    def call(self, before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A call of an operator, placed before another node; its meta value is computed.
+
+        A view of a view is taken of what that is of; one that would change nothing is what it is of.
+        """
+        if target is VIEW:
+            x, sizes = args
+            while x.target is VIEW:
+                x = x.args[0]
+            if shape(x) == list(sizes):
+                return x
+            args = x, sizes
         with self.nodes.inserting_before(before):
             node = self.nodes.call_function(target, args, kwargs)
-        node.meta["val"] = target(*fx.node.map_arg(args, value), **fx.node.map_arg(kwargs, value))
+        node.meta["val"] = _execute(target)(*fx.node.map_arg(args, value), **fx.node.map_arg(kwargs, value))
         return node
+
+    def like(self, node: fx.Node, target: Callable, *args: Any) -> fx.Node:
+        """Another call with the value of `node`, placed before it."""
+        with self.nodes.inserting_before(node):
+            call = self.nodes.call_function(target, args)
+        call.meta["val"] = value(node)
+        return call
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
         """Output `index` of a call that has several, placed right after it; the same node however often asked for."""
@@ -90,8 +108,13 @@ class Graph:
             else:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 with kernels.use_backend("reference"):
-                    values[node] = node.target(*args, **kwargs)
+                    values[node] = _execute(node.target)(*args, **kwargs)
         raise ValueError("a graph ends in its output")
+
+
+def _execute(target: Any) -> Callable[..., Any]:
+    """What computes a call: a view is of any strides, by a copy where it must be."""
+    return torch.reshape if target is VIEW else target
 
 
 def value(node: fx.Node) -> Any:
@@ -129,3 +152,27 @@ def convolution_of(node: Any) -> fx.Node | None:
 def only_user(node: fx.Node) -> fx.Node | None:
     """The one node that reads this one; None where there are several."""
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def origin(node: fx.Node, root: fx.Node | None = None) -> tuple[fx.Node, Tensor | None]:
+    """What a node is a view of, by views and permutations, and how it would lie if that were contiguous.
+
+    The second is a tensor without data, whose strides tell; None where it would have to be copied. The search ends at
+    `root`, where one is given.
+    """
+    chain: list[fx.Node] = []
+    while node is not root and node.target in (VIEW, PERMUTE):
+        chain.append(node)
+        node = operands(node)[0]
+    lay = torch.empty(shape(node), device="meta")
+    try:
+        for call in reversed(chain):
+            lay = call.target(lay, operands(call)[1])  # type: ignore[operator]
+    except RuntimeError:
+        return node, None
+    return node, lay
+
+
+def operands(node: Any) -> tuple[Any, ...]:
+    """The arguments of a call that were given by their places."""
+    return tuple(node.args)

@@ -63,10 +63,10 @@ class Steps:
         dense = torch.empty((shape[0], *shape[2:], shape[1]), dtype=dtype, device="meta")
         return self.keep(dense.movedim(-1, 1))
 
-    def give(self, like: Tensor) -> None:
-        """Append an input of this shape and dtype."""
-        image = like.ndim > 2 and like.is_floating_point()
-        value = self.image(like.shape, like.dtype) if image else self.keep(torch.empty_like(like, device="meta"))
+    def give(self, like: Tensor, *, image: bool) -> None:
+        """Append an input of this shape and dtype, which may be kept with its channels innermost."""
+        dense = torch.empty(like.shape, dtype=like.dtype, device="meta")
+        value = self.image(like.shape, like.dtype) if image else self.keep(dense)
         self.buffer(value).first = -1
         self.inputs.append(value)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -10,9 +10,7 @@ from ..evaluation.classifier import Classifier
 from ..evaluation.quality import Quality, evaluate, nearest_distance
 from ..unet import UNet
 from .data import Dataset
-
-if TYPE_CHECKING:
-    from .recipes import Recipe
+from .recipe import Recipe
 
 
 class Measured(NamedTuple):
@@ -25,7 +23,7 @@ class Measured(NamedTuple):
 
 
 def model_card(
-    recipe: "Recipe",
+    recipe: Recipe,
     rows: Sequence[Measured],
     train: Dataset,
     test: Dataset,

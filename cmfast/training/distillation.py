@@ -64,7 +64,7 @@ def distill(
     generator = torch.Generator().manual_seed(s.seed)
     source = batches(data, s.batch_size, generator)
     levels = torch.tensor(p.grid(s.grid_steps)[:-1]).flip(0)  # from sigma_min up
-    student = ConsistencyModel(averaged_copy(teacher.unet), Consistency(p.sigma_data, p.sigma_min, p.sigma_max, p.rho))
+    student = ConsistencyModel(averaged_copy(teacher.unet), Consistency(**dataclasses.asdict(p)))
     student.requires_grad_(True)
     target = cast(ConsistencyModel, averaged_copy(student))
     average = cast(ConsistencyModel, averaged_copy(student))

@@ -1,53 +1,26 @@
 """Recipes: everything from data to the bundled models, with fixed seeds and iteration counts."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ..checkpoints import load, save
 from ..evaluation.classifier import load_classifier, save_classifier
 from ..evaluation.quality import evaluate, nearest_distance
 from ..files import check_writable, whole_file
-from ..model import ConsistencyModel
+from ..model import ConsistencyModel, load
 from ..preconditioning import EDM
+from ..storage import save
 from ..unet import UNet, UNetConfig
 from .card import Measured, model_card
 from .classifier import train_classifier
 from .data import Dataset, load_digits
 from .diffusion import DiffusionTraining, train_diffusion
 from .distillation import DistillationTraining, distill
+from .recipe import Recipe
 
 #: Called with (stage, iterations done, iterations, loss).
 Progress = Callable[[str, int, int, float], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A data set with the settings that make a teacher, a student and a classifier of it.
-
-    Attributes:
-        name: of the student; the teacher is `name`-teacher, the classifier `name`-classifier.safetensors.
-        title: for the model card.
-        data: returns the (training, test) sets.
-        unet: of both networks.
-        teacher: settings.
-        student: settings.
-        classifier_iterations: updates of the classifier.
-        recommended_levels: levels of the student's evaluations for a number of steps.
-        measured_samples: samples a measure takes.
-    """
-
-    name: str
-    title: str
-    data: Callable[[], tuple[Dataset, Dataset]]
-    unet: UNetConfig
-    teacher: DiffusionTraining
-    student: DistillationTraining
-    classifier_iterations: int
-    recommended_levels: dict[int, tuple[float, ...]]
-    measured_samples: int = 1000
 
 
 RECIPES = {

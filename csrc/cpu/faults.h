@@ -11,7 +11,7 @@ namespace cmfast {
   name(tile_edge_missed) name(tail_of_outputs_missed) name(tail_of_products_missed) name(residual_of_first_sample)    \
   name(residual_not_resampled) name(moments_not_merged) name(activation_of_padding) name(second_moments_from_zero)    \
   name(tail_of_kernels_missed) name(first_kernels_missed) name(last_rows_missed) name(part_across_samples)         \
-  name(barrier_missed)
+  name(mean_not_subtracted) name(rows_of_first_sample) name(barrier_missed)
 #define CMFAST_FAULT_ENUM(name) FAULT_##name,
 enum Fault { CMFAST_FAULT_NAMES(CMFAST_FAULT_ENUM) FAULTS_COUNT };
 extern int fault;

@@ -22,7 +22,7 @@ bool has_avx512() {
 
 #define CMFAST_ENTRY(isa, runs_here) \
   {#isa,         runs_here,   isa::consistency_step, isa::group_norm,     isa::attention, \
-   isa::conv2d,  isa::pack,   isa::moments,          isa::fold_group_norm}
+   isa::conv2d,  isa::pack,   isa::moments,          isa::fold_group_norm, isa::channel_norm}
 
 const Kernels* find(const char* name) {
   for (int i = 0; i < KERNELS_COUNT; ++i)

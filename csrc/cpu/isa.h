@@ -6,6 +6,7 @@
 #pragma once
 
 #include "attention.h"
+#include "channel_norm.h"
 #include "consistency.h"
 #include "conv.h"
 #include "group_norm.h"
@@ -20,6 +21,7 @@
   const char* pack(const PackArguments&);                    \
   const char* moments(const MomentsArguments&);              \
   const char* fold_group_norm(const FoldArguments&);         \
+  const char* channel_norm(const ChannelNormArguments&);     \
   }
 
 namespace cmfast {
@@ -41,6 +43,7 @@ struct Kernels {
   const char* (*pack)(const PackArguments&);
   const char* (*moments)(const MomentsArguments&);
   const char* (*fold_group_norm)(const FoldArguments&);
+  const char* (*channel_norm)(const ChannelNormArguments&);
 };
 
 // Fastest first, without an entry that this build lacks; ends with portable.

@@ -11,18 +11,28 @@ from torch import Tensor
 
 from .. import native
 from .attention import attention
+from .channel_norm import channel_norm
 from .consistency import consistency_step
 from .conv import conv2d
 from .group_norm import group_norm
 from .moments import channel_moments, fold_group_norm
 
 #: The operators that have kernels; each is a function of this module.
-_OPERATORS = ("group_norm", "attention", "consistency_step", "conv2d", "channel_moments", "fold_group_norm")
+_OPERATORS = (
+    "group_norm",
+    "attention",
+    "consistency_step",
+    "conv2d",
+    "channel_moments",
+    "fold_group_norm",
+    "channel_norm",
+)
 
 __all__ = [
     "attention",
     "available",
     "channel_moments",
+    "channel_norm",
     "consistency_step",
     "conv2d",
     "fold_group_norm",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .attention import attention, attention_backward
+from .channel_norm import channel_norm
 from .consistency import consistency_step, consistency_step_backward
 from .conv import conv2d
 from .group_norm import group_norm, group_norm_backward
@@ -15,6 +16,7 @@ __all__ = [
     "attention_backward",
     "available",
     "channel_moments",
+    "channel_norm",
     "consistency_step",
     "consistency_step_backward",
     "conv2d",

@@ -53,7 +53,7 @@ def group_norm_backward(
     normalised = (u - _per_channel(channel_mean, u)) * _per_channel(channel_rstd, u)
     dz = grad.to(u.dtype)
     if silu:
-        dz = torch.ops.aten.silu_backward(dz, _affine(normalised, weight, bias, scale, shift))
+        dz = _silu_backward(dz, _affine(normalised, weight, bias, scale, shift))
     dz_sum = dz.flatten(2).sum(2) if u.ndim > 2 else dz.clone()
     dzu_sum = (dz * normalised).flatten(2).sum(2) if u.ndim > 2 else dz * normalised
     gain = _gain(normalised, weight, scale)
@@ -70,6 +70,14 @@ def group_norm_backward(
     )
     dx = torch.addcmul(centred, dz, _per_channel(channel_rstd * gain, u))
     return to_order(dx, h), dz_sum, dzu_sum
+
+
+def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
+    """The gradient of silu at z. torch's kernel of it has no derivative, and serves where none can be asked for."""
+    if not torch.is_grad_enabled():
+        return torch.ops.aten.silu_backward(grad, z)
+    sigmoid = torch.sigmoid(z)
+    return grad * (sigmoid * (1 + z * (1 - sigmoid)))
 
 
 def _input(h: Tensor, skip: Tensor | None, add: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ def _gpu_kernels(request):
         for op in ("group_norm", "attention", "consistency") if ON_GPU else ():
             module = sys.modules[f"cmfast.kernels.{op}"]
             patch.setattr(module, "resolve", _on_gpu(module.resolve))
+            patch.setattr(module, "require", lambda *_: None)  # the definition takes the tensors where they are
         schedule = request.node.get_closest_marker("schedule")
         if schedule:
             emulation.emulated().set_schedule(schedule.args[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cmfast.kernels import native
 
-from . import emulation, test_attention, test_consistency, test_conv, test_group_norm, test_moments
+from . import emulation, test_attention, test_channel_norm, test_consistency, test_conv, test_group_norm, test_moments
 
 pytestmark = pytest.mark.skipif(
     bool(emulation.missing()) or "CMFAST_SANITIZE" in os.environ,
@@ -62,6 +62,12 @@ def fold_cases():
     test_moments.check_fold(2, 30, (5, 7), 3, "cpu", ("add", "scale", "shift"), 13)
 
 
+def channel_norm_cases():
+    for form in test_channel_norm.FORMS.values():
+        x, arguments = test_channel_norm.make((3, 67, 20, 33), torch.float32, mean=3.0)
+        test_channel_norm.check(x, arguments, "cpu", **form)
+
+
 CASES = {
     "consistency_step": step_cases,
     "group_norm": norm_cases,
@@ -70,6 +76,7 @@ CASES = {
     "pointwise": pointwise_cases,
     "moments": moments_cases,
     "fold_group_norm": fold_cases,
+    "channel_norm": channel_norm_cases,
 }
 #: The operators whose cases must notice each fault.
 FAULTS = {
@@ -77,7 +84,7 @@ FAULTS = {
     "block_of_normals_repeated": ("consistency_step",),
     "last_tile_short": ("consistency_step",),
     "strides_of_x": ("consistency_step",),
-    "tail_of_channels_missed": ("group_norm", "moments", "pointwise"),
+    "tail_of_channels_missed": ("group_norm", "moments", "pointwise", "channel_norm"),
     "variance_not_merged": ("group_norm", "fold_group_norm"),
     "second_input_from_zero": ("group_norm",),
     "tail_of_keys_attended": ("attention",),
@@ -97,6 +104,8 @@ FAULTS = {
     "second_moments_from_zero": ("fold_group_norm",),
     "tail_of_kernels_missed": ("conv2d",),
     "first_kernels_missed": ("conv2d",),
+    "mean_not_subtracted": ("channel_norm",),
+    "rows_of_first_sample": ("channel_norm",),
 }
 
 

@@ -1,11 +1,12 @@
 """From a graph to steps: calls of the CPU kernels, and of torch for what they lack.
 
-Views cost nothing: they are taken of the values without data. Where one needs a copy, torch makes it.
+Views cost nothing: they are taken of the values without data. Where one needs a copy, torch makes it. What kernels read
+as an image has its channels adjacent; anything else lies as torch would lay it.
 """
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..graph import Graph, arguments
 from ..steps import Step, Steps
+from .layouts import READERS, fits, images
 from .served import ROWS, SERVED
 
 _aten = torch.ops.aten
@@ -29,9 +31,10 @@ def lower(graph: Graph, products: torch.dtype) -> Steps:
     """The steps that compute the graph; `products` is the dtype of the operands of attention's products."""
     steps = Steps()
     values: dict[fx.Node, Any] = {}
+    as_images = images(graph)
     for node in graph.nodes.nodes:
         if node.op == "placeholder":
-            steps.give(node.meta["val"])
+            steps.give(node.meta["val"], image=node in as_images)
             values[node] = steps.inputs[-1]
         elif node.op == "get_attr":
             values[node] = graph.tensors[str(node.target)]
@@ -40,13 +43,19 @@ def lower(graph: Graph, products: torch.dtype) -> Steps:
         elif node.target is operator.getitem:
             values[node] = values[node.args[0]][node.args[1]]
         else:
-            values[node] = _call(steps, node, fx.node.map_arg(arguments(node), values.__getitem__), products)
+            given = fx.node.map_arg(arguments(node), values.__getitem__)
+            values[node] = _call(steps, node, given, products, as_images)
     return steps
 
 
-def _call(steps: Steps, node: fx.Node, given: dict[str, Any], products: torch.dtype) -> Any:
+def _call(
+    steps: Steps, node: fx.Node, given: dict[str, Any], products: torch.dtype, as_images: Container[fx.Node]
+) -> Any:
     reason = "the CPU kernels have no such operator"
     if node.target in SERVED:
+        for name in READERS.get(node.target, ()):
+            if isinstance(given[name], Tensor) and not fits(node.target, given[name]):
+                given = given | {name: _image(steps, node, given[name])}
         result = SERVED[node.target](steps, node, given, products)
         if not isinstance(result, str):
             return result
@@ -58,13 +67,23 @@ def _call(steps: Steps, node: fx.Node, given: dict[str, Any], products: torch.dt
             return given["self"].view(given["size"])
         except RuntimeError:
             given = {"self": given["self"], "shape": given["size"]}
-            return _by_torch(steps, node, _aten.reshape.default, given, "a view that needs a copy")
+            by_torch = _ByTorch(_aten.reshape.default, "aten.reshape", "a view that needs a copy")
+            return _add(steps, node, by_torch, given, as_images)
+    name = str(node.target).removesuffix(".default")
     if node.target in _STRIDED:
-        return _strided(steps, node, given)
-    return _by_torch(steps, node, node.target, given, reason)
+        return _add(steps, node, _ByTorch(_strided(node), name, "it names strides"), given, as_images)
+    return _add(steps, node, _ByTorch(node.target, name, reason), given, as_images)
 
 
-def _strided(steps: Steps, node: fx.Node, given: dict[str, Any]) -> Any:
+def _image(steps: Steps, node: fx.Node, x: Tensor) -> Tensor:
+    """A copy of x that the kernels can read."""
+    out = steps.image(x.shape, x.dtype)
+    reason = "its channels or its positions are not adjacent"
+    steps.add(Step(node.name, "aten.clone", _Computed(_aten.alias.default), ([out], {"self": x}), reason))
+    return out
+
+
+def _strided(node: fx.Node) -> Any:
     """An operator of strides, such as as_strided: its input is copied to where it lay when it was captured."""
     source = node.args[0] if node.args else node.kwargs["self"]
     assert isinstance(source, fx.Node)
@@ -76,28 +95,36 @@ def _strided(steps: Steps, node: fx.Node, given: dict[str, Any]) -> Any:
         there = memory.as_strided(lay.shape, lay.stride(), lay.storage_offset()).copy_(x)
         return node.target(there, **arguments)  # type: ignore[operator]
 
-    return _by_torch(steps, node, apply, given, "it names strides", str(node.target))
+    return apply
 
 
-def _by_torch(
-    steps: Steps, node: fx.Node, target: Any, given: dict[str, Any], reason: str, name: str | None = None
-) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _ByTorch:
+    """What torch computes, its name for reports, and why it is torch that does it."""
+
+    target: Any
+    name: str
+    reason: str
+
+
+def _add(steps: Steps, node: fx.Node, by_torch: _ByTorch, given: dict[str, Any], as_images: Container[fx.Node]) -> Any:
     """Let torch compute it, unless it is a view of what is there."""
     without_data = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
-    result = target(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
-    parts = [result] if isinstance(result, Tensor) else list(result)
+    result = by_torch.target(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
+    single = isinstance(result, Tensor)
+    parts = [result] if single else list(result)
     if all(steps.owns(part) for part in parts):
         return result
-    rows = ROWS.get(target, ())
-    outs = [
-        steps.image(part.shape, part.dtype)
-        if part.ndim > 2 and part.is_floating_point() and i not in rows
-        else steps.keep(_dense(part))
-        for i, part in enumerate(parts)
-    ]
-    name = (name or str(target)).removesuffix(".default")
-    steps.add(Step(node.name, name, _Computed(target), (outs, given), reason))
-    return outs[0] if isinstance(result, Tensor) else outs
+    readers = {0: node} if single else {user.args[1]: user for user in node.users}
+    rows = ROWS.get(by_torch.target, ())
+    outs = []
+    for i, part in enumerate(parts):
+        if readers.get(i) in as_images:
+            outs.append(steps.image(part.shape, part.dtype))
+        else:
+            outs.append(steps.keep(_dense(part) if i in rows else torch.empty_like(part)))
+    steps.add(Step(node.name, by_torch.name, _Computed(by_torch.target), (outs, given), by_torch.reason))
+    return outs[0] if single else outs
 
 
 def _dense(part: Tensor) -> Tensor:

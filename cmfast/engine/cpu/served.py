@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ...kernels.cpu.attention import launch_attention
+from ...kernels.cpu.channel_norm import launch_channel_norm
 from ...kernels.cpu.conv import launch_conv2d
 from ...kernels.cpu.group_norm import launch_group_norm
 from ...kernels.cpu.moments import launch_fold_group_norm, launch_moments
@@ -67,6 +68,15 @@ def _group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dty
     return outs
 
 
+def _channel_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+    if not _rows(given) or not _channels_adjacent(given["x"]):
+        return _STRIDED
+    y = steps.image(given["x"].shape) if given["x"].ndim > 2 else steps.row(*given["x"].shape)
+    arguments = {k: v for k, v in given.items() if k != "backend"}
+    steps.add(Step(node.name, "channel_norm", _named(launch_channel_norm), (y, arguments)))
+    return y
+
+
 def _attention(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
     q = given["q"]
     out, lse = steps.keep(empty_in_order(q, q.shape)), steps.row(*q.shape[:3])
@@ -91,7 +101,7 @@ def _dense(*rows: Tensor | None) -> bool:
 
 def _rows(given: _Values) -> bool:
     """Whether the channels of the rows of a group norm are adjacent."""
-    rows = (given[name] for name in ("weight", "bias", "add", "scale", "shift"))
+    rows = (given.get(name) for name in ("weight", "bias", "add", "scale", "shift"))
     return all(x is None or x.shape[-1] == 1 or x.stride(-1) == 1 for x in rows)
 
 
@@ -116,5 +126,6 @@ SERVED: dict[Any, Callable[[Steps, fx.Node, _Values, torch.dtype], Any]] = {
     torch.ops.cmfast.channel_moments.default: _channel_moments,
     torch.ops.cmfast.fold_group_norm.default: _fold_group_norm,
     torch.ops.cmfast.group_norm.default: _group_norm,
+    torch.ops.cmfast.channel_norm.default: _channel_norm,
     torch.ops.cmfast.attention.default: _attention,
 }

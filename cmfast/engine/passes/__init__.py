@@ -7,16 +7,33 @@ and after each, so that any of them can be left out. `patterns` come first: they
 from collections.abc import Callable
 
 from ..graph import Graph
-from ..patterns import group_norm, identities
-from . import activations, concatenation, constants, convolutions, group_norms, linears, resampling, residuals
+from ..patterns import attention_products, channel_norm, group_norm, identities
+from . import (
+    activations,
+    concatenation,
+    constants,
+    convolutions,
+    group_norms,
+    linears,
+    resampling,
+    residuals,
+    tokens,
+    transposed,
+    views,
+)
 
 #: name: pass, in order.
 PASSES: dict[str, Callable[[Graph], int]] = {
     "identity pattern": identities.recognise,
+    "views": views.join,
+    "attention_products pattern": attention_products.recognise,
     "group_norm pattern": group_norm.recognise,
+    "channel_norm pattern": channel_norm.recognise,
     "constants": constants.fold,
+    "transposed": transposed.rewrite,
     "convolutions": convolutions.prepare,
     "linears": linears.merge,
+    "tokens": tokens.unfold,
     "resampling": resampling.fuse,
     "concatenation": concatenation.read_pairs,
     "residuals": residuals.fuse,

@@ -1,14 +1,16 @@
-"""A convolution of a concatenation along the channels reads both tensors where they lie."""
+"""A convolution, or a group norm, of a concatenation along the channels reads both tensors where they lie."""
 
 import torch
 
 from ..graph import CONV, Graph, arguments, change, shape
 
+_NORM = torch.ops.cmfast.group_norm.default
+
 
 def read_pairs(graph: Graph) -> int:
-    """Let conv2d calls take the pair (h, skip) that was concatenated for them."""
+    """Let conv2d and group norm calls take the pair (h, skip) that was concatenated for them."""
     count = 0
-    for node in graph.calls(CONV):
+    for node in graph.calls(CONV, _NORM):
         a = arguments(node)
         joined = a["h"]
         if a["skip"] is not None or joined.target is not torch.ops.aten.cat.default:

@@ -7,7 +7,7 @@ convolution's output they are taken by an operator of their own.
 import torch
 from torch import fx
 
-from ..graph import CONV, Graph, arguments, change, convolution_of, shape
+from ..graph import CONV, VIEW, Graph, arguments, change, convolution_of, shape
 
 _NORM = torch.ops.cmfast.group_norm.default
 _FOLD = torch.ops.cmfast.fold_group_norm.default
@@ -62,7 +62,7 @@ def _fold(graph: Graph, norm: fx.Node, readers: list[fx.Node]) -> None:
 
 
 def _moments(graph: Graph, before: fx.Node, x: fx.Node) -> fx.Node:
-    call = convolution_of(x)
+    call = convolution_of(x.args[0] if x.target is VIEW and shape(x.args[0])[:2] == shape(x)[:2] else x)
     if call is None:
         return graph.call(before, _MOMENTS, x, None)
     if not arguments(call)["moments"]:

@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from ..graph import CONV, VIEW, Graph, arguments, convolution_of, only_user, shape, value
+from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, convolution_of, only_user, operands, shape, value
 from .resampling import resampled
 
 
@@ -24,31 +24,44 @@ def _fuse(graph: Graph, node: fx.Node, ways: list[tuple[fx.Node, fx.Node]]) -> b
     if not found:
         return False
     out, added = max(found, key=lambda way: order[way[0]])
-    image = _image(out)
+    image, chain = _views_of(out)
     call = convolution_of(image)
     assert call is not None
     a = arguments(call)
     how = None
-    if image is out and shape(a["weight"])[2] > 1:
+    if not chain and shape(a["weight"])[2] > 1:
         added, how = resampled(added)
-    elif image is not out:
-        added = graph.call(node, VIEW, added, shape(image))
+    for view in chain:
+        added = _undone(graph, node, view, added)
     fused = graph.item(graph.call(node, CONV, **(a | {"residual": added, "residual_resample": how})), 0)
-    graph.replace(node, fused if image is out else graph.call(node, VIEW, fused, shape(node)))
+    for view in reversed(chain):
+        fused = graph.call(node, view.target, fused, operands(view)[1])
+    graph.replace(node, fused)
     return True
 
 
-def _image(out: fx.Node) -> fx.Node:
-    """The output of a linear layer before it was viewed as rows."""
-    viewed = out.args[0] if out.target is VIEW else None
-    return viewed if isinstance(viewed, fx.Node) and shape(viewed)[2:] == [1, 1] else out
+def _views_of(out: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """What a value is a view of, and the views and permutations, the last first."""
+    chain = []
+    while out.target in (VIEW, PERMUTE):
+        chain.append(out)
+        out = operands(out)[0]
+    return out, chain
+
+
+def _undone(graph: Graph, before: fx.Node, view: fx.Node, x: fx.Node) -> fx.Node:
+    """What x would be a view of, were it made by such a view."""
+    if view.target is VIEW:
+        return graph.call(before, VIEW, x, shape(operands(view)[0]))
+    order = list(operands(view)[1])
+    return graph.call(before, PERMUTE, x, [order.index(d) for d in range(len(order))])
 
 
 def _addable(graph: Graph, out: fx.Node, added: fx.Node) -> bool:
     if not isinstance(out, fx.Node) or not isinstance(added, fx.Node) or value(out).dtype != value(added).dtype:
         return False
-    image = _image(out)
+    image, chain = _views_of(out)
     call = convolution_of(image)
-    if call is None or len(call.users) > 1 or only_user(out) is None or only_user(image) is None:
+    if call is None or len(call.users) > 1 or any(only_user(x) is None for x in (image, *chain)):
         return False
     return shape(out) == shape(added) and arguments(call)["residual"] is None and graph.tensor(added) is None

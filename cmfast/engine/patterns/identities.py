@@ -1,4 +1,7 @@
-"""What changes nothing is left out: a division by 1, such as diffusers' output_scale_factor, a dropout that is off."""
+"""What changes nothing is left out: a division by 1, such as diffusers' output_scale_factor, a dropout that is off.
+
+Sums of products become a product and a sum, so that each is recognised.
+"""
 
 from typing import Any
 
@@ -23,7 +26,7 @@ _COPIES = (_aten.clone.default, _aten.alias.default, _aten.detach.default, _aten
 
 def recognise(graph: Graph) -> int:
     """Let the users of such a call take what it was given: nothing of a graph is written in place."""
-    count = 0
+    count = sum(_apart(graph, node) for node in graph.calls(_aten.addcmul.default))
     for node in graph.calls(*_NEUTRAL, *_COPIES):
         x = node.args[0]
         if not isinstance(x, fx.Node) or value(x).dtype != value(node).dtype or shape(x) != shape(node):
@@ -34,6 +37,16 @@ def recognise(graph: Graph) -> int:
             graph.replace(node, x)
             count += 1
     return count
+
+
+def _apart(graph: Graph, node: fx.Node) -> bool:
+    """addcmul(a, b, c) as a + b · c."""
+    a = arguments(node)
+    if a["value"] != 1:
+        return False
+    product = graph.call(node, _aten.mul.Tensor, a["tensor1"], a["tensor2"])
+    graph.replace(node, graph.call(node, _aten.add.Tensor, product, a["self"]))
+    return True
 
 
 def _second(node: fx.Node) -> float | None:

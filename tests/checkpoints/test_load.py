@@ -14,7 +14,7 @@ from cmfast import CheckpointError, ConsistencyModel, UNet, UNetConfig
 from cmfast.checkpoints import openai_config
 from cmfast.preconditioning import EDM, Consistency, LatentConsistency
 
-from .fixture_files import FIXTURES, tiny_config, tiny_unet
+from ..fixture_files import FIXTURES, tiny_config, tiny_unet
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("cmfast.checkpoints.save_file", fail)
+    monkeypatch.setattr("cmfast.checkpoints.folder.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         model.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

@@ -1,0 +1,57 @@
+"""cmfast's own format: a folder with model.safetensors and config.json."""
+
+import dataclasses
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from .. import preconditioning as schemes
+from ..files import whole_file
+from ..preconditioning import Preconditioning
+from ..unet import UNetConfig
+from .checkpoint import Checkpoint, CheckpointError
+from .tensors import read_json, read_safetensors, write_json
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def read(path: Path, preconditioning: Preconditioning | None = None) -> Checkpoint:
+    """Read a folder that `write` wrote; `preconditioning` takes the place of its own.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+        CheckpointError: one of them is damaged or another format's, or they do not belong together.
+    """
+    content = read_json(path / CONFIG)
+    if not (path / WEIGHTS).is_file():
+        raise FileNotFoundError(f"no model in the folder {path}: {WEIGHTS} is missing")
+    try:
+        config = UNetConfig(**content["unet"])
+        scheme = dict(content["preconditioning"])
+        own = getattr(schemes, scheme.pop("type"))(**scheme)
+        levels = {int(steps): tuple(v) for steps, v in content.get("recommended_levels", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path / CONFIG} is not a configuration written by cmfast: {error!r}") from error
+    weights = read_safetensors(path / WEIGHTS)
+    return Checkpoint(config, weights, preconditioning or own, levels, str(path / WEIGHTS))
+
+
+def write(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the two files, each of them whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, expected a folder")
+    scheme = checkpoint.preconditioning
+    content = {
+        "format": "cmfast",
+        "unet": dataclasses.asdict(checkpoint.config),
+        "preconditioning": {"type": type(scheme).__name__, **dataclasses.asdict(scheme)},
+        "recommended_levels": {str(steps): list(levels) for steps, levels in checkpoint.recommended_levels.items()},
+    }
+    weights = {k: v.contiguous() for k, v in checkpoint.weights.items()}
+    with whole_file(path / WEIGHTS) as weights_file, whole_file(path / CONFIG) as config_file:
+        save_file(weights, weights_file)
+        write_json(config_file, content)
