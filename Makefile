@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX ?= g++
 
-.PHONY: demo test test-newest lint sanitize bench peers static static-check clean
+.PHONY: demo test test-newest mutants lint sanitize bench peers static static-check clean
 
 demo: .venv/runtime
 	$(BIN)/cmfast env
@@ -17,6 +17,11 @@ test: .venv/development
 # The same with the newest torch and triton (a build for GPUs of several GB), in an environment of its own.
 test-newest: .venv-newest/development
 	.venv-newest/bin/pytest -n auto --dist loadfile
+
+# Do the tests notice? Single faults seeded into cmfast/, one a copy, and the related tests run on each: about an hour on
+# two cores. ARGS="--only cmfast/sampling" takes one folder, --count, --seed and --list are others.
+mutants: .venv/development
+	$(BIN)/python tests/run_mutants.py $(ARGS)
 
 lint: .venv/development
 	$(BIN)/ruff check

@@ -12,6 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cmfast import __version__, load
+from cmfast.cli import bench, kernels, results
+from cmfast.evaluation import Quality, evaluate, load_classifier
+from cmfast.evaluation.latency import Latency
 
 from .fixture_files import tiny_unet
 
@@ -36,6 +39,15 @@ def test_env(cmfast):
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
     assert facts["backends"]["reference"]["attention"] == "yes"
     assert facts["processor"]["cores"] >= 1
+
+
+def test_env_is_a_table_with_the_reasons_below(cmfast, monkeypatch):
+    answers = {"reference": {"attention": "yes", "conv2d": "yes"}, "cpu": {"attention": "no reason", "conv2d": "yes"}}
+    monkeypatch.setattr("cmfast.environment.backend_report", lambda: answers)
+    lines = [" ".join(re.sub("[│┃]", " ", line).split()) for line in cmfast("env")[1].splitlines()]
+    assert {"operator reference cpu", "attention yes no", "conv2d yes yes", "cpu: no reason"} <= set(lines)
+    assert not any(line.startswith("reference: ") for line in lines)
+    assert sum("no reason" in line for line in lines) == 1
 
 
 def test_env_says_how_the_cuda_kernels_were_built(cmfast, monkeypatch):
@@ -93,22 +105,24 @@ def test_batches_give_the_same_images(cmfast, tmp_path, steps):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "options"),
     [
-        ("--class", "3"),
-        ("--class", "3,1,4"),
-        ("--timesteps", "0,22"),
-        ("--sigmas", "80,0.8"),
-        ("--sampler", "heun", "--steps", 2, "--model", "digits-teacher"),
-        ("--first-sample", 5, "--threads", 1),
-        ("--backend", "reference"),
-        ("--dtype", "float32", "--device", "cpu"),
+        (("--class", "3"), {"class_labels": 3}),
+        (("--class", "3,1,4"), {"class_labels": [3, 1, 4]}),
+        (("--timesteps", "0,22"), {"timesteps": (0, 22)}),
+        (("--sigmas", "80,0.8"), {"sigmas": (80, 0.8)}),
+        (("--sampler", "heun", "--steps", 2, "--model", "digits-teacher"), {"sampler": "heun", "steps": 2}),
+        (("--first-sample", 5, "--threads", 1), {"first_sample": 5}),
+        (("--backend", "reference"), {}),
+        (("--dtype", "float32", "--device", "cpu"), {}),
     ],
 )
-def test_sample_options(cmfast, tmp_path, arguments):
+def test_sample_options(cmfast, tmp_path, arguments, options):
     status, _, err = cmfast("sample", "--count", 3, *arguments, "--save", tmp_path / "a.npz")
     assert status == 0, err
-    assert np.load(tmp_path / "a.npz")["samples"].shape == (3, 1, 8, 8)
+    model = load("digits-teacher" if "digits-teacher" in arguments else "digits")
+    expected = model.sample(3, **options).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "a.npz")["samples"], expected, rtol=0, atol=1e-4)
 
 
 def test_sample_with_the_engine(cmfast, tmp_path):
@@ -133,6 +147,25 @@ def test_what_the_engine_does_not_serve(cmfast, tmp_path, arguments, message):
     assert not (tmp_path / "a.npz").exists()
 
 
+def test_a_plain_sample_has_a_progress_bar_and_one_without_has_none(cmfast, tmp_path):
+    arguments = ("sample", "--count", 4, "--batch-size", 2, "--save", tmp_path / "a.npz")
+    assert "2/2" in cmfast(*arguments)[2]
+    assert cmfast(*arguments, "--no-progress")[2] == ""
+
+
+def test_a_plain_profile_times_the_steps_and_no_more(cmfast):
+    status, out, err = cmfast("profile", "--rounds", 1)
+    assert status == 0, err
+    assert "group_norms:" not in out
+    assert "without" not in out
+    lines = [line.rstrip() for line in out.splitlines()]
+    rows = [line.rsplit(maxsplit=3) for line in lines if re.search(r"\d \s*\d+\.\d\d +\d+\.\d$", line)]
+    times = [float(ms) for _, _, ms, _ in rows]
+    assert len(times) > 3
+    assert times == sorted(times, reverse=True)
+    assert sum(float(share) for *_, share in rows) == pytest.approx(100, abs=1)
+
+
 def test_profile(cmfast, tmp_path):
     path = tmp_path / "profile.json"
     status, out, err = cmfast("profile", "--rounds", 2, "--explain", "--passes", "--batch-size", 2, "--json", path)
@@ -146,6 +179,8 @@ def test_profile(cmfast, tmp_path):
     assert {"conv2d", "attention", "fold_group_norm"} <= {row["operator"] for row in found["rows"]}
     assert all(row["seconds"] > 0 for row in found["rows"])
     assert found["settings"]["without"].keys() >= {"group_norms", "residuals"}
+    settings = {"network": "digits", "batch_size": 2, "dtype": "float32"}
+    assert settings.items() <= found["settings"].items()
 
 
 @pytest.mark.parametrize(
@@ -208,6 +243,7 @@ def test_bad_models_are_one_line(cmfast, tmp_path, write, message):
         (("--backend", "fast"), "unknown backend"),
         (("--dtype", "int8"), "--dtype must be one of"),
         (("--device", "nonsense"), "--device nonsense cannot be used"),
+        (("--device", "xpu"), "--device xpu cannot be used"),
         (("--save", "a.txt"), "must end in .npz"),
     ],
 )
@@ -227,7 +263,8 @@ def test_nothing_to_write(cmfast):
     assert "--out samples.png" in err
 
 
-def test_an_unwritable_out(cmfast, tmp_path):
+def test_an_unwritable_out(cmfast, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmfast.cli.sample.load_model", lambda *arguments: pytest.fail("that was found out too late"))
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file" / "a.png", "/proc/a.png"):
         status, _, err = cmfast("sample", "--out", out)
@@ -245,7 +282,10 @@ def test_bench_latency(cmfast, tmp_path):
         *("--samplers", "heun,euler", "--csv", files["csv"], "--json", files["json"], "--plot", files["png"]),
     )
     assert status == 0, err
-    assert "consistency, 1 step:" in out
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("consistency, ")] == [
+        "consistency, 1 step",
+        "consistency, 2 steps",
+    ]
     document = json.loads(files["json"].read_text())
     rows = document["rows"]
     assert [(r["sampler"], r["evaluations"]) for r in rows] == [
@@ -257,11 +297,85 @@ def test_bench_latency(cmfast, tmp_path):
     assert all(0 <= r["accuracy"] <= 1 and r["seconds"] > 0 for r in rows)
     assert document["environment"]["versions"]["cmfast"] == __version__
     assert document["settings"]["teacher"] == "digits-teacher"
+    assert document["settings"]["seed"] == 0
     with files["csv"].open() as stream:
         table = list(csv.DictReader(stream))
     assert [float(r["seconds"]) for r in table] == [r["seconds"] for r in rows]
     assert table[0]["torch"] == importlib.metadata.version("torch")
-    assert Image.open(files["png"]).size[0] > 500
+    assert Image.open(files["png"]).size == (910, 585)
+    assert all(f"wrote {path}" in " ".join(out.split()) for path in files.values())
+
+
+def test_a_plain_bench(cmfast, tmp_path):
+    few = ("--consistency-steps", 1, "--steps", 1, "--samplers", "euler")
+    status, out, err = cmfast("bench", "latency", *few, "--json", tmp_path / "a.json")
+    assert status == 0, err
+    assert "milliseconds for 64 samples: median, fastest and slowest of 5" in out
+    settings = json.loads((tmp_path / "a.json").read_text())["settings"]
+    assert settings == {
+        "model": "digits",
+        "teacher": "digits-teacher",
+        "batch_size": 64,
+        "rounds": 5,
+        "seed": 0,
+        "dtype": "float32",
+        "backend": "auto",
+        "accelerate": False,
+    }
+
+
+def test_the_picture_has_a_line_a_sampler(tmp_path, monkeypatch):
+    lines, draw = {}, bench._line
+
+    def line(axes, rows, label, **style):
+        lines[label] = rows
+        draw(axes, rows, label, **style)
+
+    monkeypatch.setattr(bench, "_line", line)
+    few = [timed("consistency", "multistep", 1, 1, 0.1, 0.9)]
+    many = [timed("diffusion", sampler, n, n, 0.9, 0.9) for n in (5, 9) for sampler in ("heun", "euler")]
+    bench._plot(few, many, 10, tmp_path / "a.png")
+    assert lines == {"diffusion, heun": many[::2], "diffusion, euler": many[1::2], "consistency": few}
+
+
+def timed(model, sampler, steps, evaluations, seconds, accuracy):
+    quality = None if accuracy is None else Quality(accuracy, 2.5, 0.25)
+    return Latency(model, sampler, steps, evaluations, seconds, seconds / 2, 2 * seconds, 10 / seconds, quality)
+
+
+def test_the_table_of_latencies(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    few = [timed("consistency", "multistep", 1, 1, 0.1, 0.9), timed("consistency", "multistep", 2, 2, 0.2, 0.97)]
+    many = [timed("diffusion", "heun", 5, 9, 0.9, 0.95), timed("diffusion", "heun", 40, 79, 8.0, 0.96)]
+    bench.print_table(few, many, batch_size=10, rounds=3)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "milliseconds for 10 samples: median, fastest and slowest of 3"
+    assert "consistency 1 1 100 50–200 100 0.900 2.50 0.25" in lines
+    assert "heun 40 79 8000 4000–16000 1 0.960 2.50 0.25" in lines
+    assert lines[-2:] == [
+        "consistency, 1 step: 9.0x faster than heun 5 (9 evaluations), the fastest of at least its quality; "
+        "80.0x faster than heun 40 (79 evaluations)",
+        "consistency, 2 steps: no diffusion row is at least as good; 40.0x faster than heun 40 (79 evaluations)",
+    ]
+    bench.print_table([timed("consistency", "multistep", 1, 1, 0.1, None)], [], batch_size=10, rounds=3)
+    assert capsys.readouterr().out.splitlines()[-1] == "consistency, 1 step:"
+
+
+def test_rows_in_a_file_name_the_machine(tmp_path, monkeypatch):
+    facts = {
+        "processor": {"name": "a processor", "threads": 3},
+        "gpus": ["one", "another"],
+        "versions": {"torch": "2.9", "cmfast": "0.1"},
+        "commit": "abc",
+    }
+    for commit, expected in (("abc", "abc"), (None, "")):
+        monkeypatch.setattr(results, "describe", lambda commit=commit: {**facts, "commit": commit})
+        results.write_csv(tmp_path / "a.csv", [{"x": 1}, {"x": 2}])
+        with (tmp_path / "a.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["x"] for row in rows] == ["1", "2"]
+        assert [*rows[0].values()][1:-1] == ["a processor", "3", "one; another", "2.9", "0.1", expected]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", rows[0]["date"])
 
 
 def test_bench_without_a_measure(cmfast, tmp_path):
@@ -274,10 +388,23 @@ def test_bench_without_a_measure(cmfast, tmp_path):
 
 
 def test_eval(cmfast):
-    status, out, _ = cmfast("eval", "--count", 50, "--json")
+    arguments = ("eval", "--count", 50, "--steps", 2)
+    status, out, _ = cmfast(*arguments, "--json")
     assert status == 0
-    assert json.loads(out)["accuracy"] > 0.8
-    assert "accuracy" in cmfast("eval", "--count", 20, "--steps", 2)[1]
+    found = json.loads(out)
+    assert (found["model"], found["count"]) == ("digits", 50)
+    labels = torch.arange(50) % 10
+    samples = load("digits").sample(50, steps=2, class_labels=labels)
+    assert [found[name] for name in Quality._fields] == pytest.approx(
+        list(evaluate(samples, labels, load_classifier()))
+    )
+    row = " ".join(re.sub("[│┃]", " ", cmfast(*arguments)[1]).split())
+    assert f"50 {found['accuracy']:.3f} {found['frechet_test']:.3f} {found['frechet_train']:.3f}" in row
+    assert cmfast(*arguments, "--backend", "reference")[0] == 0
+
+
+def test_widths_of_accesses():
+    assert (kernels._range(4, 4), kernels._range(4, 16)) == ("4", "4–16")
 
 
 def test_train_knows_its_recipes(cmfast, tmp_path):

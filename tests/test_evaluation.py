@@ -1,3 +1,6 @@
+import dataclasses
+import types
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from cmfast.evaluation import (
     Quality,
     evaluate,
     frechet_distance,
+    latency,
     load_classifier,
     nearest_distance,
 )
@@ -61,7 +65,6 @@ def test_the_bundled_classifier_knows_real_digits():
     noise = evaluate(torch.randn(300, 1, 8, 8).clamp(-1, 1), torch.arange(300) % 10, classifier)
     assert noise.accuracy < 0.3
     assert noise.frechet_train > 10 * real.frechet_train
-    one_class = test.labels == 3
     one_class = test.labels == 3
     threes = evaluate(test.images[one_class], test.labels[one_class], classifier)
     assert threes.frechet_train > 5 * real.frechet_train
@@ -125,6 +128,82 @@ def test_latency_counts_evaluations_and_measures_quality():
     assert rows[0].quality == pytest.approx(expected, rel=1e-3)
 
 
+def test_evaluate_takes_two_samples():
+    images, labels = load_digits()[1]
+    quality = evaluate(images[:2], torch.stack((labels[0], labels[1] + 1)), load_classifier())
+    assert quality.accuracy == 0.5
+    with pytest.raises(ValueError, match=r"as many labels, got 2 and \[3\]"):
+        evaluate(images[:2], labels[:3], load_classifier())
+
+
+def test_a_classifier_is_the_digits_own_unless_told_otherwise():
+    classifier = Classifier()
+    classifier.load_state_dict(load_classifier().state_dict())  # the same shapes
+    images = load_digits()[1].images
+    classifier.train()
+    assert not torch.equal(classifier(images), classifier(images))  # dropout
+    assert torch.equal(classifier.eval()(images), load_classifier()(images))
+    torch.manual_seed(0)
+    hidden = []
+    classifier.out.register_forward_pre_hook(lambda module, args: hidden.append(args[0]))
+    classifier.train()(images)
+    active = classifier.features(images) > 0
+    assert hidden[0][active].eq(0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+
+
+def test_feature_statistics():
+    mean, covariance = feature_statistics(torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0]]))
+    assert mean.tolist() == [3, 3]
+    assert covariance.tolist() == [[4, -1], [-1, 7]]
+    assert mean.dtype == covariance.dtype == torch.float64
+
+
+def test_latency_of_a_model_without_classes():
+    model = ConsistencyModel(tiny_unet(num_classes=None), EDM())
+    (found,) = measure([Plan("m", model, "euler", 1)], batch_size=3, rounds=2, seed=4, classifier=load_classifier())
+    expected = evaluate(model.sample(6, sampler="euler", steps=1, seed=4), torch.zeros(6), load_classifier())
+    assert found.quality == pytest.approx(expected, rel=1e-3)
+    (found,) = measure([Plan("m", model, "euler", 1)], batch_size=3, rounds=2)
+    assert found.quality is None
+    assert (found.model, found.sampler, found.steps) == ("m", "euler", 1)
+
+
+def test_each_plan_is_warmed_up_and_then_measured_in_turn(monkeypatch):
+    """The median of a plan's times; a slow moment falls on all plans alike."""
+    calls, now = [], [0.0]
+
+    class Model:
+        num_classes, device, unet = None, torch.device("cpu"), torch.nn.Identity()
+
+        def __init__(self, name, seconds):
+            self.name, self.seconds = name, iter(seconds)
+
+        def sample(self, count, *, sampler, steps, seed=0, first_sample=0):
+            calls.append((self.name, count, sampler, steps, seed, first_sample))
+            now[0] += next(self.seconds)
+            return torch.zeros(count, 1, 8, 8)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    plans = [Plan("a", Model("a", [9, 4, 1, 2]), "heun", 5), Plan("b", Model("b", [9, 8, 16, 12]), "euler", 2)]
+    first, second = measure(plans, batch_size=6, rounds=3, seed=7)
+    assert calls[:2] == [("a", 6, "heun", 1, 0, 0), ("b", 6, "euler", 1, 0, 0)]
+    assert calls[2:4] == [("a", 6, "heun", 5, 7, 0), ("b", 6, "euler", 2, 7, 0)]
+    assert calls[4:] == [
+        (name, 6, *rest, 7, n) for n in (6, 12) for name, *rest in (("a", "heun", 5), ("b", "euler", 2))
+    ]
+    assert (first.seconds, first.fastest, first.slowest, first.samples_per_second) == (2, 1, 4, 3)
+    assert (second.seconds, second.fastest, second.slowest, second.samples_per_second) == (12, 8, 16, 0.5)
+
+
+def test_the_clock_waits_for_a_gpu(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("wait"))
+    monkeypatch.setattr("time.perf_counter", lambda: events.append("clock") or 0.0)
+    model = types.SimpleNamespace(device=torch.device("cuda"), sample=lambda *args, **options: events.append("sample"))
+    latency._timed(Plan("m", model, "heun", 3), 1, 0, 0)
+    assert events == ["wait", "clock", "sample", "wait", "clock"]
+
+
 def test_latency_refuses_wrong_samples():
     model = ConsistencyModel(tiny_unet(), EDM())
     torch.nn.init.constant_(model.unet.out[2].bias, float("nan"))
@@ -140,3 +219,22 @@ def test_equal_quality_is_the_fastest_that_is_as_good():
     baselines = [row(1.0, 0.9, 0.3, 0.1), row(3.0, 0.99, 0.3, 0.1), row(2.0, 0.99, 0.35, 0.2), row(1.5, 1.0, 0.5, 0.1)]
     assert equal_quality(row(0.1, 0.99, 0.4, 0.2), baselines) is baselines[2]
     assert equal_quality(row(0.1, 0.99, 0.4, 0.05), baselines) is None
+    assert equal_quality(dataclasses.replace(row(0.1, 0.99, 0.4, 0.2), quality=None), baselines) is None
+    assert equal_quality(row(0.1, 0.99, 0.4, 0.2), [dataclasses.replace(baselines[0], quality=None)]) is None
+
+
+@pytest.mark.parametrize(
+    ("quality", "as_good"),
+    [
+        ((0.75, 0.25, 0.125), True),  # the same
+        ((0.745, 0.25, 0.125), True),  # half a percent less
+        ((0.744, 0.25, 0.125), False),
+        ((0.71, 0.25, 0.125), False),
+        ((0.75, 0.26, 0.125), False),
+        ((0.75, 0.25, 0.126), False),
+        ((1.0, 0.1, 0.1), True),
+    ],
+)
+def test_as_good_is_half_a_percent_of_accuracy_and_no_farther(quality, as_good):
+    baseline = row(1.0, *quality)
+    assert equal_quality(row(0.1, 0.75, 0.25, 0.125), [baseline]) is (baseline if as_good else None)

@@ -39,6 +39,26 @@ def test_places_that_cannot_be_written(tmp_path):
         check_writable(tmp_path / "file" / "a.txt")
 
 
+def test_no_file_stays_open(tmp_path):
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with whole_file(tmp_path / "a.txt") as file:
+            file.write_text("content")
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_mode_that_files_have(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with whole_file(tmp_path / "a.txt") as file:
+            file.write_text("content")
+        assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+        assert os.umask(umask) == umask  # it is as it was
+    finally:
+        os.umask(before)
+
+
 def test_a_folder_whole_or_not_at_all(tmp_path):
     with whole_folder(tmp_path / "new" / "folder") as folder:
         (folder / "a").write_text("a")

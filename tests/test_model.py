@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from cmfast import ConsistencyModel, sampling
+from cmfast import ConsistencyModel, load, sampling
 from cmfast.noise import GaussianNoise
 from cmfast.preconditioning import (
     EDM,
@@ -147,6 +149,93 @@ def test_bfloat16_network_keeps_float32_samples():
     assert (low - expected).abs().mean() < 0.05
 
 
+def test_float64_networks_have_float64_samples():
+    model = ConsistencyModel(tiny_unet(), Consistency())
+    expected = model.sample(2, steps=2, seed=0)
+    wide = model.double().sample(2, steps=2, seed=0)
+    assert (model.state_dtype, wide.dtype) == (torch.float64, torch.float64)
+    torch.testing.assert_close(wide.float(), expected, rtol=0, atol=1e-4)
+
+
+def test_the_times_of_a_network_are_as_wide_as_its_samples():
+    seen = []
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        model = ConsistencyModel(tiny_unet().to(dtype), Consistency())
+        model.unet.register_forward_pre_hook(lambda module, args: seen.append(args))
+        model.denoise(torch.zeros(2, 1, 8, 8, dtype=wide), 3.0, torch.tensor([0, 1]))
+        x, times, _ = seen[-1]
+        assert (x.dtype, times.dtype) == (dtype, wide)
+        assert torch.equal(times, torch.full((2,), 250 * math.log(3.0), dtype=wide))
+
+
+@pytest.mark.parametrize(
+    ("preconditioning", "sampler", "evaluations"),
+    [
+        (EDM(), "multistep", 1),
+        (EDM(), "onestep", 1),
+        (EDM(), "euler", 18),
+        (EDM(), None, 35),
+        (Consistency(), "onestep", 1),
+        (Consistency(), "ddim", 18),
+        (Consistency(), "progdist", 18),
+        (Consistency(), None, 1),
+        (Flow(), None, 1),
+    ],
+)
+def test_the_steps_of_a_sampler_that_is_told_none(preconditioning, sampler, evaluations):
+    model, calls = ConsistencyModel(tiny_unet(), preconditioning), []
+    model.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.sample(1, sampler=sampler)
+    assert len(calls) == evaluations
+
+
+def test_grids_of_samplers(model):
+    """Steps are levels of the Karras grid; progdist, which stops at the last one, has one more."""
+    levels = {}
+    for sampler in ("euler", "progdist"):
+        seen = []
+        model.sample(1, sampler=sampler, steps=3, callback=seen.append)
+        levels[sampler] = [entry["sigma"] for entry in seen]
+    assert levels == {"euler": sampling.karras_sigmas(3)[:3], "progdist": sampling.karras_sigmas(4)[:3]}
+    grid = sampling.karras_sigmas(40)
+    given = model.sample(1, sampler="euler", timesteps=(0, 22, 39))
+    assert torch.equal(given, model.sample(1, sampler="euler", sigmas=(grid[0], grid[22], grid[39], 0.0)))
+
+
+def test_timesteps_are_those_of_a_karras_grid():
+    for scheme in (Flow(), LatentConsistency()):
+        with pytest.raises(ValueError, match="index a Karras grid, which this preconditioning has not"):
+            ConsistencyModel(tiny_unet(), scheme).sample(1, timesteps=(0, 1))
+
+
+def test_estimates_are_clipped(model):
+    x, labels = 3 * GaussianNoise(0)(torch.zeros(2, 1, 8, 8), 0), torch.tensor([0, 1])
+    with torch.no_grad():
+        plain = model.denoise(x, 0.1, labels)
+        assert plain.abs().max() > 1
+        assert torch.equal(model.denoise(x, 0.1, labels, clip=0.5), plain.clamp(-0.5, 0.5))
+        assert torch.equal(model.denoise(x, 0.1, labels, clip=(-0.25, 0.75)), plain.clamp(-0.25, 0.75))
+        assert torch.equal(model.denoiser(labels)(x, 0.1), plain.clamp(-1, 1))
+        assert torch.equal(model.denoiser(labels, clip=None).at(x, 0.1), plain)
+    assert torch.equal(model.sample(2, sigmas=[0.1], clip=0.01).abs().amax((1, 2, 3)), torch.full((2,), 0.01))
+
+
+def test_a_model_saves_itself(model, tmp_path):
+    model.save(tmp_path / "saved")
+    assert torch.equal(load(tmp_path / "saved").sample(2), model.sample(2))
+
+
+def test_parts_of_a_model():
+    model = ConsistencyModel(tiny_unet())
+    assert model.preconditioning == Consistency()
+    assert (model.sample_shape, model.num_classes, model.recommended_levels) == ((1, 8, 8), 10, {})
+    other = ConsistencyModel(
+        tiny_unet(), EDM(), sample_shape=[1, 16, 8], num_classes=4, recommended_levels={"2": [9, 1]}
+    )
+    assert (other.sample_shape, other.num_classes, other.recommended_levels) == ((1, 16, 8), 4, {2: (9, 1)})
+    assert other.sample(2, steps=2).shape == (2, 1, 16, 8)
+
+
 def test_any_network_with_the_interface():
     class Linear(nn.Module):
         def __init__(self):
@@ -171,6 +260,10 @@ def test_sampling_leaves_the_mode_alone(model):
 def test_progress_over_batches(model, capsys):
     model.sample(4, batch_size=2, progress=True)
     assert "2/2" in capsys.readouterr().err
+    model.sample(2, steps=3, batch_size=2, progress=True)
+    assert "3/3" in capsys.readouterr().err  # of the steps of the one batch
+    model.sample(4, steps=2, batch_size=2)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -179,6 +272,11 @@ def test_progress_over_batches(model, capsys):
         ({"count": 0}, "at least 1"),
         ({"batch_size": 0}, "at least 1"),
         ({"class_labels": 10}, r"0 … 9, got 10"),
+        ({"class_labels": 10, "steps": 2}, r"0 … 9, got 10"),
+        ({"class_labels": [[0, 1]]}, "or 2 of them"),
+        ({"class_labels": torch.tensor([True, False])}, r"got \[2\] torch.bool"),
+        ({"timesteps": ()}, r"0 … 39"),
+        ({"timesteps": (-1, 3)}, r"0 … 39"),
         ({"class_labels": [0, -1]}, "got -1"),
         ({"class_labels": [0]}, "or 2 of them"),
         ({"class_labels": torch.tensor([0.5, 1.0])}, "integer"),
@@ -205,6 +303,8 @@ def test_bad_arguments(model, arguments, message):
         (torch.randn(2, 1, 8, 8), torch.ones(3), [0, 1], r"expected sigma \[2\]"),
         (torch.randn(2, 1, 8, 8), 1.0, [0, 10], "got 10"),
         (torch.randn(2, 1, 8, 8), 0.0, [0, 1], "must be positive"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.int64), 1.0, [0, 1], "expected floating-point x .* torch.int64"),
+        (torch.randn(2, 1, 8, 8), 1.0, [-1, 1], "got -1"),
     ],
 )
 def test_bad_inputs(model, x, sigma, labels, message):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cmfast.kernels import BackendError
 
 from cmfast import noise
 from cmfast.noise import GaussianNoise
@@ -52,3 +53,21 @@ def test_seeds_out_of_range(seed):
 
 def test_largest_seed():
     assert torch.isfinite(noise.gaussian((1, 4), seed=(1 << 64) - 1)).all()
+
+
+def test_what_is_not_said_is_the_first():
+    first = noise.gaussian((2, 4), seed=3, draw=0, first_sample=0)
+    assert torch.equal(noise.gaussian((2, 4), seed=3), first)
+    assert torch.equal(GaussianNoise(3)(torch.empty(2, 4), 0), first)
+    assert noise.gaussian((2, 4), seed=3).dtype == torch.float32
+
+
+def test_a_backend_may_be_asked_for():
+    torch.testing.assert_close(noise.gaussian((2, 4), seed=3, backend="reference"), noise.gaussian((2, 4), seed=3))
+    with pytest.raises(BackendError, match="unknown backend"):
+        noise.gaussian((2, 4), seed=3, backend="fast")
+
+
+def test_what_it_is_like_is_not_read():
+    like = torch.full((2, 4), float("nan"))
+    assert torch.equal(GaussianNoise(3)(like, 1), noise.gaussian((2, 4), seed=3, draw=1))

@@ -21,6 +21,27 @@ def test_small_images_are_enlarged():
     assert grid(torch.zeros(1, 3, 8, 8), margin=0).shape == (64, 64, 3)
 
 
+def test_shapes_of_grids():
+    """About square, a row of frames a video, never more columns than samples; enlarged by a whole factor."""
+    for shape, options, size in (
+        ((5, 1, 64, 64), {}, (2 * 66 + 2, 3 * 66 + 2)),
+        ((4, 3, 64, 64), {}, (2 * 66 + 2, 2 * 66 + 2)),
+        ((2, 1, 64, 64), {"columns": 7}, (66 + 2, 2 * 66 + 2)),
+        ((2, 1, 3, 64, 64), {"margin": 0}, (128, 192)),
+        ((2, 1, 3, 64, 64), {"margin": 0, "columns": 2}, (64, 384)),
+        ((1, 1, 64, 100), {"margin": 0}, (64, 100)),
+        ((1, 1, 63, 100), {"margin": 0}, (126, 200)),
+        ((1, 1, 30, 20), {"margin": 1}, (30 * 4 + 2, 20 * 4 + 2)),
+        ((1, 1, 70, 80), {"margin": 0}, (70, 80)),
+    ):
+        assert grid(torch.zeros(shape), **options).shape == (*size, 3)
+
+
+def test_frames_lie_side_by_side():
+    video = torch.linspace(-1, 1, 3).reshape(1, 1, 3, 1, 1).expand(1, 1, 3, 64, 64)
+    assert grid(video, margin=0)[10, 10::64, 0].tolist() == [0, 128, 255]
+
+
 def test_colours_and_clipping():
     sample = torch.tensor([2.0, 0.0, -2.0]).reshape(1, 3, 1, 1).expand(1, 3, 64, 64)
     assert grid(sample, margin=0)[0, 0].tolist() == [255, 128, 0]
@@ -34,7 +55,7 @@ def test_png(tmp_path, shape, size):
 
 def test_waveforms(tmp_path):
     save_png(torch.randn(2, 1, 100), tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").size[0] == 800
+    assert Image.open(tmp_path / "a.png").size == (800, 240)  # a strip a sample
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 8, 8), (0, 1, 8, 8), (1, 8)])

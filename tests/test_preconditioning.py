@@ -96,8 +96,9 @@ def test_trajectory_consistency_is_the_published_two_stages(t, following):
     x0 = (x - math.sqrt(1 - bars[t]) * output) / math.sqrt(bars[t])
     at_s = math.sqrt(bars[s]) * x0 + math.sqrt(1 - bars[s]) * output
     scheme = TrajectoryConsistency(eta=eta)
-    a, b, _, _ = scheme.coefficients(float(t), None if following is None else float(following))
+    a, b, c_in, c_noise = scheme.coefficients(float(t), None if following is None else float(following))
     assert a * x + b * output == pytest.approx(at_s)
+    assert (c_in, c_noise) == (1.0, t)
     if following is not None:
         ratio = bars[following] / bars[s]
         alpha, beta = scheme.renoise(float(following))
@@ -128,6 +129,58 @@ def test_default_levels_decrease(scheme, levels, steps):
 def test_latent_levels_are_the_published_ones():
     assert LatentConsistency().levels(4) == [999, 759, 499, 259]
     assert LatentConsistency().levels(1) == [999]
+    assert LatentConsistency().levels(50) == [20 * k - 1 for k in range(50, 0, -1)]
+
+
+def test_levels_of_the_other_schemes():
+    grid = [(80 ** (1 / 7) + i / 4 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(5)]
+    for scheme in (EDM(), Consistency(), TrigFlow()):
+        assert scheme.levels(4) == pytest.approx(grid[:4])  # the fifth would change nothing
+        assert scheme.grid(5) == pytest.approx([*grid, 0.0])
+    assert EDM(sigma_min=0.5, sigma_max=2.0, rho=1.0).grid(4) == pytest.approx([2.0, 1.5, 1.0, 0.5, 0.0])
+    assert Flow().levels(4) == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_noise_is_added_as_the_forward_process_does():
+    assert EDM().renoise(3.0) == (1.0, 3.0)
+    assert Consistency().renoise(0.001) == (1.0, 0.0)  # below the level at which the sample stands
+    assert Consistency(sigma_min=0.6).renoise(1.0) == pytest.approx((1.0, 0.8))
+    assert Flow().renoise(0.25) == (0.75, 0.25)
+
+
+def test_the_noise_at_the_start():
+    assert EDM().initial_scale(80.0) == Consistency().initial_scale(80.0) == 80.0
+    assert TrigFlow().initial_scale(80.0) == pytest.approx(80 * SD / math.sqrt(80**2 + SD**2))
+    assert Flow().initial_scale(0.7) == LatentConsistency().initial_scale(999.0) == 1.0
+
+
+def test_what_is_said_where_nothing_else_is():
+    """Trajectory consistency has the paper's gamma 0.3 (Zheng et al. 2024, section 5.1); latents Stable Diffusion's."""
+    assert TrajectoryConsistency() == TrajectoryConsistency(eta=0.3)
+    assert TrajectoryConsistency().alphas_cumprod.numpy() == pytest.approx(alphas_cumprod())
+    other = LatentConsistency(num_train_timesteps=100, beta_start=0.01, beta_end=0.04, original_steps=10)
+    assert other.alphas_cumprod.numpy() == pytest.approx(np.cumprod(1 - np.linspace(0.1, 0.2, 100) ** 2))
+    assert other.levels(3) == [99, 69, 39]
+
+
+def test_timesteps_are_the_schedules_own():
+    scheme = LatentConsistency()
+    assert scheme.alpha_bar(0.0) == pytest.approx(1 - 0.00085)
+    assert scheme.alpha_bar(999) == scheme.alpha_bar(torch.tensor([999.0])).item() == scheme.alphas_cumprod[-1].item()
+    for wrong in (-1.0, 1000.0, 0.5):
+        with pytest.raises(ValueError, match=r"whole number in \[0, 1000\)"):
+            scheme.alpha_bar(wrong)
+    for wrong in (0, 51):
+        with pytest.raises(ValueError, match=r"steps must be in 1 … 50"):
+            scheme.levels(wrong)
+
+
+def test_trajectories_of_tensors_end_where_those_of_floats_do():
+    scheme, t, following = TrajectoryConsistency(), [999.0, 259.0], [759.0, 19.0]
+    together = scheme.coefficients(torch.tensor(t).double(), torch.tensor(following).double())
+    for i in range(2):
+        expected = scheme.coefficients(t[i], following[i])
+        assert [value[i].item() for value in together] == pytest.approx(list(expected))
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 
@@ -6,12 +7,15 @@ import torch
 
 import cmfast
 from cmfast import ConsistencyModel, UNet
-from cmfast.evaluation import load_classifier
+from cmfast.checkpoints import asset
+from cmfast.evaluation import Classifier, load_classifier, nearest_distance
+from cmfast.evaluation.classifier import feature_statistics
 from cmfast.preconditioning import EDM, Consistency
 from cmfast.training import DiffusionTraining, DistillationTraining, distill, recipes, train_diffusion
+from cmfast.training.classifier import train_classifier
 from cmfast.training.data import Dataset, batches, load_digits
 from cmfast.training.distillation import heun_step
-from cmfast.training.loop import RunningAverage, average_into, averaged_copy
+from cmfast.training.loop import RunningAverage, average_into, averaged_copy, optimize
 
 from .fixture_files import tiny_config
 
@@ -115,6 +119,38 @@ def test_training_is_reproducible(trained):
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+@pytest.mark.parametrize("num_classes", [None, 2])
+def test_networks_train_in_training_mode(num_classes):
+    """The student alone; the teacher and the target are evaluated as they will be used. Classes are not needed."""
+    config = tiny_config(channel_mult=(1,), attention_resolutions=(), num_classes=num_classes)
+    model, modes = ConsistencyModel(UNet(config), EDM()).eval(), []
+    model.unet.register_forward_pre_hook(lambda module, args: modes.append(module.training))
+    teacher = train_diffusion(model, tiny_data(), DiffusionTraining(iterations=2, batch_size=4))
+    assert modes == [True, True]
+    modes.clear()
+    student = distill(teacher, tiny_data(), DistillationTraining(iterations=2, batch_size=4))
+    assert modes == [False, False, False, True] * 2
+    assert not any(m.training for m in (*teacher.modules(), *student.modules()))
+    assert student.sample(1).shape == (1, 1, 8, 8)
+
+
+def test_the_bundled_models_are_those_of_their_recipe():
+    """What the recipe has, defaults included, is what the card says that the bundled weights were made with."""
+    recipe = recipes.RECIPES["digits"]
+    lines = asset("README.md").read_text().splitlines()
+    for name in ("unet", "teacher", "student"):
+        fields = dataclasses.asdict(getattr(recipe, name))
+        assert f"{name:8} {', '.join(f'{k}={v}' for k, v in fields.items())}" in lines
+    assert f"Measured on {recipe.measured_samples} samples of the stored float16 weights, seed 0: accuracy of" in (
+        "\n".join(lines)
+    )
+    levels = "; ".join(", ".join(f"{sigma:g}" for sigma in row) for row in recipe.recommended_levels.values())
+    assert f"Levels (sigma) of the consistency model's evaluations: {levels}." in lines
+    model = cmfast.load("digits")
+    assert model.unet.config == recipe.unet
+    assert model.recommended_levels == recipe.recommended_levels
+
+
 def test_wrong_preconditionings(trained):
     teacher, data, _ = trained
     student = ConsistencyModel(teacher.unet, Consistency())
@@ -146,8 +182,20 @@ def test_a_recipe_writes_everything(tmp_path):
     assert teacher.preconditioning == EDM()
     assert student.recommended_levels == recipe.recommended_levels
     load_classifier(tmp_path / "out" / "short-classifier.safetensors")
+    assert [(row.sampler, row.evaluations) for row in rows] == [
+        *((f"student, {n} step{'s' if n > 1 else ''}", n) for n in (1, 2, 4)),
+        *((f"teacher, heun {n}", 2 * n - 1) for n in (5, 8, 10, 18, 40)),
+        ("teacher, euler 1", 1),
+    ]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert all(row.sampler in card for row in rows)
+    assert all(f"| {row.sampler} | {row.evaluations} | {row.quality.accuracy:.3f} |" in card for row in rows)
+    train, _ = load_digits()
+    torch.manual_seed(recipe.teacher.seed)  # the networks depend on the recipe's seeds alone
+    expected = train_diffusion(ConsistencyModel(UNet(recipe.unet), EDM()), train, recipe.teacher)
+    for stored, value in zip(teacher.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(stored, value.half().float())
+    samples = student.sample(10, class_labels=list(range(10)))
+    assert rows[0].nearest == pytest.approx(nearest_distance(samples, train.images))
     assert "iterations=2" in card
 
 
@@ -285,3 +333,87 @@ def test_distillation_is_that_of_the_paper():
     expected = by_hand(student, loss, rates, 0.05, after)
     assert losses == pytest.approx(expected, rel=1e-3)
     assert_same_weights(found, average, teacher)
+
+
+def test_classifier_training_is_adams_on_shifted_images():
+    """Cross entropy with smoothed labels (Szegedy et al. 2016, section 7), the learning rate falling to 0 linearly."""
+    data, test, count = tiny_data(300), tiny_data(20), 4
+    losses = []
+    torch.manual_seed(99)
+    found = train_classifier(data, test, iterations=count, progress=lambda i, loss: losses.append((i, loss)))
+
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    classifier = Classifier(1, 8, 2).train()
+    start = copy.deepcopy(classifier)
+    source = batches(data, 128, generator)
+
+    def loss():
+        images, labels = next(source)
+        down, right = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        logits = classifier(torch.roll(torch.roll(images, down, 2), right, 3)).log_softmax(1)
+        smooth = 0.95 * torch.nn.functional.one_hot(labels, 2) + 0.05 / 2
+        return -(smooth * logits).sum(1).mean()
+
+    rates = [1e-3 * (1 - i / count) for i in range(count)]
+    expected = by_hand(classifier, loss, rates, None, lambda step: None)
+    assert [i for i, _ in losses] == list(range(count))
+    assert [value for _, value in losses] == pytest.approx(expected, rel=1e-3)
+    assert_same_weights(found, classifier, start)
+    assert not found.training
+    assert all(torch.equal(p, p.half().float()) for p in found.parameters())  # as they are stored
+    for name, images in (("train", data.images), ("test", test.images)):
+        for stored, value in zip(found.statistics(name), feature_statistics(found.features(images)), strict=True):
+            torch.testing.assert_close(stored, value.float())
+    other = train_classifier(data, test, iterations=1, seed=1)
+    assert not torch.equal(other.conv1.weight, train_classifier(data, test, iterations=1).conv1.weight)
+
+
+def test_the_schedule_begins_with_the_whole_rate():
+    """`schedule` is asked for the fractions 0, 1/n, …; `progress` is told each update; None clips nothing."""
+    parameter = torch.nn.Parameter(torch.tensor([0.0]))
+    model = torch.nn.ParameterList([parameter])
+    seen, values = [], []
+    for clip in (None, 0.5):
+        parameter.data.zero_()
+        optimize(
+            model,
+            lambda: 3 * parameter.sum(),
+            iterations=4,
+            optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+            schedule=lambda fraction: 1 - fraction,
+            clip=clip,
+            after_step=lambda: values.append(parameter.item()),
+            progress=lambda i, loss: seen.append(i),
+        )
+    assert values == pytest.approx([-3, -5.25, -6.75, -7.5, -0.5, -0.875, -1.125, -1.25], rel=1e-5)
+    assert seen == [0, 1, 2, 3] * 2
+
+
+def test_updates_of_an_average_weigh_less_and_less():
+    """Update u has the decay u / (u + 10), at most the one that was asked for."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    average = RunningAverage(model, 0.15)
+    torch.nn.init.constant_(model.weight, 1.0)
+    left = 1.0
+    for decay in (1 / 11, 0.15, 0.15):  # 2 / 12 is more
+        average.update(model)
+        left *= decay
+        assert average.model.weight.item() == pytest.approx(1 - left)
+
+
+def test_a_batch_that_is_not_whole_is_left_out():
+    data = Dataset(torch.arange(10.0).reshape(10, 1, 1, 1), torch.arange(10))
+    source = batches(data, 4, torch.Generator().manual_seed(0))
+    drawn = [next(source) for _ in range(6)]
+    assert all(len(images) == len(labels) == 4 for images, labels in drawn)
+    assert all(torch.equal(images.flatten(), labels.float()) for images, labels in drawn)
+    for i in (0, 2, 4):
+        assert len({*drawn[i][1].tolist(), *drawn[i + 1][1].tolist()}) == 8
+    assert len(next(batches(data, 10, torch.Generator()))[1]) == 10
+    for size in (0, 11):
+        with pytest.raises(ValueError, match=rf"batch_size in 1 … 10, the data's length, got {size}"):
+            next(batches(data, size, torch.Generator()))
+    source = batches(data, 5, torch.Generator().manual_seed(0))
+    assert sorted([*next(source)[1].tolist(), *next(source)[1].tolist()]) == list(range(10))

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 from cmfast import ConsistencyModel, UNet, UNetConfig
 from cmfast import unet as unet_module
 from cmfast.preconditioning import EDM, Consistency
+from cmfast.unet import AttentionBlock, Downsample, Upsample, downsample, timestep_embedding, upsample
 
 from .fixture_files import FIXTURES, NETWORKS, network, tiny_config, tiny_unet
 
@@ -54,6 +57,69 @@ def test_dims(dims, size, resblock_updown, channels_last):
             torch.testing.assert_close(unet(x.to(memory_format=layout), t, labels), y, rtol=1e-4, atol=1e-5)
         # a sample does not depend on its neighbours in the batch
         torch.testing.assert_close(unet(x[1:], t[1:], labels[1:]), y[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dims", "spatial"), [(1, (6,)), (2, (4, 6)), (3, (3, 4, 6))], ids=["audio", "images", "video"]
+)
+def test_resampling_is_by_two_and_never_along_time(dims, spatial):
+    x = torch.arange(2.0 * math.prod(spatial)).reshape(1, 2, *spatial)
+    larger, resampled = x, range(2 if dims < 3 else 3, 2 + dims)
+    for d in resampled:
+        larger = larger.repeat_interleave(2, d)
+    assert torch.equal(upsample(x), larger)
+    assert torch.equal(downsample(larger), x)
+    config = tiny_config(dims=dims, image_size=spatial, resblock_updown=False)
+    smaller = [2, *(n // 2 if 2 + d in resampled else n for d, n in enumerate(spatial))]
+    with torch.no_grad():
+        assert list(Downsample(config, 2)(x).shape[1:]) == smaller
+        assert Upsample(config, 2)(x).shape == larger.shape
+        assert torch.equal(Upsample(dataclasses.replace(config, conv_resample=False), 2)(x), larger)
+
+
+def test_times_become_sinusoids():
+    """dim/2 cosines, then as many sines, of frequencies from 1 down to (nearly) 10⁻⁴; an odd dim ends in a zero."""
+    times = [0.0, 1.0, -3.5, 1000.0]
+    for dtype, wide in (
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ):
+        for dim in (6, 7):
+            found = timestep_embedding(torch.tensor(times, dtype=dtype), dim)
+            assert found.dtype == wide
+            for row, t in zip(found.tolist(), times, strict=True):
+                angles = [t * 10000 ** (-i / 3) for i in range(3)]
+                expected = [*map(math.cos, angles), *map(math.sin, angles), *[0.0] * (dim % 2)]
+                assert row == pytest.approx(expected, abs=1e-4)
+
+
+def test_heads_divide_the_channels():
+    """Their number, or the channels of one, from which the number follows."""
+    unet, other = tiny_unet(num_heads=4, num_head_channels=None), tiny_unet(num_head_channels=16)
+    assert unet.middle_block[1].num_heads == other.middle_block[1].num_heads == 4
+    args = (torch.randn(1, 1, 8, 8), torch.ones(1), torch.tensor([0]))
+    assert torch.equal(unet(*args), other(*args))
+    assert not torch.allclose(unet(*args), tiny_unet(num_head_channels=64)(*args))
+    tiny_config(num_head_channels=None, num_heads=3, attention_resolutions=())  # no level there has heads to divide
+
+
+def test_attention_is_where_it_is_asked_for():
+    """At those resolutions, and always in the middle."""
+    for resolutions, counts in (((), (0, 1, 0)), ((1,), (1, 1, 2)), ((2,), (1, 1, 2)), ((1, 2), (2, 1, 4))):
+        unet = UNet(tiny_config(attention_resolutions=resolutions))
+        parts = (unet.input_blocks, unet.middle_block, unet.output_blocks)
+        assert tuple(sum(isinstance(m, AttentionBlock) for m in part.modules()) for part in parts) == counts
+
+
+def test_sizes_of_a_sample():
+    assert tiny_config(image_size=8).sample_shape == (1, 8, 8)
+    assert tiny_config(image_size=[8, 4]).sample_shape == (1, 8, 4)
+    assert tiny_config(image_size=8, dims=3).sample_shape == (1, 8, 8, 8)
+    config = UNetConfig(image_size=16, model_channels=64, channel_mult=[0.5, 1, 2])
+    assert (config.channels, config.downsampling) == ((32, 64, 128), (1, 2, 4))
+    assert (config.sample_shape, config.out_channels) == ((3, 16, 16), 3)
+    assert hash(config) == hash(UNetConfig(image_size=16, model_channels=64, channel_mult=(0.5, 1, 2)))
 
 
 def test_resampling_without_weights():
@@ -200,6 +266,9 @@ def test_compiles_into_one_graph():
         ({"image_size": (8, 8, 8)}, "must have 2 lengths"),
         ({"model_channels": 48}, "multiple of 32"),
         ({"channel_mult": ()}, "multiple of 32"),
+        ({"channel_mult": (1, 0)}, "multiple of 32"),
+        ({"channel_mult": (1, -1)}, "multiple of 32"),
+        ({"dims": 0}, "dims must be"),
         ({"num_head_channels": 48}, "heads must divide"),
         ({"num_head_channels": None, "num_heads": 7}, "heads must divide"),
     ],
@@ -214,6 +283,7 @@ def test_configurations_that_make_no_network(changes, message):
     [
         ((1, 3, 8, 8), 1, 1, r"expected x \[N, 1"),
         ((1, 1, 8, 7), 1, 1, "multiples of 2"),
+        ((1, 1, 7, 8), 1, 1, "multiples of 2"),
         ((1, 1, 8), 1, 1, r"expected x \[N, 1"),
         ((2, 1, 8, 8), 1, 2, r"timesteps \[2\]"),
         ((1, 1, 8, 8), 1, None, "expected class_labels"),

@@ -35,7 +35,13 @@ def load_digits(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dat
 
 
 def batches(data: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield random batches of the data for ever: each pass goes through it in a new order."""
+    """Yield random batches of the data for ever: each pass goes through it in a new order.
+
+    Raises:
+        ValueError: a batch is to have more than there is, or nothing.
+    """
+    if not 1 <= batch_size <= len(data.labels):
+        raise ValueError(f"batches: expected batch_size in 1 … {len(data.labels)}, the data's length, got {batch_size}")
     while True:
         order = torch.randperm(len(data.labels), generator=generator)
         for start in range(0, len(order) - batch_size + 1, batch_size):

@@ -90,3 +90,17 @@ def test_attention_without_dropout_is_not_random():
     graph = capture(Lambda(lambda x: nn.functional.scaled_dot_product_attention(x, x, x)), [q, None])
     expected = nn.functional.scaled_dot_product_attention(q, q, q)
     torch.testing.assert_close(graph.run(q, None), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_nothing_reads_is_left_out():
+    def function(x):
+        torch.tanh(x)
+        return x * 2
+
+    graph = capture(Lambda(function), [torch.ones(3), None])
+    assert [str(node.target) for node in graph.nodes.nodes if node.op == "call_function"] == ["aten.mul.Tensor"]
+
+
+def test_graphs_of_calls_by_name():
+    graph = capture(Lambda(lambda x: x * 2), [], {"x": torch.ones(3), "t": None})
+    assert torch.equal(graph.run(torch.ones(3)), torch.full((3,), 2.0))

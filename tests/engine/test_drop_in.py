@@ -399,10 +399,11 @@ def test_hooks(net):
         fast(X, 1)
     handle.remove()
     torch.testing.assert_close(fast(X, 1).sample, plain)
-    handle = net.time.register_forward_pre_hook(lambda module, args: None)
-    with pytest.raises(RuntimeError, match=r"and time has one"):
-        fast(X, 1)
-    handle.remove()
+    for hook in (lambda module, args: None, [].append):  # the second is of no module
+        handle = net.time.register_forward_pre_hook(hook)
+        with pytest.raises(RuntimeError, match=r"and time has one"):
+            fast(X, 1)
+        handle.remove()
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import cmfast
+from cmfast.engine import Accelerator
 
 from .networks import error, exact
 
@@ -82,10 +83,16 @@ NETWORKS = {
         c=nn.Linear(12, 6),
     ),
     "products-of-one-weight": Homemade(
-        lambda m, x, e: F.conv2d(x, m.a.weight * 1.0) + F.conv2d(x, m.a.weight * 3.0)[..., :1], a=convolution()
+        lambda m, x, e: F.conv2d(x, m.a.weight * 2.0) + F.conv2d(x, m.a.weight * 3.0)[..., :1], a=convolution()
     ),
     "weighted-addmm": Homemade(
         lambda m, x, e: torch.addmm(m.b.bias, e, m.b.weight.t(), alpha=2.0, beta=3.0), b=nn.Linear(12, 6)
+    ),
+    "addmm-of-weighted-rows": Homemade(
+        lambda m, x, e: torch.addmm(m.b.bias, e, m.b.weight.t(), alpha=2.0), b=nn.Linear(12, 6)
+    ),
+    "addmm-of-a-weighted-bias": Homemade(
+        lambda m, x, e: torch.addmm(m.b.bias, e, m.b.weight.t(), beta=3.0), b=nn.Linear(12, 6)
     ),
     "addmm-of-a-column": Homemade(
         lambda m, x, e: torch.addmm(m.b.bias[:2, None], e, m.b.weight.t()), b=nn.Linear(12, 6)
@@ -104,6 +111,7 @@ NETWORKS = {
         lambda m, x, e: m.a(F.interpolate(x, scale_factor=(2.0, 4.0))), a=convolution()
     ),
     "upsampled-rows": Homemade(lambda m, x, e: m.a(F.interpolate(x, size=(18, 7))), a=convolution()),
+    "upsampled-columns": Homemade(lambda m, x, e: m.a(F.interpolate(x, size=(9, 14))), a=convolution()),
     "padded-pooling": Homemade(lambda m, x, e: m.a(F.avg_pool2d(x[..., :8, :6], 2, padding=1)), a=convolution()),
     "pooling-that-rounds-up": Homemade(lambda m, x, e: m.a(F.avg_pool2d(x, 2, ceil_mode=True)), a=convolution()),
     "overlapping-pooling": Homemade(lambda m, x, e: m.a(F.avg_pool2d(x[..., :8, :6], 2, stride=1)), a=convolution()),
@@ -190,6 +198,20 @@ def exact_of(unet, inputs):
         return exact(unet, inputs)
 
 
+def test_a_norm_of_one_column_is_served():
+    """Its positions are evenly spaced, though not those of the image that it was taken from."""
+    unet = Homemade(
+        lambda m, x, e: torch.tanh(m.n(m.b(x)[..., :1])) * m.a(x)[:, :1],
+        a=convolution(),
+        b=convolution(4),
+        n=nn.GroupNorm(2, 4),
+    ).eval()
+    inputs = [torch.randn(2, 4, 9, 7), torch.tensor([3.0, 700.0])]
+    accelerator = Accelerator(unet, torch.float32)
+    assert error(accelerator(*inputs), exact_of(unet, inputs)) < 2e-6
+    assert "group_norm" in {step.operator for step in accelerator.executable(inputs).steps.steps if not step.reason}
+
+
 def test_integers_stay_integers():
     unet = Homemade(lambda m, x, e: (m.a(x), m.a(x).flatten(1).argmax(1), x > 0), a=convolution()).eval()
     inputs = [torch.randn(2, 4, 9, 7), torch.tensor([3.0, 700.0])]
@@ -214,7 +236,7 @@ def test_an_early_output_is_not_written_over():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("order", [(1.0, 3.0), (3.0, 1.0)])
+@pytest.mark.parametrize("order", [(2.0, 3.0), (3.0, 2.0), (1.0, 3.0)])
 def test_weights_that_were_computed_otherwise_are_not_read_from_the_folder(tmp_path, order):
     torch.manual_seed(0)
     a, x = convolution(), torch.randn(2, 4, 9, 7)
@@ -229,7 +251,7 @@ def test_weights_that_were_computed_otherwise_are_not_read_from_the_folder(tmp_p
 
 def test_constants_that_are_no_parameters_are_told_apart_in_the_folder(tmp_path):
     a, x = convolution(), torch.randn(2, 4, 9, 7)
-    for factor in (torch.tensor(1.0), torch.tensor(3.0)):
+    for factor in (torch.tensor(2.0), torch.tensor(3.0)):
         unet = Homemade(lambda m, x, e, factor=factor: F.conv2d(x, m.a.weight * factor), a=a).eval()
         found = cmfast.accelerate(unet, cache=tmp_path)(x, torch.zeros(2))
         torch.testing.assert_close(found, F.conv2d(x, a.weight * factor), rtol=1e-5, atol=1e-5)

@@ -136,9 +136,12 @@ def test_callback_and_progress(sampler, capsys):
     count = len(levels) if few else STEPS - (sampler == "progdist")
     assert [entry["i"] for entry in seen] == list(range(count))
     assert [entry["sigma"] for entry in seen] == levels[:count]
+    assert [entry["sigma_hat"] for entry in seen] == levels[:count]
     assert torch.equal(seen[-1]["x"], out)
     assert all(entry["denoised"].shape == out.shape for entry in seen)
     assert sampler == "onestep" or f"{count}/{count}" in capsys.readouterr().err
+    sampling.SAMPLERS[sampler](denoiser, DATA["x_T"], levels)
+    assert capsys.readouterr().err == ""
 
 
 def test_churn_is_reported():
@@ -185,13 +188,79 @@ def test_bad_grids(sampler, sigmas):
 
 
 @pytest.mark.parametrize("sampler", ["multistep", "onestep"])
+def test_levels_of_few_steps_are_positive_and_the_first_is_enough(sampler):
+    function = sampling.SAMPLERS[sampler]
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        function(denoiser, DATA["x_T"], [0.0])
+    assert torch.equal(function(denoiser, DATA["x_T"], [2.0]), denoiser(DATA["x_T"], torch.tensor([2.0])))
+
+
+def test_a_grid_may_end_above_zero():
+    x = DATA["x_T"]
+    out = sampling.sample_euler(denoiser, x, [2.0, 1.0])
+    expected = x + (1.0 - 2.0) / 2.0 * (x - denoiser(x, torch.tensor([2.0])))
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(sampling.sample_progdist(denoiser, x, [2.0, 1.0]), out)
+    assert torch.equal(sampling.sample_progdist(denoiser, x, [2.0, 1.0, 0.0]), out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_denoisers_get_their_level_for_every_sample(dtype):
+    """[N] in float32, float64 for float64 samples."""
+    seen = []
+    x = torch.zeros(3, 1, 2, 2, dtype=dtype)
+    sampling.sample_onestep(lambda x, sigma: seen.append(sigma) or x, x, [0.7])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert torch.equal(seen[0], torch.full((3,), 0.7, dtype=wide))
+    assert seen[0].dtype == wide
+
+
+def test_draws_count_from_one():
+    for sampler, options in (("ancestral", {}), ("heun", {"s_churn": 1.0}), ("dpm2", {"s_churn": 1.0})):
+        draws = []
+        noise = lambda like, draw, draws=draws: draws.append(draw) or torch.zeros_like(like)  # noqa: E731
+        sampling.SAMPLERS[sampler](denoiser, DATA["x_T"], [4.0, 2.0, 1.0, 0.0], noise=noise, **options)
+        assert draws == ([1, 2] if sampler == "ancestral" else [1, 2, 3])
+    draws.clear()
+    sampling.sample_multistep(denoiser, DATA["x_T"], [4.0, 2.0, 1.0], noise=noise)
+    assert draws == [1, 2]
+
+
+@pytest.mark.parametrize("sampler", [sampling.sample_heun, sampling.sample_dpm2])
+def test_churn_adds_the_noise_between_the_two_levels(sampler):
+    """√(σ̂² - σ²) · s_noise · z, and the whole of it where nothing else is said: s_tmin 0, s_tmax ∞, s_noise 1."""
+    seen = []
+    noise = lambda like, draw: torch.ones_like(like)  # noqa: E731
+    x, levels = torch.zeros(1, 1, 2, 2, dtype=torch.float64), [4.0, 2.0, 0.0]
+    for options, factor in (({}, 1.0), ({"s_noise": 0.5}, 0.5)):
+        seen.clear()
+        sampler(lambda x, sigma: seen.append(x) or x, x, levels, noise=noise, s_churn=0.5, **options)
+        assert seen[0].unique().item() == pytest.approx(factor * math.sqrt((4 * 1.25) ** 2 - 4**2))
+    for s_churn in (0.0, -1.0):
+        seen.clear()
+        sampler(lambda x, sigma: seen.append(x) or x, x, levels, noise=noise, s_churn=s_churn)
+        assert seen[0].abs().max() == 0
+
+
+def test_an_eta_between_adds_that_share_of_the_noise():
+    """Song et al. 2020, equation 16: σ_up = eta · σ' · √(1 - σ'²/σ²), and the step goes down to √(σ'² - σ_up²)."""
+    x = torch.full((1, 1, 2, 2), 3.0, dtype=torch.float64)
+    noise = lambda like, draw: torch.ones_like(like)  # noqa: E731
+    out = sampling.sample_ddim(lambda x, sigma: 0 * x, x, [4.0, 2.0], noise=noise, eta=0.5)
+    up = 0.5 * 2.0 * math.sqrt(1 - 0.25)
+    assert out.unique().item() == pytest.approx(3.0 * math.sqrt(2.0**2 - up**2) / 4.0 + up)
+
+
+@pytest.mark.parametrize("sampler", ["multistep", "onestep"])
 @pytest.mark.parametrize("sigmas", [[0.0], [-1.0], [], [math.inf]])
 def test_bad_levels(sampler, sigmas):
     with pytest.raises(ValueError, match="sigmas"):
         sampling.SAMPLERS[sampler](denoiser, DATA["x_T"], sigmas)
 
 
-@pytest.mark.parametrize("arguments", [(0,), (5, 0.0), (5, 2.0, 1.0), (5, 0.1, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    "arguments", [(0,), (5, 0.0), (5, 2.0, 1.0), (5, 1.0, 1.0), (5, 0.1, 1.0, 0.0), (5, 1, math.inf)]
+)
 def test_bad_schedules(arguments):
     with pytest.raises(ValueError, match="karras_sigmas"):
         sampling.karras_sigmas(*arguments)

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from ...kernels.conv_arguments import resample_factors
-from ..graph import CONV, Graph, arguments, change, shape
+from ..graph import CONV, VIEW, Graph, arguments, change, operands, shape
 
 _aten = torch.ops.aten
 _UPSAMPLINGS = (
@@ -38,17 +38,17 @@ def resampled(x: fx.Node) -> tuple[fx.Node, str | None]:
     """What x is a resampling by 2 of, and how: "nearest", "average" or None. The depth of a video must be the same."""
     factors = list(resample_factors(len(shape(x)) - 2))
     if x.target in _UPSAMPLINGS and _upsamples(arguments(x), factors):
-        return x.args[0], "nearest"  # type: ignore[return-value]
+        return operands(x)[0], "nearest"
     if x.target in _POOLINGS and _pools(arguments(x), factors):
-        return x.args[0], "average"  # type: ignore[return-value]
-    # torch pools [N, C, L] as images of one row.
-    if x.target is _aten.squeeze.dim and len(shape(x)) == 3 and x.args[1] in (-2, 2):
-        pooled = x.args[0]
-        if isinstance(pooled, fx.Node) and pooled.target is _aten.avg_pool2d.default:
-            rows = pooled.args[0]
-            one_row = isinstance(rows, fx.Node) and rows.target is _aten.unsqueeze.default and rows.args[1] in (-2, 2)
-            if one_row and _pools(arguments(pooled), [1, 2]):
-                return rows.args[0], "average"  # type: ignore[union-attr, return-value]
+        return operands(x)[0], "average"
+    if x.target is VIEW and len(shape(x)) == 3:  # torch pools [N, C, L] as images of one row
+        pooled = operands(x)[0]
+        rows = operands(pooled)[0] if pooled.target is _aten.avg_pool2d.default else x
+        source = operands(rows)[0]
+        n, channels, length = shape(x)
+        if shape(rows) == [n, channels, 1, 2 * length] and rows.target is VIEW and shape(source) == [n, channels, 2 * length]:
+            if shape(pooled) == [n, channels, 1, length] and _pools(arguments(pooled), [1, 2]):
+                return source, "average"
     return x, None
 
 

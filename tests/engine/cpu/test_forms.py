@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from cmfast.engine import capture
+from cmfast.engine.cpu.forms import Form, candidates, choose
+from cmfast.engine.graph import CONV
+from cmfast.engine.passes import PASSES
+
+F32, BF16 = torch.float32, torch.bfloat16
+
+
+def call(sizes, in_channels=64, out_channels=64, **options):
+    """The conv2d call of a network of one convolution, on an image of these sizes."""
+    kernel = options.pop("kernel", 3)
+    net = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, **options).eval()
+    graph = capture(net, [torch.zeros(1, in_channels, *sizes)])
+    PASSES["convolutions"](graph)
+    (node,) = graph.calls(CONV)
+    return node
+
+
+@pytest.mark.parametrize(
+    ("sizes", "products", "tile"),
+    [
+        ((4, 4), F32, 2),  # 16 outputs: 4 tiles of 4 would serve 64
+        ((17, 1), F32, 4),
+        ((64, 64), F32, 4),
+        ((16, 16), BF16, 4),
+        ((17, 15), BF16, 2),  # 255 outputs
+        ((4, 4), BF16, 2),
+    ],
+    ids=str,
+)
+def test_tiles(sizes, products, tile):
+    form = choose(call(sizes), products)
+    assert (form.tile, form.dtype) == (tile, products)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "channels", "transformed"),
+    [((16, 16), 256, True), ((16, 16), 257, False), ((257, 1), 257, True), ((1, 255), 257, False)],
+    ids=str,
+)
+def test_large_weights_of_few_outputs_are_transformed_as_they_are_used(sizes, channels, transformed):
+    node = call(sizes, channels, 256)
+    assert choose(node, F32).transformed == transformed
+    assert choose(node, BF16).transformed  # in bfloat16 there is no other way
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [((15, 64), F32), ((64, 15), F32), ((16, 64), BF16), ((64, 16), BF16)], ids=str
+)
+def test_few_channels_stay_in_float32(channels, dtype):
+    assert choose(call((8, 8), *channels), BF16).dtype == dtype
+    assert choose(call((8, 8), *channels), F32).dtype == F32
+
+
+@pytest.mark.parametrize("options", [{"kernel": 1}, {"kernel": 5}, {"stride": 2}], ids=str)
+@pytest.mark.parametrize("products", [F32, BF16])
+def test_winograd_is_for_three_by_three_at_stride_one(options, products):
+    node = call((16, 16), **options)
+    assert choose(node, products) == Form(1, False, products)
+    assert candidates(node, products) == [Form(1, False, products)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "products", "forms"),
+    [
+        ((4, 4), F32, {(2, True), (2, False), (4, True), (4, False)}),
+        ((16, 16), F32, {(2, True), (2, False), (4, True), (4, False)}),
+        ((16, 16), BF16, {(2, True), (4, True)}),
+        ((15, 15), BF16, {(2, True)}),  # larger tiles would cost accuracy
+    ],
+    ids=str,
+)
+def test_candidates_are_accurate_enough(sizes, products, forms):
+    found = candidates(call(sizes), products)
+    assert {(form.tile, form.transformed) for form in found} <= forms
+    assert {form.tile for form in found} == {tile for tile, _ in forms}
+    assert choose(call(sizes), products) in found
+    assert all(form.dtype == products for form in found)
+
+
+def test_names_of_forms():
+    assert str(Form(1, False, F32)) == "direct, float32"
+    assert str(Form(4, True, BF16)) == "F(4x4), bfloat16"
+    assert str(Form(2, False, F32)) == "F(2x2), transformed at use, float32"

@@ -1,0 +1,51 @@
+import platform
+import re
+import subprocess
+import types
+from pathlib import Path
+
+import torch
+
+from cmfast import environment
+
+CPUINFO = "processor\t: 0\nmodel name\t: Some: Processor v3\n\nprocessor\t: 1\nmodel name\t: Other\n"
+
+
+def test_the_processors_name(monkeypatch):
+    for read, expected in (
+        (lambda path: CPUINFO, "Some: Processor v3"),
+        (lambda path: "processor\t: 0\n", platform.processor() or platform.machine()),
+        (lambda path: (_ for _ in ()).throw(FileNotFoundError(path)), platform.processor() or platform.machine()),
+    ):
+        monkeypatch.setattr(Path, "read_text", read)
+        assert environment.processor() == expected
+
+
+def test_the_commit_of_a_checkout_and_of_no_other_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "cmfast" / "environment.py"))
+    assert environment._commit() is None
+    (tmp_path / ".git").mkdir()
+    assert environment._commit() is None  # git says that there is none
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "first"], check=True)
+    clean = environment._commit()
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    (tmp_path / "file").write_text("x")
+    subprocess.run([*git, "add", "file"], check=True)
+    assert environment._commit() == f"{clean}-dirty"
+
+
+def test_gpus_are_described(monkeypatch):
+    properties = types.SimpleNamespace(
+        name="NVIDIA X", total_memory=80 * 2**30, multi_processor_count=132, major=9, minor=0
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert environment._gpus() == ["NVIDIA X, 80 GiB, 132 multiprocessors, 9.0"] * 2
+
+    def broken():
+        raise RuntimeError("the driver is too old")
+
+    monkeypatch.setattr(torch.cuda, "device_count", broken)
+    assert environment._gpus() == ["unusable: the driver is too old"]
