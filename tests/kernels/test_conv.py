@@ -375,6 +375,48 @@ def test_drawn(
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 4),
+    c=st.integers(1, 100),
+    out=st.integers(1, 100),
+    sizes=st.one_of(
+        st.tuples(st.integers(1, 200)), st.tuples(st.integers(1, 7), st.integers(1, 20), st.integers(1, 20))
+    ),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    products=st.sampled_from(list(PRODUCTS.values())),
+    layout=st.sampled_from(["c", "l"]),
+    parts=st.sets(st.sampled_from(["affine", "nearest", "average"])),
+    residual=st.sampled_from([None, "residual", "residual_average"]),
+    form=st.sampled_from(list(FORMS.values())),
+    seed=st.integers(0, 100),
+    data=st.data(),
+)
+def test_drawn_of_audio_and_video(
+    backend, n, c, out, sizes, dtype, products, layout, parts, residual, form, seed, data
+):
+    dims = len(sizes)
+    small = st.sampled_from([(3,) * dims, (3,) * dims, (1,) * dims, (5,), (4,), (1, 3, 3), (3, 1, 1), (2, 3, 3)])
+    kernel = data.draw(small.filter(lambda k: len(k) == dims))
+    stride = data.draw(st.sampled_from([(1,) * dims, (1,) * dims, (2,) * dims, (3,), (2, 1, 1), (1, 2, 2)]))
+    stride = stride if len(stride) == dims else (1,) * dims
+    padding = data.draw(st.tuples(*[st.integers(0, 2)] * (2 * dims)))
+    if "nearest" in parts:
+        parts -= {"average"}
+    fewest = [
+        k * (factor if "average" in parts else 1) for k, factor in zip(kernel, (1, 2, 2)[3 - dims :], strict=True)
+    ]
+    sizes = [*map(max, sizes, fewest)]
+    out = min(out, max(1, 4_000_000 // (n * c * math.prod(sizes) * math.prod(kernel))))
+    winograd = kernel[-2:] == (3, 3) and stride[-2:] == (1, 1)
+    tile, transformed = form if winograd and form in CONV_FORMS[products] else (None, None)
+    shape = (n, c, out, *sizes, kernel, stride, padding)
+    parts |= {residual} - {None}
+    x, weight, bias, arguments = make(shape, dtype, layout, seed, data.draw(st.integers(0, c - 1)), parts)
+    check(x, weight, bias, arguments, stride, padding, tile, products, backend, transformed, as_plain=False)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 @pytest.mark.parametrize("tile", [1, 2, 4])
 @pytest.mark.parametrize(

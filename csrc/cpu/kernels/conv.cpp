@@ -182,14 +182,14 @@ struct Convolution {
     bool added = p.residual.data && p.residual_resample == RESAMPLE_NONE;
     for (int64_t left = f.step; left > 0 && f.i < f.parts; --left) {
       int64_t y = f.b.y * M + f.y, x = f.b.x * M + f.x;
-      if (y < p.out_height && x < p.out_width)
-        for (int64_t o = f.o; o < f.o + f.width; o += line) {
-          int64_t to = p.out.image(f.b.n, f.b.z) + y * p.out.y + x * p.out.x + o;
-          __builtin_prefetch((const char*)p.out.data + to * size, 1);
-          if (!added) continue;
-          int64_t at = p.residual.image(f.b.n, f.b.z) + y * p.residual.y + x * p.residual.x + o;
-          __builtin_prefetch((const char*)p.residual.data + at * size, 0, 2);
+      if (y < p.out_height && x < p.out_width) {
+        int64_t to = p.out.image(f.b.n, f.b.z) + y * p.out.y + x * p.out.x + f.o;
+        int64_t at = p.residual.image(f.b.n, f.b.z) + y * p.residual.y + x * p.residual.x + f.o;
+        for (int64_t o = 0; o < f.width; o += line) {
+          __builtin_prefetch((const char*)p.out.data + (to + o) * size, 1);
+          if (added) __builtin_prefetch((const char*)p.residual.data + (at + o) * size, 0, 2);
         }
+      }
       if (++f.x < f.b.columns * M) continue;
       f.x = 0;
       if (++f.y < f.b.rows * M) continue;
