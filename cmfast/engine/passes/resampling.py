@@ -41,15 +41,20 @@ def resampled(x: fx.Node) -> tuple[fx.Node, str | None]:
         return operands(x)[0], "nearest"
     if x.target in _POOLINGS and _pools(arguments(x), factors):
         return operands(x)[0], "average"
-    if x.target is VIEW and len(shape(x)) == 3:  # torch pools [N, C, L] as images of one row
-        pooled = operands(x)[0]
-        rows = operands(pooled)[0] if pooled.target is _aten.avg_pool2d.default else x
-        source = operands(rows)[0]
-        n, channels, length = shape(x)
-        if shape(rows) == [n, channels, 1, 2 * length] and rows.target is VIEW and shape(source) == [n, channels, 2 * length]:
-            if shape(pooled) == [n, channels, 1, length] and _pools(arguments(pooled), [1, 2]):
-                return source, "average"
-    return x, None
+    source = _pooled_rows(x) if x.target is VIEW and len(shape(x)) == 3 else None
+    return (x, None) if source is None else (source, "average")
+
+
+def _pooled_rows(x: fx.Node) -> fx.Node | None:
+    """What x [N, C, L] is the average pooling of: torch pools it as images of one row."""
+    pooled = operands(x)[0]
+    if pooled.target is not _aten.avg_pool2d.default or not _pools(arguments(pooled), [1, 2]):
+        return None
+    rows = operands(pooled)[0]
+    source: fx.Node = operands(rows)[0] if rows.target is VIEW else rows
+    n, channels, length = shape(x)
+    of_rows = shape(rows) == [n, channels, 1, 2 * length] and shape(source) == [n, channels, 2 * length]
+    return source if of_rows else None
 
 
 def _upsamples(a: dict[str, Any], factors: list[int]) -> bool:
