@@ -138,6 +138,7 @@ def conv2d(
     resample: str | None = None,
     residual: Tensor | None = None,
     residual_resample: str | None = None,
+    relu: bool = False,
     moments: bool = False,
     backend: str | None = None,
 ) -> ConvOutput:
@@ -155,6 +156,7 @@ def conv2d(
             pooling by 2; not of the depth.
         residual: of the shape and dtype of the output, added to it.
         residual_resample: None, "nearest" or "average", as `resample`, of a residual of half or double that resolution.
+        relu: apply ReLU to the output, after all that is added.
         moments: also return the output channels' means and sums of squared deviations from them, for the next group
             norm's `fold_group_norm`.
         backend: name of the backend that must serve the call; None chooses.
@@ -172,7 +174,7 @@ def conv2d(
         BackendError: the backend asked for cannot serve the call.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
-    given = (resample, gain, offset, silu, residual, residual_resample, moments)
+    given = (resample, gain, offset, silu, residual, residual_resample, relu, moments)
     arguments = ConvArguments(h, skip, *prepared, *given)
     _check(arguments)
     refuse_gradients("conv2d", "prepared weights serve inference", h, skip, gain, offset, residual)
@@ -227,7 +229,7 @@ torch.library.define(
     "cmfast::conv2d",
     "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, bool transformed, int[] stride, "
     "int[] padding, ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, "
-    "str? residual_resample, bool moments, str? backend) -> (Tensor out, Tensor moments)",
+    "str? residual_resample, bool relu, bool moments, str? backend) -> (Tensor out, Tensor moments)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 

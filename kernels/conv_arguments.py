@@ -29,6 +29,7 @@ class ConvArguments(NamedTuple):
     silu: bool = False
     residual: Tensor | None = None
     residual_resample: str | None = None
+    relu: bool = False
     moments: bool = False
 
     def output_shape(self) -> list[int]:

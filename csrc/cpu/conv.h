@@ -55,7 +55,7 @@ struct ConvArguments {
   int dtype = 0;
   ConvTensor h, skip, residual, out;
   const float *gain = nullptr, *offset = nullptr;  // [N, C], of the input
-  bool silu = false;
+  bool silu = false, relu = false;  // of the input, of the output
   const uint32_t* weights = nullptr;
   const float* bias = nullptr;  // [Cout]
   float* moments = nullptr;     // [N, 2, Cout]: the output's means and sums of squared deviations

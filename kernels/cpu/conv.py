@@ -73,6 +73,7 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
         native.address(a.gain),
         native.address(a.offset),
         a.silu,
+        a.relu,
         a.packed.data_ptr(),
         native.address(a.bias),
         native.address(moments),

@@ -35,6 +35,8 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
         y = y + spread(a.bias)
     if a.residual is not None:
         y = y + _resampled(a.residual.to(wide), a.residual_resample)
+    if a.relu:
+        y = F.relu(y)
     sums = y.new_empty(0, dtype=torch.float32)
     if a.moments:
         values = y.flatten(2)

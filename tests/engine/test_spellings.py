@@ -242,6 +242,18 @@ def test_projections_of_an_images_tokens(batch):
     assert operators == ["channel_moments", "fold_group_norm", "conv2d", "attention", "conv2d"]
 
 
+def test_a_relu_is_written_by_its_convolution():
+    """AutoencoderTiny's block; the second ReLU's input is read elsewhere."""
+
+    def function(m, x):
+        y = F.conv2d(F.relu(F.conv2d(x, m.a, m.bias, padding=1)), m.b, padding=1) + x
+        return F.conv2d(F.relu(y), m.a) + F.conv2d(y, m.a).relu_().mean()
+
+    weights = {"a": draw(16, 16, 3, 3, seed=1) / 12, "b": draw(16, 16, 3, 3, seed=2) / 12, "bias": draw(16, seed=3)}
+    operators = run(function, draw(2, 16, 5, 6), **weights)
+    assert (operators.count("conv2d"), operators.count("aten.relu")) == (4, 1)
+
+
 def test_group_norm_of_a_pair():
     def function(m, x, y):
         u = torch.cat((x, y), 1)

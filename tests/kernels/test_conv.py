@@ -237,6 +237,37 @@ def test_definition_is_torchs():
     torch.testing.assert_close(moments[:, 1], (expected.var((2, 3), correction=0) * 72).float())
 
 
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("tile", [1, 2, 4])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_relu_is_the_last(dtype, tile, backend):
+    shape = (2, 17, 50, 9, 11, 3, 1, 1)
+    x, weight, bias, arguments = make(shape, dtype, parts=("affine", "residual"))
+    check(x, weight, bias, arguments | {"relu": True}, 1, 1, tile, torch.float32, backend, as_plain=False)
+    prepared = prepare_conv(weight, bias, padding=1, height=9, width=11, tile=tile)
+    plain = conv2d(x, prepared, **arguments, backend=backend).out
+    y, moments = conv2d(x, prepared, **arguments, relu=True, moments=True, backend=backend)
+    assert torch.equal(y, plain.relu())
+    assert (y == 0).any()
+    torch.testing.assert_close(moments[:, 0], y.float().mean((2, 3)), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_relu_of_nan_is_nan(kernel, backend):
+    x = draw_image(1, 16, 5, 5)
+    x[0, 3, 2, 2] = torch.nan
+    prepared = prepare_conv(torch.ones(4, 16, kernel, kernel), padding=kernel // 2, height=5, width=5, tile=1)
+    y = conv2d(x, prepared, relu=True, backend=backend).out
+    assert y[0, :, 2, 2].isnan().all()
+    assert not y[0, :, 0, 0].isnan().any()
+
+
+def draw_image(*size):
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def test_a_residual_is_resampled_before_it_is_added():
     x, weight, bias, _ = make((2, 3, 4, 8, 10, 3, 1, 1))
     prepared = prepare_conv(weight, bias, padding=1, height=8, width=10)
@@ -526,7 +557,7 @@ def test_opcheck(backend):
     for layout in ("c", "l"):
         x, weight, bias, a = make((2, 5, 6, 7, 8, 3, 1, 1), layout=layout, parts=("affine", "residual"))
         prepared = prepare_conv(weight, bias, padding=1, height=7, width=8)
-        arguments = (x, None, *prepared, None, a["gain"], a["offset"], True, a["residual"], None, True, backend)
+        arguments = (x, None, *prepared, None, a["gain"], a["offset"], True, a["residual"], None, True, True, backend)
         torch.library.opcheck(torch.ops.cmfast.conv2d.default, arguments)
 
 

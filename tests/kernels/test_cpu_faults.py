@@ -42,6 +42,8 @@ def conv_cases():
             test_conv.check(x, weight, bias, arguments, 1, 1, tile, torch.float32, "cpu")
     x, weight, bias, arguments = test_conv.make((1, 70, 50, 8, 8, 3, 1, 1))
     test_conv.check(x, weight, bias, arguments, 1, 1, 4, torch.float32, "cpu", transformed=False)
+    x, weight, bias, arguments = test_conv.make((1, 17, 50, 8, 8, 3, 1, 1), parts=("residual",))
+    test_conv.check(x, weight, bias, arguments | {"relu": True}, 1, 1, 4, torch.float32, "cpu")
     for part in ("residual_nearest", "residual_average"):
         test_conv.test_resampled_residual("l", 4, part, torch.float32, "cpu")
     test_conv.test_moments((1, 8, 16, 40, 41), 4, 0.0, "cpu")
@@ -74,7 +76,7 @@ def video_cases():
 def pointwise_cases():
     for shape, pair in (((2, 37, 50, 9, 11, 1, 1, 0), 18), ((3, 8, 16, 5, 1, 1, 1, 0), 0)):
         x, weight, bias, arguments = test_conv.make(shape, pair=pair, parts=("affine", "residual"))
-        test_conv.check(x, weight, bias, arguments, 1, 0, 1, torch.float32, "cpu")
+        test_conv.check(x, weight, bias, arguments | {"relu": True}, 1, 0, 1, torch.float32, "cpu")
     test_conv.test_moments_of_single_elements((3, 9, 50, 7, 9), "cpu")
     test_conv.test_moments_of_single_elements((2, 9, 50, 3, 7, 5), "cpu")
 
@@ -133,6 +135,7 @@ FAULTS = {
     "first_kernels_missed": ("conv2d",),
     "mean_not_subtracted": ("channel_norm",),
     "rows_of_first_sample": ("channel_norm",),
+    "relu_before_residual": ("conv2d", "pointwise"),
     "strides_swapped": ("oblong",),
     "paddings_swapped": ("oblong", "video"),
     "depth_stride_missed": ("video",),

@@ -15,6 +15,7 @@ from . import (
     convolutions,
     group_norms,
     linears,
+    outputs,
     padding,
     resampling,
     residuals,
@@ -39,6 +40,7 @@ PASSES: dict[str, Callable[[Graph], int]] = {
     "resampling": resampling.fuse,
     "concatenation": concatenation.read_pairs,
     "residuals": residuals.fuse,
+    "outputs": outputs.fuse,
     "activations": activations.fuse,
     "group_norms": group_norms.fuse,
 }

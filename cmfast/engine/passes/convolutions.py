@@ -66,7 +66,7 @@ def _conv(
     padding: tuple[int, ...] = (0, 0, 0, 0),
 ) -> fx.Node:
     plain: dict[str, Any] = {"tile": 1, "transformed": False, "stride": stride, "padding": padding}
-    plain |= {"dtype": torch.float32, "silu": False, "moments": False}
+    plain |= {"dtype": torch.float32, "silu": False, "relu": False, "moments": False}
     absent = ("skip", "packed", "resample", "gain", "offset", "residual", "residual_resample", "backend")
     call = graph.call(before, CONV, h=x, weight=weight, bias=bias, **plain, **dict.fromkeys(absent))
     return graph.item(call, 0)

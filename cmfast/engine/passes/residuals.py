@@ -66,4 +66,9 @@ def _addable(graph: Graph, out: fx.Node, added: fx.Node) -> bool:
     call = convolution_of(image)
     if call is None or len(call.users) > 1 or any(only_user(x) is None for x in (image, *chain)):
         return False
-    return shape(out) == shape(added) and arguments(call)["residual"] is None and graph.tensor(added) is None
+    return (
+        shape(out) == shape(added)
+        and arguments(call)["residual"] is None
+        and not arguments(call)["relu"]
+        and graph.tensor(added) is None
+    )

@@ -292,6 +292,8 @@ struct Convolution {
           if (WHOLE || (i < high && j < wide)) body(i, j, y[i * M + j]);
     };
     each([&](int, int, Floats& value) __attribute__((always_inline)) { value += bias; });
+    if (p.relu && FAULT(relu_before_residual))
+      each([&](int, int, Floats& value) __attribute__((always_inline)) { value = max(zeros(), value); });
     if (added.data && resample == RESAMPLE_NONE) {
       int64_t at = image.added + ty * M * added.y + tx * M * added.x + o;
       each([&](int i, int j, Floats& value) __attribute__((always_inline)) {
@@ -302,6 +304,8 @@ struct Convolution {
         value += resampled(added, resample, dtype, image.added, ty * M + i, tx * M + j, o, lanes);
       });
     }
+    if (p.relu && !FAULT(relu_before_residual))  // NaN stays
+      each([&](int, int, Floats& value) __attribute__((always_inline)) { value = max(zeros(), value); });
     if (first) sums.begin(y[0]);
     each([&](int i, int j, Floats& value) __attribute__((always_inline)) {
       store((void*)out.data, dtype, to + i * out.y + j * out.x, value, lanes);

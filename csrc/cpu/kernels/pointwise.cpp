@@ -138,7 +138,9 @@ struct Pointwise {
         int lanes = WHOLE ? LANES : (int)at_most(width - j, LANES);
         Floats value = load(from + j);
         if (p.bias) value += load(p.bias + o + j, lanes);
+        if (p.relu && FAULT(relu_before_residual)) value = max(zeros(), value);
         if (p.residual.data) value += load(p.residual.data, dtype, at + j, lanes);
+        if (p.relu && !FAULT(relu_before_residual)) value = max(zeros(), value);  // NaN stays
         store((void*)p.out.data, dtype, to + j, value, lanes);
         if (!partial) continue;
         if (begins) sums.of[v].begin(value);
