@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-NETWORKS = ("imagenet64", "lsun256", "digits")
+from .others import OTHERS
+
+NETWORKS = ("imagenet64", "lsun256", "digits", *OTHERS)
 SEED = 0
 
 
@@ -44,8 +46,10 @@ class Case:
         """The arrays x [N, C, H, W], timesteps [N] and, for a conditional network, class_labels [N].
 
         times "embedding" gives the timesteps' sinusoids [N, model_channels] in their place (see `plain.FromEmbedding`).
+        Another project's network has its own inputs, whatever `times`.
         """
-        paths = [self.folder / f"{name}.npy" for name in ("x", times, "class_labels")]
+        names = OTHERS[self.network].inputs if self.network in OTHERS else ("x", times, "class_labels")
+        paths = [self.folder / f"{name}.npy" for name in names]
         return [np.load(path) for path in paths if path.exists()]
 
     def reference(self):
@@ -63,18 +67,29 @@ class Case:
 
         import cmfast
 
-        config = _bundled().config if self.network == "digits" else getattr(cmfast.UNetConfig, self.network)()
-        with torch.device("meta"):
-            unet = cmfast.UNet(config)
+        if self.network in OTHERS:
+            unet = OTHERS[self.network].network()
+        else:
+            config = _bundled().config if self.network == "digits" else getattr(cmfast.UNetConfig, self.network)()
+            with torch.device("meta"):
+                unet = cmfast.UNet(config)
         unet.load_state_dict(torch.load(self.weights, weights_only=True), assign=True)
         return unet.eval().requires_grad_(False)
 
     def torch_inputs(self):
-        """The inputs as tensors, x in the dtype of the network."""
+        """The inputs as tensors, in the dtype of the network but for numbers and times."""
         import torch
 
         x, *conditions = (torch.from_numpy(array) for array in self.inputs())
+        if self.network in OTHERS:
+            conditions = [t.to(self.torch_dtype()) if t.is_floating_point() else t for t in conditions]
         return x.to(self.torch_dtype()), *conditions
+
+    def exportable(self):
+        """The network as other projects convert it, with `inputs("embedding")`."""
+        from .plain import FromEmbedding
+
+        return self.unet() if self.network in OTHERS else FromEmbedding(self.unet())
 
     def write(self):
         """Write the weights, the inputs and the reference where they are missing."""
@@ -106,8 +121,11 @@ def _write_weights(network, path):
     if network == "digits":
         state = _bundled().state_dict()
     else:
-        with torch.device("meta"):
-            state = cmfast.UNet(getattr(cmfast.UNetConfig, network)()).state_dict()
+        if network in OTHERS:
+            state = OTHERS[network].network().state_dict()
+        else:
+            with torch.device("meta"):
+                state = cmfast.UNet(getattr(cmfast.UNetConfig, network)()).state_dict()
         random = np.random.RandomState(SEED)
         for key in sorted(state):
             z = random.standard_normal(tuple(state[key].shape))
@@ -130,6 +148,14 @@ def _write_inputs(case):
 
     random = np.random.RandomState(SEED)
     unet = case.unet()
+    if case.network in OTHERS:
+        arrays = OTHERS[case.network].arrays(case.batch, random)
+        wide = [torch.from_numpy(a.astype(np.float64) if a.dtype == np.float32 else a) for a in arrays.values()]
+        with torch.inference_mode():
+            arrays["reference"] = unet.double()(*wide).numpy()
+        for name, array in arrays.items():
+            np.save(case.folder / f"{name}.npy", array)
+        return
     config = unet.config
     x = random.standard_normal((case.batch, *config.sample_shape)).astype(np.float32)
     timesteps = random.uniform(-1500, 1000, case.batch).astype(np.float32)  # 250 ln σ

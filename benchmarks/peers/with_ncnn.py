@@ -11,11 +11,9 @@ def export(case, folder):
     import pnnx
     import torch
 
-    from .plain import FromEmbedding
-
     inputs = tuple(torch.from_numpy(array[:1]) for array in case.inputs("embedding"))
     with torch.no_grad():
-        torch.jit.trace(FromEmbedding(case.unet()), inputs, check_trace=False).save(folder / "network.pt")
+        torch.jit.trace(case.exportable(), inputs, check_trace=False).save(folder / "network.pt")
     shapes = ",".join(f"{list(t.shape)}{'i64' if t.dtype == torch.int64 else ''}".replace(" ", "") for t in inputs)
     command = [pnnx.EXEC_PATH, "network.pt", f"inputshape={shapes}", "fp16=0"]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)

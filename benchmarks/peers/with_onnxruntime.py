@@ -7,11 +7,9 @@ REFUSED = {"bf16": "its CPU provider has no convolution in bfloat16"}
 def export(case, folder):
     import torch
 
-    from .plain import FromEmbedding
-
     inputs = tuple(torch.from_numpy(array) for array in case.inputs("embedding"))
     with torch.no_grad():
-        torch.onnx.export(FromEmbedding(case.unet()), inputs, folder / "network.onnx", dynamo=True, external_data=True)
+        torch.onnx.export(case.exportable(), inputs, folder / "network.onnx", dynamo=True, external_data=True)
 
 
 def prepare(case, peer, folder):

@@ -7,11 +7,9 @@ def export(case, folder):
     import openvino
     import torch
 
-    from .plain import FromEmbedding
-
     x, *conditions = (torch.from_numpy(array) for array in case.inputs("embedding"))
     with torch.no_grad():
-        model = openvino.convert_model(FromEmbedding(case.unet()), example_input=(x, *conditions))
+        model = openvino.convert_model(case.exportable(), example_input=(x, *conditions))
     model.reshape({model.inputs[i]: list(array.shape) for i, array in enumerate(case.inputs("embedding"))})
     openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
 
