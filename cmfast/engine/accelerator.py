@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..kernels.transforms import forward_mode, transformed
 from .capture import CaptureError, capture, output_dtypes
 from .cpu import CpuTarget
 from .graph import Graph, value
@@ -135,6 +136,11 @@ class Accelerator:
 
     def _as_a_whole(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors, structure = _flatten(args, kwargs)
+        if forward_mode() or transformed():
+            raise RuntimeError(
+                "an accelerated network cannot be differentiated forward or mapped (torch.func): use the network "
+                "itself (cmfast.restore)"
+            )
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             raise RuntimeError(
                 "an accelerated network has no gradients: an input requires one; call it under torch.no_grad(), or use "

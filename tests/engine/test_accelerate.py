@@ -226,6 +226,21 @@ def test_training_is_refused():
         fast(*inputs)
 
 
+def test_derivatives_and_maps_of_torch_func_are_refused():
+    unet, (x, *others) = network("film")
+    fast = cmfast.accelerate(unet)
+    function = lambda x: fast(x, *others)  # noqa: E731
+    for transform in (
+        lambda: torch.func.jvp(function, (x,), (x,)),
+        lambda: torch.func.grad(lambda x: function(x).sum())(x),
+        lambda: torch.func.vmap(function)(x[None]),
+    ):
+        with pytest.raises(RuntimeError, match=r"cannot be differentiated forward or mapped .*cmfast\.restore"):
+            transform()
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="cannot be differentiated forward"):
+        function(torch.autograd.forward_ad.make_dual(x, x))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
