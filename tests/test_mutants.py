@@ -127,7 +127,7 @@ sys.path.insert(0, {here!r})
 import run_mutants as run
 from mutants import mutants_of
 source = (run.ROOT / "cmfast/files.py").read_text()
-(dropped,) = [m for m in mutants_of("cmfast/files.py", source) if m.change == "call dropped" and "replace" in m.source]
+dropped, *_ = [m for m in mutants_of("cmfast/files.py", source) if m.change == "call dropped" and "replace" in m.source]
 test = {test!r}
 jobs = [(None, [test], 60), (dropped, [test], 60), (None, [test], 60), (None, [{slow!r}], 2)]
 print(json.dumps([(job[0] is None, result["status"], result["first"]) for job, result in run.run_all(jobs, 1)]))

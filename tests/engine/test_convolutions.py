@@ -138,7 +138,6 @@ def test_convolutions_that_are_ours(name):
 LEFT = {
     "grouped": nn.Conv2d(16, 20, 3, padding=1, groups=4),
     "dilated": nn.Conv2d(16, 20, 3, padding=2, dilation=2),
-    "transposed": nn.ConvTranspose2d(16, 20, 4, stride=2, padding=1),
     "grouped audio": nn.Conv1d(16, 16, 3, padding=1, groups=16),
     "dilated audio": nn.Conv1d(16, 20, 3, padding=4, dilation=4),
     "transposed audio": nn.ConvTranspose1d(16, 20, 4, stride=2),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import CONV, VIEW, Graph, arguments, shape, value
+from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, operands, shape, value
 
 _aten = torch.ops.aten
 
@@ -44,22 +44,32 @@ def fits(target: Any, x: torch.Tensor) -> bool:
 
 def images(graph: Graph) -> set[fx.Node]:
     """The values [N, C, *spatial] whose channels a kernel, at the end, wants adjacent."""
-    found: set[fx.Node] = set()
+    channels: dict[fx.Node, int] = {}  # the dimension of what is wanted so, seen through views and permutations
     for node in reversed(graph.nodes.nodes):
-        if any(_is_read_as_image(node, user, found) for user in node.users):
-            found.add(node)
-    return found
+        for user in node.users:
+            dim = _channels(node, user, channels.get(user))
+            if dim is not None:
+                channels[node] = dim
+    return {node for node, dim in channels.items() if dim == 1}
 
 
-def _is_read_as_image(node: fx.Node, user: fx.Node, found: set[fx.Node]) -> bool:
+def _channels(node: fx.Node, user: fx.Node, wanted: int | None) -> int | None:
+    """The channels' dimension of a value, if it is read as an image or `wanted` is that of what is made of it."""
     if not isinstance(value(node), torch.Tensor) or len(shape(node)) < 3 or not value(node).is_floating_point():
-        return False
+        return None
     if user.target in READERS:
         given = arguments(user)
-        return any(given[name] is node for name in READERS[user.target])
-    if user not in found:
-        return False
+        return 1 if any(given[name] is node for name in READERS[user.target]) else None
+    if wanted is None:
+        return None
+    if user.target is PERMUTE:
+        return int(operands(user)[1][wanted])
     if user.target is VIEW:
-        return shape(user)[:2] == shape(node)[:2]
+        after = shape(user)[wanted:]
+        before = len(shape(node)) - len(after)
+        if before > 0 and shape(node)[before:] == after:  # what lies outside them was joined or taken apart
+            return before
+        return wanted if shape(user)[: wanted + 1] == shape(node)[: wanted + 1] else None
+    same = len(shape(user)) == len(shape(node))
     pointwise = torch.Tag.pointwise in getattr(user.target, "tags", ()) and shape(user) == shape(node)
-    return pointwise or (user.target in _IMAGES and len(shape(user)) == len(shape(node)))
+    return wanted if pointwise or (user.target in _IMAGES and same) else None

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from cmfast.kernels.conv_forms import ConvForm as Form
 from torch import nn
 
 from cmfast.engine import capture
-from cmfast.engine.cpu.forms import Form, candidates, choose
+from cmfast.engine.cpu.forms import candidates, choose
 from cmfast.engine.graph import CONV
 from cmfast.engine.passes import PASSES
 

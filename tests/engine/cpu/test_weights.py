@@ -1,8 +1,8 @@
 import torch
+from cmfast.kernels.conv_forms import ConvForm as Form
 from torch import nn
 
 from cmfast.engine import capture
-from cmfast.engine.cpu.forms import Form
 from cmfast.engine.cpu.tuning import _describe
 from cmfast.engine.cpu.weights import Weights
 from cmfast.engine.graph import CONV, change
@@ -44,7 +44,15 @@ def test_layers_of_other_times_are_measured_apart():
     found = {_describe(node, torch.float32), _describe(node, torch.bfloat16)}
     given = next(n for n in graph.nodes.nodes if n.op == "placeholder")
     smaller = graph.call(node, torch.ops.aten.slice.Tensor, given, 1, 0, 2)
-    options = [{"skip": given}, {"skip": smaller}, {"silu": True}, {"moments": True}, {"stride": 2}, {"padding": 0}]
+    options = [
+        {"skip": given},
+        {"skip": smaller},
+        {"silu": True},
+        {"relu": True},
+        {"moments": True},
+        {"stride": (2, 2)},
+        {"padding": (0, 0, 0, 0)},
+    ]
     options += [{"resample": "nearest"}, {"residual": given}, {"gain": given, "offset": given}]
     before = dict(node.kwargs)
     for option in options:
