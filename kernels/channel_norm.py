@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .backends import resolve
 from .layout import describe, empty_in_order
+from .transforms import refuse_gradients
 
 _ACTIVATIONS = (None, "silu")
 
@@ -51,7 +52,7 @@ def channel_norm(
 
     Raises:
         ValueError: shapes or dtypes that do not fit.
-        RuntimeError: an input requires a gradient.
+        RuntimeError: an input requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
     if x.ndim < 2 or not x.is_floating_point() or not x.shape[1]:
@@ -65,9 +66,7 @@ def channel_norm(
         raise ValueError(f'channel_norm: activation must be None or "silu", got {activation!r}')
     if eps < 0 or least < 0:
         raise ValueError(f"channel_norm: eps and least must not be negative, got {eps} and {least}")
-    given = (x, weight, bias, scale, shift)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        raise RuntimeError("channel_norm: it serves inference: call it under torch.no_grad()")
+    refuse_gradients("channel_norm", "it serves inference", x, weight, bias, scale, shift)
     silu = activation == "silu"
     return torch.ops.cmfast.channel_norm(
         x, weight, bias, float(eps), centred, float(least), scale, shift, silu, backend

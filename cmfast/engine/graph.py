@@ -14,6 +14,12 @@ from .structure import Structure
 CONV = torch.ops.cmfast.conv2d.default
 VIEW = torch.ops.aten.view.default
 PERMUTE = torch.ops.aten.permute.default
+#: Operators of strides in memory.
+STRIDED = (
+    torch.ops.aten.as_strided.default,
+    torch.ops.aten.as_strided_copy.default,
+    torch.ops.aten.as_strided_scatter.default,
+)
 
 
 @dataclasses.dataclass

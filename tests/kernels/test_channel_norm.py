@@ -175,3 +175,7 @@ def test_errors(call, message):
 def test_there_are_no_gradients():
     with pytest.raises(RuntimeError, match="serves inference"):
         channel_norm(X.clone().requires_grad_())
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(channel_norm, (X,), (X,))
+    with pytest.raises(RuntimeError, match="serves inference"):
+        torch.func.grad(lambda x: torch.func.vmap(channel_norm)(x).sum())(X[None])

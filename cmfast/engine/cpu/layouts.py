@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...kernels.layout import channels_adjoin
 from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, operands, shape, value
 
 _aten = torch.ops.aten
@@ -39,7 +40,7 @@ def fits(target: Any, x: torch.Tensor) -> bool:
     """
     spatial = [d for d in range(2, x.ndim) if x.shape[d] > 1]
     even = all(x.stride(a) == x.stride(b) * x.shape[b] for a, b in itertools.pairwise(spatial))
-    return (even or target is CONV) and (x.shape[1] == 1 or x.stride(1) == 1)
+    return (even or target is CONV) and channels_adjoin(x)
 
 
 def images(graph: Graph) -> set[fx.Node]:

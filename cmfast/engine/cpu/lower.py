@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..graph import Graph, arguments
+from ..graph import STRIDED, Graph, arguments
 from ..steps import Step, Steps
 from .layouts import READERS, fits, images
 from .served import ROWS, SERVED
@@ -22,8 +22,6 @@ _aten = torch.ops.aten
 
 #: Operators that only copy: where nothing is written in place, the result may be what they copy.
 _COPIES = (_aten.clone.default, _aten.alias.default, _aten.detach.default)
-#: Operators of strides in memory.
-_STRIDED = (_aten.as_strided.default, _aten.as_strided_copy.default, _aten.as_strided_scatter.default)
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 
 
@@ -70,7 +68,7 @@ def _call(
             by_torch = _ByTorch(_aten.reshape.default, "aten.reshape", "a view that needs a copy")
             return _add(steps, node, by_torch, given, as_images)
     name = str(node.target).removesuffix(".default")
-    if node.target in _STRIDED:
+    if node.target in STRIDED:
         return _add(steps, node, _ByTorch(_strided(node), name, "it names strides"), given, as_images)
     return _add(steps, node, _ByTorch(node.target, name, reason), given, as_images)
 

@@ -1,10 +1,10 @@
 """The operators that the CPU kernels serve within the engine: how each becomes a step.
 
 Each function takes the steps so far, the node, its arguments by name with tensors without data, and the dtype of
-products. It returns the values of the node, or why the kernels cannot serve it.
+products. Images lie as the kernels read them (`layouts.fits`). It returns the values of the node, or why the kernels
+cannot serve it.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,7 @@ from ...kernels.cpu.channel_norm import launch_channel_norm
 from ...kernels.cpu.conv import launch_conv2d
 from ...kernels.cpu.group_norm import launch_group_norm
 from ...kernels.cpu.moments import launch_fold_group_norm, launch_moments
-from ...kernels.layout import channels_adjoin, empty_in_order
+from ...kernels.layout import empty_in_order
 from ..steps import Step, Steps
 
 _Values = dict[str, Any]
@@ -26,8 +26,6 @@ _Values = dict[str, Any]
 def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
     if given["packed"] is None:
         return "its weights were not packed"
-    if not _channels_adjacent(given["h"], given["skip"], given["residual"]):
-        return _NOT_ADJACENT
     if not _dense(given["bias"], given["gain"], given["offset"]):
         return _STRIDED
     out = steps.image(node.meta["val"][0].shape)
@@ -41,8 +39,6 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) 
 
 def _channel_moments(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
     x = given["x"]
-    if not _channels_adjacent(x) or not _one_stride(x):
-        return _NOT_ADJACENT
     moments = steps.row(x.shape[0], 2, x.shape[1])
     steps.add(Step(node.name, "channel_moments", launch_moments, (moments, x)))
     return moments
@@ -58,9 +54,6 @@ def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values, products: torc
 
 
 def _group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
-    images = [x for x in (given["h"], given["skip"]) if x is not None]
-    if not _channels_adjacent(*images) or not all(map(_one_stride, images)):
-        return _NOT_ADJACENT
     if not _rows(given):
         return _STRIDED
     y, mean, rstd = node.meta["val"]
@@ -71,7 +64,7 @@ def _group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dty
 
 
 def _channel_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
-    if not _rows(given) or not _channels_adjacent(given["x"]):
+    if not _rows(given):
         return _STRIDED
     y = steps.image(given["x"].shape) if given["x"].ndim > 2 else steps.row(*given["x"].shape)
     arguments = {k: v for k, v in given.items() if k != "backend"}
@@ -87,14 +80,7 @@ def _attention(steps: Steps, node: fx.Node, given: _Values, products: torch.dtyp
     return out, lse
 
 
-_NOT_ADJACENT = "the channels or the positions of an input are not adjacent"
 _STRIDED = "a row's elements are not adjacent"
-
-
-def _one_stride(x: Tensor) -> bool:
-    """Whether the positions of an image are evenly spaced in memory, in their order: neither cropped nor transposed."""
-    spatial = [d for d in range(2, x.ndim) if x.shape[d] > 1]
-    return all(x.stride(a) == x.stride(b) * x.shape[b] for a, b in itertools.pairwise(spatial))
 
 
 def _dense(*rows: Tensor | None) -> bool:
@@ -105,10 +91,6 @@ def _rows(given: _Values) -> bool:
     """Whether the channels of the rows of a group norm are adjacent."""
     rows = (given.get(name) for name in ("weight", "bias", "add", "scale", "shift"))
     return all(x is None or x.shape[-1] == 1 or x.stride(-1) == 1 for x in rows)
-
-
-def _channels_adjacent(*images: Tensor | None) -> bool:
-    return all(x is None or channels_adjoin(x) for x in images)
 
 
 def _named(launch: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from ..graph import PERMUTE, VIEW, Graph, operands, shape, value
+from ..graph import PERMUTE, STRIDED, VIEW, Graph, operands, shape, value
 
 _aten = torch.ops.aten
 #: Operators whose result has the elements of their input in the same order.
@@ -17,7 +17,6 @@ _RESHAPES = (
     _aten.unsqueeze.default,
 )
 _TRANSPOSES = (_aten.transpose.int, _aten.t.default)
-_STRIDED = (_aten.as_strided.default, _aten.as_strided_copy.default, _aten.as_strided_scatter.default)
 
 
 def join(graph: Graph) -> int:
@@ -27,7 +26,7 @@ def join(graph: Graph) -> int:
     one that only moves dimensions of one element is a view.
     """
     count = 0
-    if not any(True for _ in graph.calls(*_STRIDED)):
+    if not any(True for _ in graph.calls(*STRIDED)):
         for node in graph.calls(_aten.clone.default):
             count += _leave_out(graph, node)
     for node in graph.calls(*_RESHAPES, *_TRANSPOSES, PERMUTE, _aten.expand.default):

@@ -51,7 +51,9 @@ def recognise(graph: Graph) -> int:
     count = 0
     for node in graph.calls(_aten.native_layer_norm.default, _aten.div.Tensor, _aten.mul.Tensor):
         found = _FINDERS[node.target](graph, node)
-        if found is None or value(found.x).dtype != torch.float32 or not value(found.x).numel():
+        if found is None or not value(found.x).numel():
+            continue
+        if {value(found.x).dtype, value(found.out).dtype} != {torch.float32}:
             continue
         _replace(graph, found)
         count += 1
@@ -73,7 +75,7 @@ def _layer_norm(graph: Graph, node: fx.Node) -> _Norm | None:
 
 
 def _normalize(graph: Graph, node: fx.Node) -> _Norm | None:
-    """X / max(‖x‖, e): the mean square is at least e² / C, and 1 / ‖x‖ is that of the mean square by √C."""
+    """Of x / max(‖x‖, e) the mean square is at least e² / C, and 1 / ‖x‖ is that of the mean square by √C."""
     x, length = operands(node)
     if not isinstance(x, fx.Node) or not isinstance(length, fx.Node):
         return None
@@ -95,7 +97,7 @@ def _normalize(graph: Graph, node: fx.Node) -> _Norm | None:
 
 
 def _rms_norm(graph: Graph, node: fx.Node) -> _Norm | None:
-    """X · rsqrt(mean(x²) + eps)."""
+    """An RMS norm spelled x · rsqrt(mean(x²) + eps)."""
     for x, factor in (operands(node), operands(node)[::-1]):
         if not isinstance(x, fx.Node) or not isinstance(factor, fx.Node) or factor.target is not _aten.rsqrt.default:
             continue
