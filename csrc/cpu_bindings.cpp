@@ -194,8 +194,8 @@ std::string bound_pack(Shape shape, Address weight, Address packed, int threads)
 std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, Three<int64_t> out_sizes,
                          Three<int> stride, Three<int> padding, int resample, int dtype, Image h,
                          std::optional<Image> skip, std::optional<Image> residual, int residual_resample, Image out,
-                         Address gain, Address offset, bool silu, bool relu, Address weights, Address bias,
-                         Address moments, int threads) {
+                         Address gain, Address offset, bool silu, int gate, bool relu, Address weights,
+                         Address bias, Address moments, int threads) {
   ConvArguments p;
   p.shape = conv_shape(shape);
   p.samples = samples;
@@ -213,6 +213,7 @@ std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, 
   p.gain = at<const float>(gain);
   p.offset = at<const float>(offset);
   p.silu = silu;
+  p.gate = gate;
   p.relu = relu;
   p.weights = at<const uint32_t>(weights);
   p.bias = at<const float>(bias);

@@ -9,6 +9,9 @@ x is [N, C, H, W], or a pair (h, skip) that stands for their concatenation along
 3 × 3 kernels of stride 1, for Winograd's minimal filtering (Lavin and Gray 2016, "Fast Algorithms for Convolutional
 Neural Networks") of 2 × 2 or 4 × 4 outputs a tile, with 2.25 or 4 times fewer products.
 
+Or u is h · act(gate) of a pair (h, gate) of one shape, as in the feed-forward layers of transformers (Shazeer 2020,
+"GLU Variants Improve Transformer", equations 5 and 6), whose second linear layer is a convolution of 1 × 1.
+
 Audio [N, C, L] is convolved as images of one row. Of video [N, C, D, H, W], each output image is the sum of
 convolutions of neighbouring input images: their sum is taken among Winograd's points, as that over the channels is.
 Only the height and the width of a video are resampled.
@@ -28,6 +31,8 @@ from .layout import describe, empty_image
 from .transforms import refuse_gradients
 
 _RESAMPLE = (None, "nearest", "average")
+#: Activations of a gate.
+GATES = ("gelu", "gelu_tanh", "silu")
 
 
 class PreparedConv(NamedTuple):
@@ -135,6 +140,7 @@ def conv2d(
     gain: Tensor | None = None,
     offset: Tensor | None = None,
     silu: bool = False,
+    gate: str | None = None,
     resample: str | None = None,
     residual: Tensor | None = None,
     residual_resample: str | None = None,
@@ -147,11 +153,13 @@ def conv2d(
     Args:
         x: [N, C, *spatial] of any floating dtype, with the spatial dimensions of the weights, fastest in channels_last,
             or a pair `(h, skip)` of tensors [N, C1, *spatial] and [N, C2, *spatial] read as their concatenation along
-            the channels.
+            the channels; with `gate`, a pair `(h, gate)` of one shape [N, C, *spatial].
         prepared: what `prepare_conv` returned.
         gain: [N, C], multiplies x; together with offset.
         offset: [N, C], added to it.
         silu: apply SiLU to the input, after gain and offset.
+        gate: None, or the activation of a gate: x is a pair (h, gate), and the input is h · gelu(gate) by "gelu", its
+            approximation by tanh by "gelu_tanh", or h · silu(gate) by "silu". Without gain, offset and silu.
         resample: None, "nearest" for nearest upsampling by 2 of the activated input, or "average" for its average
             pooling by 2; not of the depth.
         residual: of the shape and dtype of the output, added to it.
@@ -174,8 +182,8 @@ def conv2d(
         BackendError: the backend asked for cannot serve the call.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
-    given = (resample, gain, offset, silu, residual, residual_resample, relu, moments)
-    arguments = ConvArguments(h, skip, *prepared, *given)
+    given = (gain, offset, silu, gate, residual, residual_resample, relu, moments)
+    arguments = ConvArguments(h, skip, *prepared, resample, *given)
     _check(arguments)
     refuse_gradients("conv2d", "prepared weights serve inference", h, skip, gain, offset, residual)
     out, sums = torch.ops.cmfast.conv2d(*arguments, backend)
@@ -196,7 +204,9 @@ def _check(a: ConvArguments) -> None:
             "conv2d: a pair (h, skip) must agree in everything but the number of channels, "
             f"got {describe(h)} and {describe(skip)}"
         )
-    n, c = concatenated_shape(h, skip)[:2]
+    if a.gate is not None:
+        _check_gate(a)
+    n, c = concatenated_shape(h, None if a.gate else skip)[:2]
     if c != a.weight.shape[1]:
         raise ValueError(f"conv2d: the weights were prepared for {a.weight.shape[1]} channels, got {c}")
     if (a.gain is None) != (a.offset is None):
@@ -225,11 +235,21 @@ def _check(a: ConvArguments) -> None:
         raise ValueError(f"conv2d: residual must be {h.dtype} of shape {shape}{resampled}, got {describe(residual)}")
 
 
+def _check_gate(a: ConvArguments) -> None:
+    if a.gate not in GATES:
+        raise ValueError(f"conv2d: gate must be None or one of {', '.join(GATES)}, got {a.gate!r}")
+    if a.skip is None or a.skip.shape != a.h.shape:
+        got = "no pair" if a.skip is None else f"{describe(a.h)} and {describe(a.skip)}"
+        raise ValueError(f"conv2d: with a gate, x must be a pair (h, gate) of one shape, got {got}")
+    if a.gain is not None or a.offset is not None or a.silu:
+        raise ValueError("conv2d: a gated input has no gain, offset or silu")
+
+
 torch.library.define(
     "cmfast::conv2d",
     "(Tensor h, Tensor? skip, Tensor weight, Tensor? bias, Tensor? packed, int tile, bool transformed, int[] stride, "
-    "int[] padding, ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, Tensor? residual, "
-    "str? residual_resample, bool relu, bool moments, str? backend) -> (Tensor out, Tensor moments)",
+    "int[] padding, ScalarType dtype, str? resample, Tensor? gain, Tensor? offset, bool silu, str? gate, "
+    "Tensor? residual, str? residual_resample, bool relu, bool moments, str? backend) -> (Tensor out, Tensor moments)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 

@@ -14,8 +14,8 @@ class ConvArguments(NamedTuple):
     """
 
     h: Tensor  # [N, C1, *spatial]
-    skip: Tensor | None  # [N, C2, *spatial]
-    weight: Tensor  # [Cout, C1 + C2, *kernel]; of what is packed only the shape is read
+    skip: Tensor | None  # [N, C2, *spatial]; the gate [N, C1, *spatial] where there is one
+    weight: Tensor  # [Cout, C1 + C2, *kernel], with a gate [Cout, C1, *kernel]; if packed, only the shape is read
     bias: Tensor | None
     packed: Tensor | None
     tile: int
@@ -27,6 +27,7 @@ class ConvArguments(NamedTuple):
     gain: Tensor | None = None
     offset: Tensor | None = None
     silu: bool = False
+    gate: str | None = None
     residual: Tensor | None = None
     residual_resample: str | None = None
     relu: bool = False

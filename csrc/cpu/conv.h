@@ -16,6 +16,9 @@ struct ConvTensor {
   }
 };
 
+// What the second tensor of a pair is to the first: more channels, or what multiplies it once it is activated.
+enum Gate { GATE_NONE = 0, GATE_GELU = 1, GATE_GELU_TANH = 2, GATE_SILU = 3 };
+
 enum Resample { RESAMPLE_NONE = 0, RESAMPLE_UP = 1, RESAMPLE_POOL = 2 };
 
 // Which convolution: what the packing of weights and their use must agree on.
@@ -54,8 +57,10 @@ struct ConvArguments {
   int resample = RESAMPLE_NONE, residual_resample = RESAMPLE_NONE;  // of each image: height and width
   int dtype = 0;
   ConvTensor h, skip, residual, out;
+  CMFAST_INLINE int64_t channels() const { return h.channels + (gate == GATE_NONE ? skip.channels : 0); }
   const float *gain = nullptr, *offset = nullptr;  // [N, C], of the input
   bool silu = false, relu = false;  // of the input, of the output
+  int gate = GATE_NONE;
   const uint32_t* weights = nullptr;
   const float* bias = nullptr;  // [Cout]
   float* moments = nullptr;     // [N, 2, Cout]: the output's means and sums of squared deviations

@@ -18,16 +18,18 @@ struct Strip {
 struct ConvInput {
   const ConvArguments& p;
 
-  CMFAST_INLINE int64_t channels() const { return p.h.channels + p.skip.channels; }
+  CMFAST_INLINE int64_t channels() const { return p.channels(); }
   int64_t height() const { return resampled(p.height); }
   int64_t width() const { return resampled(p.width); }
 
-  // LANES channels of a sample: `lanes` of one tensor, then `more` of the other; 0 beyond the last.
+  // LANES channels of a sample: `lanes` of one tensor, then `more` of the other; 0 beyond the last. Or `lanes` of h, by
+  // the gate of as many of skip.
   struct Source {
     const void *data, *other;
     int64_t at, y, x, other_at, other_y, other_x;
     int dtype, lanes, more;
     bool second;  // the one tensor is skip
+    int gate;
 
     CMFAST_INLINE Floats operator()(int64_t row, int64_t column) const {
       int64_t i = row * y + column * x;
@@ -38,6 +40,7 @@ struct ConvInput {
 
     // At so many elements from the sample's first position, of the one tensor and of the other.
     CMFAST_INLINE Floats read(int64_t i, int64_t j) const {
+      if (__builtin_expect(gate, GATE_NONE)) return gated(i, j);
       if (lanes == LANES) return load(data, dtype, at + i);
       Floats first = lanes > 0 ? load(data, dtype, at + i, lanes) : zeros();
       if (more <= 0) return first;
@@ -46,6 +49,13 @@ struct ConvInput {
       store(both + lanes, load(other, dtype, other_at + j, more));
       return load(both);
     }
+
+    __attribute__((noinline)) Floats gated(int64_t i, int64_t j) const {
+      if (lanes <= 0) return zeros();
+      Floats x = load(data, dtype, at + i, lanes);
+      Floats g = load(other, dtype, FAULT(gate_of_first_position) ? other_at : other_at + j, lanes);
+      return x * (gate == GATE_GELU ? gelu(g) : gate == GATE_GELU_TANH ? gelu_tanh(g) : silu(g));
+    }
   };
 
   // Of the images that begin at these elements of the tensors.
@@ -53,9 +63,13 @@ struct ConvInput {
     const ConvTensor &h = p.h, &skip = p.skip;
     int64_t of_h = h.channels - c, left = channels() - c;
     if (left > LANES) left = LANES;
-    if (of_h <= 0) return {skip.data, nullptr, skip_at - of_h, skip.y, skip.x, 0, 0, 0, p.dtype, (int)left, 0, true};
+    if (p.gate) {
+      int64_t other = skip_at + c;
+      return {h.data, skip.data, h_at + c, h.y, h.x, other, skip.y, skip.x, p.dtype, (int)left, 0, false, p.gate};
+    }
+    if (of_h <= 0) return {skip.data, nullptr, skip_at - of_h, skip.y, skip.x, 0, 0, 0, p.dtype, (int)left, 0, true, 0};
     int lanes = (int)(of_h < LANES ? of_h : LANES), more = FAULT(tail_of_channels_missed) ? 0 : (int)left - lanes;
-    return {h.data, skip.data, h_at + c, h.y, h.x, skip_at, skip.y, skip.x, p.dtype, lanes, more, false};
+    return {h.data, skip.data, h_at + c, h.y, h.x, skip_at, skip.y, skip.x, p.dtype, lanes, more, false, 0};
   }
 
   // What is done to a register of channels after reading.

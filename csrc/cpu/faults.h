@@ -13,7 +13,8 @@ namespace cmfast {
   name(tail_of_kernels_missed) name(first_kernels_missed) name(last_rows_missed) name(part_across_samples)         \
   name(strides_swapped) name(paddings_swapped) name(depth_stride_missed) name(depth_tap_one_off)                      \
   name(depth_edge_not_zero) name(moments_of_one_image) name(images_of_one_sample) name(mean_not_subtracted)         \
-  name(rows_of_first_sample) name(relu_before_residual) name(barrier_missed)
+  name(rows_of_first_sample) name(relu_before_residual) name(barrier_missed)           \
+  name(gate_of_first_position)
 #define CMFAST_FAULT_ENUM(name) FAULT_##name,
 enum Fault { CMFAST_FAULT_NAMES(CMFAST_FAULT_ENUM) FAULTS_COUNT };
 extern int fault;

@@ -93,21 +93,23 @@ CMFAST_INLINE void for_short_sums(int64_t words, const Product& to, Body body) {
   }
 }
 
-// Eight rows of A by one panel of B: M at a time.
+// Eight rows of A by one panel of B, or by the first `columns` of it: M rows at a time.
 template <bool PAIRS, int M = REGISTERS == 32 ? 8 : 4>
 static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
-                           Ahead ahead, int rows = ROWS) {
-  int64_t parts = (width + 3 * LANES - 1) / (3 * LANES) * ((rows + M - 1) / M);  // that fetch alike
+                           Ahead ahead, int rows = ROWS, int columns = PANEL) {
+  if (columns > width) columns = width;
+  int64_t parts = (columns + 3 * LANES - 1) / (3 * LANES) * ((rows + M - 1) / M);  // that fetch alike
   ahead.lines = (ahead.lines + parts - 1) / parts;
   for_short_sums(words, to, [&](int64_t k, int64_t count, const Product& sum) {
-    for (int j = 0, vectors; j < width; j += vectors * LANES) {
-      vectors = (width - j) / LANES < 3 ? (width - j) / LANES : 3;
+    for (int j = 0, vectors; j < columns; j += vectors * LANES) {
+      vectors = (columns - j) / LANES;
+      vectors = vectors == 4 ? 2 : vectors < 3 ? vectors : 3;  // not 3 and 1: of few sums, each waits for itself
       for (int m = 0; m < rows; m += M) {
         Product part{sum.c + m * sum.row, sum.row, sum.block, sum.accumulate};
-        const uint32_t *top = a + k * ROWS + m * BLOCK, *columns = b + k * width + j;
-        if (vectors == 3) multiply_tile<M, 3, PAIRS>(top, columns, width, count, part, j, ahead);
-        else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, columns, width, count, part, j, ahead);
-        else multiply_tile<M, 1, PAIRS>(top, columns, width, count, part, j, ahead);
+        const uint32_t *top = a + k * ROWS + m * BLOCK, *left = b + k * width + j;
+        if (vectors == 3) multiply_tile<M, 3, PAIRS>(top, left, width, count, part, j, ahead);
+        else if (vectors == 2) multiply_tile<M, 2, PAIRS>(top, left, width, count, part, j, ahead);
+        else multiply_tile<M, 1, PAIRS>(top, left, width, count, part, j, ahead);
         ahead.from += count / BLOCK * ahead.lines * 64;
       }
     }

@@ -14,6 +14,7 @@ from . import memory
 PACKING = 1
 
 _RESAMPLE = {None: 0, "nearest": 1, "average": 2}
+_GATE = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
 _Sizes = tuple[int, int, int]
 _Shape = tuple[int, int, _Sizes, int, bool, bool]
 
@@ -73,6 +74,7 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
         native.address(a.gain),
         native.address(a.offset),
         a.silu,
+        _GATE[a.gate],
         a.relu,
         a.packed.data_ptr(),
         native.address(a.bias),

@@ -8,6 +8,7 @@ from ..conv_arguments import ConvArguments, resample_factors
 from ..layout import accumulation_dtype, empty_image
 
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of dimensions
+_GATES = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 _POOLINGS = {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}
 
 
@@ -22,7 +23,10 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
     def spread(rows: Tensor) -> Tensor:
         return rows.to(wide).reshape(*rows.shape, *(1,) * (h.ndim - 2))
 
-    u = (h if a.skip is None else torch.cat((h, a.skip), dim=1)).to(wide)
+    if a.gate is not None and a.skip is not None:
+        u = h.to(wide) * _GATES[a.gate](a.skip.to(wide))
+    else:
+        u = (h if a.skip is None else torch.cat((h, a.skip), dim=1)).to(wide)
     if a.gain is not None and a.offset is not None:
         u = torch.addcmul(spread(a.offset), u, spread(a.gain))
     if a.silu:

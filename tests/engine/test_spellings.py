@@ -1,6 +1,8 @@
 """The spellings of attention, normalisations and transposed convolutions in other projects' networks."""
 
+import functools
 import math
+import operator
 
 import pytest
 import torch
@@ -252,6 +254,61 @@ def test_a_relu_is_written_by_its_convolution():
     weights = {"a": draw(16, 16, 3, 3, seed=1) / 12, "b": draw(16, 16, 3, 3, seed=2) / 12, "bias": draw(16, seed=3)}
     operators = run(function, draw(2, 16, 5, 6), **weights)
     assert (operators.count("conv2d"), operators.count("aten.relu")) == (4, 1)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    "activation", [F.gelu, functools.partial(F.gelu, approximate="tanh"), F.silu, lambda x: x * torch.sigmoid(x)]
+)
+def test_a_gated_linear_unit_is_read_by_its_second_layer(activation, order):
+    """diffusers' GEGLU and SwiGLU, whose gate is the second half; or of two layers, which are taken as one."""
+
+    def halves(m, x):
+        h, gate = F.linear(x, m.first).chunk(2, -1)
+        return F.linear(operator.mul(*(h, activation(gate))[::order]), m.second) + x
+
+    def layers(m, x):
+        h, gate = F.linear(x, m.first[:40]), F.linear(x, m.first[40:], m.bias)
+        return F.linear(operator.mul(*(h, activation(gate))[::order]), m.second) + x
+
+    weights = {"first": draw(80, 24, seed=1) / 5, "second": draw(24, 40, seed=2) / 6, "bias": draw(40, seed=3)}
+    assert run(halves, draw(2, 15, 24), **weights) == ["conv2d", "conv2d"]
+    assert run(layers, draw(2, 15, 24), **weights) == ["conv2d", "conv2d"]
+
+
+def test_products_that_are_no_gates_stay():
+    """The activation is read elsewhere; the gate is one number a token; the product is read twice."""
+
+    def function(m, x):
+        h, gate = F.linear(x, m.first).chunk(2, -1)
+        active = F.gelu(gate)
+        y = F.linear(h * active, m.second) + active.mean()
+        y = y + F.linear(h * F.gelu(gate[..., :1]), m.second)
+        product = h * F.silu(gate)
+        return y + F.linear(product, m.second) + product.mean()
+
+    weights = {"first": draw(80, 24, seed=1) / 5, "second": draw(24, 40, seed=2) / 6}
+    assert run(function, draw(2, 15, 24), **weights).count("aten.mul.Tensor") == 3
+
+
+def swish(x):
+    return x * torch.sigmoid(x)
+
+
+def test_silu_by_its_definition():
+    """DDPM's residual block; a product of one tensor with the sigmoid of another is none."""
+
+    def function(m, x):
+        y = F.conv2d(swish(F.group_norm(x, 4, m.weight, m.bias)), m.a, padding=1)
+        y = F.conv2d(swish(F.group_norm(y, 4, m.weight, m.bias)), m.b, padding=1)
+        return x + F.conv2d(torch.sigmoid(y) * y, m.last) + y * torch.sigmoid(x)
+
+    weights = {name: draw(16, 16, 3, 3, seed=i) / 12 for i, name in enumerate("ab")}
+    weights |= {"weight": draw(16, seed=3), "bias": draw(16, seed=4), "last": draw(16, 16, 1, 1, seed=5) / 4}
+    operators = run(function, draw(2, 16, 5, 6), **weights)
+    assert operators.count("conv2d") == 3
+    assert operators.count("aten.sigmoid") == 1
+    assert not {"aten.silu", "group_norm"} & set(operators)
 
 
 def test_group_norm_of_a_pair():

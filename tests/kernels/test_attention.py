@@ -188,6 +188,16 @@ def test_scores_far_from_zero(offset, backend):
 
 
 @pytest.mark.parametrize("backend", served("attention"))
+@pytest.mark.parametrize("key", [0, 5, 19, 76])
+def test_nan_of_a_key_reaches_every_query(key, backend):
+    q, k, v, _ = make((1, 2, 9, 77, 16), torch.float32)
+    k[:, 0, key, 3] = torch.nan
+    out = attention(q, k, v, backend=backend)
+    assert out[:, 0].isnan().all()
+    assert not out[:, 1].isnan().any()
+
+
+@pytest.mark.parametrize("backend", served("attention"))
 def test_a_later_tile_has_the_highest_score(backend):
     q, k, v, grad = make((1, 1, 8, 130, 16), torch.float32)
     k = k * torch.linspace(0.1, 5, 130)[:, None]

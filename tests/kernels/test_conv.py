@@ -1,3 +1,4 @@
+import functools
 import math
 import pickle
 
@@ -150,7 +151,10 @@ def wide(value):
 
 def activated(x, arguments):
     """The input of the products in float64, and what its own error is relative to."""
-    u = torch.cat(x, 1).double() if isinstance(x, tuple) else x.double()
+    if "gate" in arguments:
+        u = x[0].double() * GATES[arguments["gate"]](x[1].double())
+    else:
+        u = torch.cat(x, 1).double() if isinstance(x, tuple) else x.double()
     size = u.abs()
     if "gain" in arguments:
         gain, offset = (along(arguments[name].double(), u) for name in ("gain", "offset"))
@@ -167,6 +171,7 @@ def factors(t):
     return (1, 2, 2) if t.ndim == 5 else (2,) * (t.ndim - 2)
 
 
+GATES = {"gelu": F.gelu, "gelu_tanh": functools.partial(F.gelu, approximate="tanh"), "silu": F.silu}
 RESAMPLE = {
     None: lambda t: t,
     "nearest": lambda t: F.interpolate(t, scale_factor=tuple(map(float, factors(t)))),
@@ -250,6 +255,59 @@ def test_relu_is_the_last(dtype, tile, backend):
     assert torch.equal(y, plain.relu())
     assert (y == 0).any()
     torch.testing.assert_close(moments[:, 0], y.float().mean((2, 3)), rtol=2e-3, atol=2e-3)
+
+
+GATED = {
+    "linear": ((90, 37, 50, 1, 1, 1, 1, 0), 1),
+    "1x1": ((2, 49, 97, 5, 13, 1, 1, 0), 1),
+    "direct": ((2, 17, 50, 9, 11, 3, 2, 1), 1),
+    "F4": ((2, 17, 50, 9, 11, 3, 1, 1), 4),
+    "video": ((1, 20, 24, 3, 8, 6, 3, 1, 1), 2),
+}
+
+
+def make_gated(name, dtype=torch.float32, layout="l"):
+    """The two halves of one tensor's channels, as a feed-forward layer's first linear layer leaves them."""
+    shape, tile = GATED[name]
+    x, weight, bias, arguments = make(shape, dtype, parts=("residual",))
+    both = guarded(torch.cat((x, 3 * x.flip(0)), 1), layout)
+    return both.chunk(2, 1), weight, bias, arguments, shape, tile
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("layout", ["c", "l"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("name", GATED)
+def test_gated_inputs(name, gate, dtype, layout, backend):
+    x, weight, bias, arguments, shape, tile = make_gated(name, dtype, layout)
+    for products in PRODUCTS.values():
+        check(x, weight, bias, arguments | {"gate": gate}, *shape[-2:], tile, products, backend, as_plain=False)
+    if name == "F4":
+        resample = {"gate": gate, "resample": "average"}
+        check(x, weight, bias, resample, *shape[-2:], tile, torch.float32, backend, as_plain=False)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_the_definition_of_a_gate_is_torchs(gate):
+    h, g, weight = torch.randn(2, 6, 5, 7), torch.randn(2, 6, 5, 7), torch.randn(4, 6, 3, 3)
+    out = conv2d((h, g), prepare_conv(weight, padding=1, height=5, width=7), gate=gate, backend="reference").out
+    torch.testing.assert_close(out, F.conv2d(h * GATES[gate](g), weight, padding=1))
+
+
+@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("gate", GATES)
+def test_gates_of_all_sizes(gate, backend):
+    """Within four roundings of the activation or of half the gate, tails and infinities included."""
+    ends = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, torch.inf, torch.nan])
+    x = torch.cat((torch.linspace(-14, 14, 20001), ends))
+    prepared = prepare_conv(torch.ones(1, 1, 1), width=len(x))
+    y = conv2d((torch.ones(1, 1, len(x)), x[None, None]), prepared, gate=gate, backend=backend).out[0, 0]
+    expected = GATES[gate](x.double())
+    allowed = 4 * torch.finfo(torch.float32).eps * expected.abs().maximum(x.abs().double() / 2) + 1e-37
+    finite = x.abs() < 1e38
+    assert ((y - expected).abs() <= allowed)[finite].all()
+    torch.testing.assert_close(y[~finite], GATES[gate](x)[~finite], equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
@@ -557,7 +615,8 @@ def test_opcheck(backend):
     for layout in ("c", "l"):
         x, weight, bias, a = make((2, 5, 6, 7, 8, 3, 1, 1), layout=layout, parts=("affine", "residual"))
         prepared = prepare_conv(weight, bias, padding=1, height=7, width=8)
-        arguments = (x, None, *prepared, None, a["gain"], a["offset"], True, a["residual"], None, True, True, backend)
+        rows = (None, a["gain"], a["offset"], True, None)
+        arguments = (x, None, *prepared, *rows, a["residual"], None, True, True, backend)
         torch.library.opcheck(torch.ops.cmfast.conv2d.default, arguments)
 
 
@@ -646,6 +705,10 @@ W = torch.ones(4, 2, 3, 3)
         (lambda x: conv2d(x[:, :, None], prepared_for(W)), r"\[N, C, H, W\].* got \[2, 2, 1, 8, 8\]"),
         (lambda x: conv2d((x, x[:1]), prepared_for(W)), "must agree"),
         (lambda x: conv2d((x, x), prepared_for(W)), "prepared for 2 channels, got 4"),
+        (lambda x: conv2d((x, x), prepared_for(W), gate="relu"), "one of gelu, gelu_tanh, silu, got 'relu'"),
+        (lambda x: conv2d(x, prepared_for(W), gate="gelu"), "pair .* of one shape, got no pair"),
+        (lambda x: conv2d((x, x[:, :1]), prepared_for(W), gate="gelu"), r"of one shape, got .*8\] .*\[2, 1, 8, 8\]"),
+        (lambda x: conv2d((x, x), prepared_for(W), gate="gelu", silu=True), "has no gain, offset or silu"),
         (lambda x: conv2d(x, prepared_for(W), gain=torch.ones(2, 2)), "give both or neither"),
         (lambda x: conv2d(x, prepared_for(W), gain=torch.ones(2), offset=torch.ones(2)), "gain must be"),
         (lambda x: conv2d(x, prepared_for(W), resample="bilinear"), 'must be None, "nearest" or "average"'),

@@ -44,9 +44,15 @@ def conv_cases():
     test_conv.check(x, weight, bias, arguments, 1, 1, 4, torch.float32, "cpu", transformed=False)
     x, weight, bias, arguments = test_conv.make((1, 17, 50, 8, 8, 3, 1, 1), parts=("residual",))
     test_conv.check(x, weight, bias, arguments | {"relu": True}, 1, 1, 4, torch.float32, "cpu")
+    gated_cases("F4")
     for part in ("residual_nearest", "residual_average"):
         test_conv.test_resampled_residual("l", 4, part, torch.float32, "cpu")
     test_conv.test_moments((1, 8, 16, 40, 41), 4, 0.0, "cpu")
+
+
+def gated_cases(name):
+    x, weight, bias, arguments, shape, tile = test_conv.make_gated(name)
+    test_conv.check(x, weight, bias, arguments | {"gate": "gelu"}, *shape[-2:], tile, torch.float32, "cpu")
 
 
 def oblong_cases():
@@ -77,6 +83,7 @@ def pointwise_cases():
     for shape, pair in (((2, 37, 50, 9, 11, 1, 1, 0), 18), ((3, 8, 16, 5, 1, 1, 1, 0), 0)):
         x, weight, bias, arguments = test_conv.make(shape, pair=pair, parts=("affine", "residual"))
         test_conv.check(x, weight, bias, arguments | {"relu": True}, 1, 0, 1, torch.float32, "cpu")
+    gated_cases("1x1")
     test_conv.test_moments_of_single_elements((3, 9, 50, 7, 9), "cpu")
     test_conv.test_moments_of_single_elements((2, 9, 50, 3, 7, 5), "cpu")
 
@@ -143,6 +150,7 @@ FAULTS = {
     "depth_edge_not_zero": ("video",),
     "moments_of_one_image": ("video",),
     "images_of_one_sample": ("video", "pointwise"),
+    "gate_of_first_position": ("conv2d", "pointwise"),
 }
 
 

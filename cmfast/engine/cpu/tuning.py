@@ -70,7 +70,7 @@ def _describe(node: fx.Node, products: torch.dtype) -> str:
     a = arguments(node)
     sizes = [shape(a["weight"]), shape(a["h"]), None if a["skip"] is None else shape(a["skip"])]
     given = [name for name in ("gain", "silu", "residual", "relu", "moments") if a[name] not in (None, False)]
-    how = [a["stride"], a["padding"], a["resample"], a["residual_resample"]]
+    how = [a[name] for name in ("stride", "padding", "resample", "residual_resample", "gate")]
     return f"{sizes} {how} {' '.join(given)} {products}"
 
 
@@ -82,7 +82,7 @@ def _measure(node: fx.Node, form: ConvForm) -> float:
     copies = [packed.clone() for _ in range(min(16, -(-_COLD_BYTES // packed.nbytes)))]
     images = {name: _random_image(a[name]) for name in ("h", "skip", "residual")}
     rows = {name: _random(a[name]) for name in ("gain", "offset", "bias")}
-    same = {name: a[name] for name in ("stride", "padding", "resample", "silu", "relu", "residual_resample")}
+    same = {name: a[name] for name in ("stride", "padding", "resample", "silu", "gate", "relu", "residual_resample")}
     call = ConvArguments(weight=weight, packed=packed, **form._asdict(), **images, **rows, **same)
     out = empty_channels_last(weight, node.meta["val"][0].shape)
     moments = torch.empty(len(out), 2, out.shape[1]) if a["moments"] else None

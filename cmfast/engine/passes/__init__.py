@@ -7,12 +7,13 @@ and after each, so that any of them can be left out. `patterns` come first: they
 from collections.abc import Callable
 
 from ..graph import Graph
-from ..patterns import attention_products, channel_norm, group_norm, identities
+from ..patterns import attention_products, channel_norm, group_norm, identities, silu
 from . import (
     activations,
     concatenation,
     constants,
     convolutions,
+    gates,
     group_norms,
     linears,
     outputs,
@@ -28,6 +29,7 @@ from . import (
 PASSES: dict[str, Callable[[Graph], int]] = {
     "identity pattern": identities.recognise,
     "views": views.join,
+    "silu pattern": silu.recognise,
     "attention_products pattern": attention_products.recognise,
     "constants": constants.fold,
     "group_norm pattern": group_norm.recognise,
@@ -42,5 +44,6 @@ PASSES: dict[str, Callable[[Graph], int]] = {
     "residuals": residuals.fuse,
     "outputs": outputs.fuse,
     "activations": activations.fuse,
+    "gates": gates.fuse,
     "group_norms": group_norms.fuse,
 }

@@ -67,6 +67,6 @@ def _conv(
 ) -> fx.Node:
     plain: dict[str, Any] = {"tile": 1, "transformed": False, "stride": stride, "padding": padding}
     plain |= {"dtype": torch.float32, "silu": False, "relu": False, "moments": False}
-    absent = ("skip", "packed", "resample", "gain", "offset", "residual", "residual_resample", "backend")
-    call = graph.call(before, CONV, h=x, weight=weight, bias=bias, **plain, **dict.fromkeys(absent))
+    absent = dict.fromkeys(a.name for a in CONV._schema.arguments)
+    call = graph.call(before, CONV, **(absent | plain | {"h": x, "weight": weight, "bias": bias}))
     return graph.item(call, 0)

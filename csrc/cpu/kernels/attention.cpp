@@ -2,8 +2,7 @@
 // maximum and sum of each query's row (Milakov and Gimelshein 2018; Dao et al. 2022).
 //
 // The keys and values of each head are packed once into panels that the matrix products read from one end to the other.
-// A thread then has 64 queries at a time, so that a block of keys that fits in the second-level cache serves all of
-// them. bfloat16 inputs are multiplied as they are and summed in float32, the weights p rounded to bfloat16 before they
+// A thread then has 64 queries at a time: each panel that the first-level cache holds serves all of them. bfloat16 inputs are multiplied as they are and summed in float32, the weights p rounded to bfloat16 before they
 // meet v; others are multiplied in float32, or rounded to bfloat16 first where that is asked for.
 #include "../functions.h"
 #include "../isa.h"
@@ -17,6 +16,7 @@ namespace {
 
 constexpr int64_t QUERIES = 64;        // of a thread's piece of work at most, a multiple of ROWS
 constexpr int64_t KEYS = 12 * PANEL;   // of a block
+constexpr int64_t SCORES = KEYS + 2 * BLOCK;  // of a query, and so far apart that rows do not meet in the cache
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -114,19 +114,24 @@ struct Heads {
   // maximum. A weight of two bytes lies before the scores that are still to be read.
   void softmax_row(float* scores, int64_t m, int64_t count, float* out, float& most, float& total) const {
     const float factor = __builtin_fabsf(p.scale) * 1.44269504f;
-    auto score = [&](int64_t i) { return load(scores + (i / BLOCK * ROWS + m) * BLOCK + i % BLOCK); };
-    constexpr int TOGETHER = REGISTERS / 8;
+    constexpr int TOGETHER = REGISTERS == 32 ? 4 : BLOCK / LANES;
     constexpr int64_t STEP = TOGETHER * LANES;
+    // Sixteen of the scores are followed by as many of each other query.
+    const float* row = scores + m * BLOCK;
+    auto place = [](int64_t i) __attribute__((always_inline)) { return i / BLOCK * (ROWS * BLOCK) + i % BLOCK; };
+    int64_t stepped = count / STEP * STEP;
     Floats top = all(most);
-    int64_t whole = count / LANES * LANES, stepped = count / STEP * STEP;
-    for (int64_t i = 0; i < whole; i += LANES) top = max(top, score(i));
-    if (whole < count) top = max(top, (Ints)iota() < (int)(count - whole) ? score(whole) : top);
+    for (int64_t i = 0; i < stepped; i += STEP)
+      CMFAST_UNROLL
+      for (int j = 0; j < TOGETHER; ++j) top = max(top, load(row + i * ROWS + place(j * LANES)));
+    for (int64_t i = stepped; i < count; i += LANES)
+      top = max(top, (Ints)iota() < (int)(count - i) ? load(row + place(i)) : top);
     float next = largest(top);
     Floats sums = zeros();
     for (int64_t i = 0; i < stepped; i += STEP) {
       Floats weights[TOGETHER];
       CMFAST_UNROLL
-      for (int j = 0; j < TOGETHER; ++j) weights[j] = (score(i + j * LANES) - next) * factor;
+      for (int j = 0; j < TOGETHER; ++j) weights[j] = (load(row + i * ROWS + place(j * LANES)) - next) * factor;
       exp2(weights);
       CMFAST_UNROLL
       for (int j = 0; j < TOGETHER; ++j) {
@@ -136,7 +141,7 @@ struct Heads {
     }
     for (int64_t i = stepped; i < round_up(count, 2 * BLOCK); i += LANES) {
       int left = (int)(FAULT(tail_of_keys_attended) ? LANES : count - i);
-      Floats weight = (Ints)iota() < left ? exp2((score(i) - next) * factor) : zeros();
+      Floats weight = (Ints)iota() < left ? exp2((load(row + place(i)) - next) * factor) : zeros();
       sums += weight;
       put_row(scores, i, m, weight);
     }
@@ -144,39 +149,44 @@ struct Heads {
       float change = most == -__builtin_inff() ? 0.0f : exp2(all((most - next) * factor))[0];
       if (!FAULT(sum_not_rescaled)) total *= change;
       if (most != -__builtin_inff())
-        for (int64_t k = 0; k < size; k += LANES) store(out + k, load(out + k) * change);
+        for (int64_t k = 0; k < p.head_size; k += LANES) store(out + k, load(out + k) * change);
       most = next;
     }
     total += sum(sums);
   }
 
-  // Floats that a thread needs: the queries, the scores of eight of them, the sums.
-  int64_t rows() const { return QUERIES * 2 * size + ROWS * (KEYS + 2 * BLOCK); }
+  // Floats that a thread needs: the queries, their scores, the sums.
+  int64_t rows() const { return QUERIES * (2 * size + SCORES); }
 
   void attend(int64_t head, int64_t first, int64_t piece, float* q) const {
     int64_t n = head / p.heads, h = head % p.heads, count = at_most(p.queries - first, piece);
     if (FAULT(last_queries_missed) && count % ROWS) --count;
-    float *scores = q + QUERIES * size, *out = scores + ROWS * (KEYS + 2 * BLOCK);
+    float *scores = q + QUERIES * size, *out = scores + QUERIES * SCORES;
     float most[QUERIES], total[QUERIES];
     for (int64_t i = 0; i < QUERIES; ++i) most[i] = -__builtin_inff(), total[i] = 0;
     for (int64_t i = 0; i < count; i += ROWS)
       pack_queries(q + i * size, n * p.q.n + h * p.q.h + (first + i) * p.q.t, count - i);
     for (int64_t from = 0; from < p.keys; from += KEYS) {
       int64_t here = at_most(p.keys - from, KEYS), padded = round_up(here, BLOCK);
-      for (int64_t i = 0; i < count; i += ROWS) {
-        for (int64_t j = 0; j < padded; j += PANEL)
+      // What is read of keys and values stays in the first cache while it meets all queries.
+      for (int64_t j = 0; j < padded; j += PANEL)
+        for (int64_t i = 0; i < count; i += ROWS)
           multiply_panel<PAIRS>((const uint32_t*)(q + i * size), packed_k + head * words_k + (from + j) * size / WORD,
-                                (int)at_most(padded - j, PANEL), size / WORD,
-                                {scores + j * ROWS, BLOCK, ROWS * BLOCK, false}, {nullptr, 0});
-        for (int64_t m = 0; m < at_most(count - i, ROWS); ++m)
-          softmax_row(scores, m, here, out + (i + m) * size, most[i + m], total[i + m]);
-        const uint32_t* v = packed_v + head * words_v;
-        for (int64_t j = 0; j < size; j += PANEL) {
-          int64_t width = at_most(size - j, PANEL);
-          multiply_panel<PAIRS>((const uint32_t*)scores, v + from * width / WORD, (int)width, padded / WORD,
-                                {out + i * size + j, size, BLOCK, from > 0}, {nullptr, 0});
-          v += keys * width / WORD;
+                                (int)at_most(padded - j, PANEL), (p.head_size + WORD - 1) / WORD,
+                                {scores + i * SCORES + j * ROWS, BLOCK, ROWS * BLOCK, false}, {nullptr, 0});
+      for (int64_t i = 0; i < count; ++i)
+        softmax_row(scores + i / ROWS * ROWS * SCORES, i % ROWS, here, out + i * size, most[i], total[i]);
+      const uint32_t* v = packed_v + head * words_v;
+      for (int64_t j = 0; j < size; j += PANEL) {
+        int64_t width = at_most(size - j, PANEL), columns = round_up(p.head_size - j, LANES);
+        for (int64_t k = 0, words; k < padded / WORD; k += words) {
+          words = at_most(padded / WORD - k, LONGEST_SUM);
+          for (int64_t i = 0; i < count; i += ROWS)
+            multiply_panel<PAIRS>((const uint32_t*)(scores + i * SCORES) + k * ROWS, v + (from / WORD + k) * width,
+                                  (int)width, words, {out + i * size + j, size, BLOCK, from + k > 0}, {nullptr, 0},
+                                  ROWS, (int)columns);
         }
+        v += keys * width / WORD;
       }
     }
     for (int64_t i = 0; i < count; ++i) {

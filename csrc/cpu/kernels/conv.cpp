@@ -39,6 +39,9 @@ template <int M, bool PAIRS>
 struct Convolution {
   static constexpr int SIDE = M == 1 ? 1 : M + 2, POINTS = SIDE * SIDE;
   static constexpr int64_t WORD = PAIRS ? 2 : 1;
+  // So many words of the weights meet all tiles before the next ones do: those that stay in the first cache. Of Winograd's
+  // points all do: what their products are added to would be farther away.
+  static constexpr int64_t STEP = M == 1 ? LONGEST_SUM : int64_t(1) << 40;
 
   const ConvArguments& p;
   ConvInput input{p};
@@ -199,18 +202,20 @@ struct Convolution {
   }
 
   // A point's products of `count` words from k on with all tiles. Meanwhile so many lines from `next` on are fetched.
-  CMFAST_INLINE void multiply_point(int64_t block, int64_t left, int point, int64_t k, int64_t count, const float* from,
+  CMFAST_INLINE void multiply_point(int64_t block, int64_t used, int point, int64_t k, int64_t count, const float* from,
                                     const uint32_t* weights, int width, float* to, const char* next, int64_t lines,
                                     Outputs& outputs) const {
-    int64_t blocks = ceil_divide(count, BLOCK);
-    int64_t ahead = ceil_divide(lines, ceil_divide(left, ROWS) * blocks);  // for each block of k
-    for (int64_t g = 0; left > 0; ++g, left -= ROWS, next += blocks * ahead * 64) {
-      const uint32_t* rows = (const uint32_t*)(from + point * point_stride + (g * blocks_k * BLOCK + k) * ROWS);
+    int64_t ahead = ceil_divide(lines, ceil_divide(used, ROWS) * ceil_divide(count, BLOCK));  // for each block of k
+    for (int64_t end = k + count, here; k < end; k += here, weights += here * width) {
+      here = at_most(end - k, STEP);
       bool accumulate = k > 0 && !FAULT(first_kernels_missed);
-      Product product{to + (g * ROWS * POINTS + point) * PANEL, POINTS * PANEL, BLOCK, accumulate};
-      if (left <= ROWS / 2) multiply_panel<PAIRS, 4>(rows, weights, width, count, product, {next, ahead}, 4);
-      else multiply_panel<PAIRS>(rows, weights, width, count, product, {next, ahead});
-      fetch(block, outputs);
+      for (int64_t tile = 0; tile < used; tile += ROWS, next += ceil_divide(here, BLOCK) * ahead * 64) {
+        const uint32_t* rows = (const uint32_t*)(from + point * point_stride + tile * blocks_k * BLOCK + k * ROWS);
+        Product product{to + (tile * POINTS + point) * PANEL, POINTS * PANEL, BLOCK, accumulate};
+        if (used - tile <= ROWS / 2) multiply_panel<PAIRS, 4>(rows, weights, width, here, product, {next, ahead}, 4);
+        else multiply_panel<PAIRS>(rows, weights, width, here, product, {next, ahead});
+        fetch(block, outputs);
+      }
     }
   }
 
@@ -218,7 +223,7 @@ struct Convolution {
   void multiply(int64_t block, int64_t panel, const float* from, float* made, float* to) const {
     int width = (int)at_most(p.shape.columns() - panel * PANEL, PANEL);
     const uint32_t* weights = p.weights + panel * PANEL * p.shape.stored() * words;
-    int64_t used = tiles_in(block), parts_k = made ? ceil_divide(words, MADE_WORDS) : 1;
+    int64_t used = tiles_in(block), parts_k = ceil_divide(words, made ? MADE_WORDS : STEP);
     int64_t o = panel * PANEL, products = POINTS * ceil_divide(used, ROWS) * parts_k;
     int64_t step = ceil_divide(used * M * M, products);
     Outputs outputs{o, at_most(p.shape.out_channels - o, PANEL), step, 0, parts(block), part(block, 0), 0, 0};
@@ -427,7 +432,8 @@ const char* conv2d(const ConvArguments& p) {
   const int64_t sizes[] = {p.samples, p.depth, p.height, p.width, p.out_depth, p.out_height, p.out_width};
   for (int64_t size : sizes)
     if (size <= 0) return "a size is not positive";
-  if (p.h.channels + p.skip.channels != s.in_channels) return "the input has not the channels of the packed weights";
+  if (p.channels() != s.in_channels) return "the input has not the channels of the packed weights";
+  if (p.gate && p.skip.channels != p.h.channels) return "the gate has not the channels of what it multiplies";
   if (s.tile != 1 && (s.height != 3 || s.width != 3 || p.stride_y != 1 || p.stride_x != 1))
     return "Winograd's form has 3 by 3 kernels and a stride of 1";
   if (s.transforms() && s.pairs) return "weights to be transformed are Winograd's, of float32";

@@ -1,7 +1,8 @@
 // A convolution of one-element kernels: one matrix product, whose rows are the positions of all samples.
 //
-// A block of rows is read once, activated, into the left operand of all panels of weights. A panel then meets eight of
-// the rows after another eight; what they give is finished while it lies in the first-level cache. Threads have rows of
+// A block of rows is read once, activated, into the left operand of all panels of weights. So many words of a panel as the
+// first-level cache holds then meet eight of the rows after another eight; after the last words, what they give is
+// finished. Threads have rows of
 // their own where there are enough of them; else they share the rows, and each has panels of its own, so that weights
 // are read once.
 #include "../pointwise.h"
@@ -20,7 +21,7 @@ namespace {
 
 constexpr int64_t PART = 64;               // rows whose moments are taken together, and the least of a thread
 constexpr int64_t LONGEST = 512;           // rows of a block
-constexpr int64_t OPERAND = 160 << 10;     // floats of a block: with a panel or two, they fit in the second-level cache
+constexpr int64_t OPERAND = 320 << 10;     // floats of a block: they stay in the last cache
 constexpr int64_t LINE = 16;               // words of a cache line
 
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -35,7 +36,7 @@ struct Pointwise {
   int64_t panels, block;       // block: rows
   int64_t operand;             // floats of a block
   bool by_panels;              // how threads divide the work
-  float *operands, *partial;
+  float *operands, *products, *partial;
 
   explicit Pointwise(const ConvArguments& p) : p(p) {
     positions = p.depth * p.height * p.width;
@@ -156,8 +157,8 @@ struct Pointwise {
 
   // ---- the products of a panel with rows `first` on
 
-  void multiply(const Places& places, int64_t first, int64_t count, int64_t panel, const float* from) const {
-    alignas(64) float tile[ROWS * PANEL];
+  void multiply(const Places& places, int64_t first, int64_t count, int64_t panel, const float* from,
+                float* products) const {
     int width = (int)at_most(p.shape.columns() - panel * PANEL, PANEL);
     const uint32_t* weights = p.weights + panel * PANEL * words;
     int64_t groups = ceil_divide(count, ROWS), lines = words * width / LINE;
@@ -166,13 +167,20 @@ struct Pointwise {
     const char* next = (const char*)(weights + words * width);
     Sums sums{{}, first, first};
     bool whole = p.dtype == FLOAT32 && p.shape.out_channels - panel * PANEL >= PANEL;
-    for (int64_t i = 0; i < count; i += ROWS, from += blocks_k * (ROWS * BLOCK), next += blocks_k * ahead * 64) {
-      int64_t here = at_most(count - i, ROWS);
-      if (FAULT(last_rows_missed) && here < ROWS) break;
-      multiply_rows<PAIRS>((int)here, (const uint32_t*)from, weights, width, words, {tile, PANEL, BLOCK, false},
-                           {next, ahead});
-      if (whole) write<true>(places, first, i, here, panel, tile, sums);
-      else write<false>(places, first, i, here, panel, tile, sums);
+    // So few words of the panel that they stay in the first cache meet all rows, before the next ones do.
+    for (int64_t k = 0; k < words; k += LONGEST_SUM) {
+      int64_t here_k = at_most(words - k, LONGEST_SUM);
+      for (int64_t i = 0; i < count; i += ROWS, next += ceil_divide(here_k, BLOCK) * ahead * 64) {
+        int64_t here = at_most(count - i, ROWS);
+        if (FAULT(last_rows_missed) && here < ROWS) break;
+        const float* rows = from + (i / ROWS * blocks_k * BLOCK + k) * ROWS;
+        float* tile = products + i * PANEL;
+        multiply_rows<PAIRS>((int)here, (const uint32_t*)rows, weights + k * width, width, here_k,
+                             {tile, PANEL, BLOCK, k > 0}, {next, ahead});
+        if (k + here_k < words) continue;
+        if (whole) write<true>(places, first, i, here, panel, tile, sums);
+        else write<false>(places, first, i, here, panel, tile, sums);
+      }
     }
   }
 
@@ -196,7 +204,7 @@ struct Pointwise {
       for (int64_t g = put.begin; g < put.end; ++g) put_rows(places, g * ROWS, at_most(count - g * ROWS, ROWS), to);
       if (by_panels) team.barrier();
       for (int64_t panel = panels_of_mine.begin; panel < panels_of_mine.end; ++panel)
-        multiply(places, first, count, panel, to);
+        multiply(places, first, count, panel, to, products + team.rank * LONGEST * PANEL);
       if (by_panels && first + block < end) team.barrier();
     }
     if (!partial) return;
@@ -219,8 +227,9 @@ struct Pointwise {
     bool small = rows * words * p.shape.columns() < (1 << 19) && words * p.shape.columns() < (1 << 16);
     int threads = small ? 1 : p.threads;
     operands = (float*)scratch(SCRATCH_INPUT, (by_panels ? 1 : threads) * operand * 4);
+    products = (float*)scratch(SCRATCH_PRODUCTS, threads * LONGEST * PANEL * 4);
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots() * 2 * p.shape.out_channels * 4) : nullptr;
-    if (!operands || (p.moments && !partial)) return "no memory for the operands";
+    if (!operands || !products || (p.moments && !partial)) return "no memory for the operands";
     auto body = [&](Team team) { work(team); };
     parallel(threads, body);
     return nullptr;
