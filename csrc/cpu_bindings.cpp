@@ -9,6 +9,7 @@
 #include "cpu/faults.h"
 #include "cpu/isa.h"
 #include "cpu/program.h"
+#include "cpu_snapshots.h"
 
 namespace py = pybind11;
 using namespace cmfast;
@@ -283,43 +284,6 @@ std::string run_program(const Program& program, int threads, std::vector<double>
   return error ? error : "";
 }
 
-// Which objects some dicts hold, and in which order; they and the dicts are kept alive by who asks.
-class Snapshot {
- public:
-  explicit Snapshot(const std::vector<py::dict>& dicts) {
-    for (const py::dict& dict : dicts) {
-      dicts_.push_back(dict.ptr());
-      sizes_.push_back(PyDict_Size(dict.ptr()));
-      Py_ssize_t at = 0;
-      PyObject *key, *value;
-      while (PyDict_Next(dict.ptr(), &at, &key, &value)) {
-        items_.push_back(key);
-        items_.push_back(value);
-      }
-    }
-  }
-
-  // The first of the dicts that holds anything else now; -1 where none does.
-  int64_t first_difference() const {
-    const PyObject* const* item = items_.data();
-    for (size_t i = 0; i < dicts_.size(); ++i) {
-      if (PyDict_Size(dicts_[i]) != sizes_[i]) return (int64_t)i;
-      if (!sizes_[i]) continue;
-      Py_ssize_t at = 0;
-      PyObject *key, *value;
-      while (PyDict_Next(dicts_[i], &at, &key, &value)) {
-        if (key != item[0] || value != item[1]) return (int64_t)i;
-        item += 2;
-      }
-    }
-    return -1;
-  }
-
- private:
-  std::vector<PyObject*> dicts_, items_;
-  std::vector<Py_ssize_t> sizes_;
-};
-
 }  // namespace
 
 PYBIND11_MODULE(CMFAST_MODULE, m) {
@@ -337,10 +301,12 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
     py::gil_scoped_release unlocked;
     return checksum(at(data), bytes, threads);
   });
-  m.def("sampled_checksum", sampled_checksum);
   py::class_<Snapshot>(m, "Snapshot", py::module_local())
       .def(py::init<const std::vector<py::dict>&>())
       .def("first_difference", &Snapshot::first_difference);
+  py::class_<TensorSnapshot>(m, "TensorSnapshot", py::module_local())
+      .def(py::init<Objects, Objects, Objects, Parts>())
+      .def("same", &TensorSnapshot::same);
   m.def("build_info", [] {
     const Kernels* found = kernels();
     return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),

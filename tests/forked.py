@@ -39,6 +39,7 @@ def copy(tree: Path) -> None:
             for path in (ROOT / source).glob(pattern):
                 (tree / target / path.name).symlink_to(path)
     shutil.copy(ROOT / "pyproject.toml", tree)
+    (tree / "benchmarks").symlink_to(ROOT / "benchmarks")  # the static figures that tests compare with
 
 
 _LINKED = ("*.so", "assets", "fixtures")

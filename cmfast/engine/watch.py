@@ -26,13 +26,11 @@ class Watch:
         self._snapshot = native.cpu().Snapshot(self._dicts)
         self._others = [(value, copy.copy(value)) for value in others]
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
-        self._tensors = list({id(t): t for t in held}.values())
-        self._counted = [t for t in self._tensors if not t.is_inference()]
-        self._dense = [t for t in self._tensors if t.device.type == "cpu"]
-        self._matrices = [t for t in self._dense if t.ndim > 1]
-        self._places = self._look()
-        self._memory = [_memory(t) for t in self._dense]
-        self._sum = native.cpu().sampled_checksum(self._memory)
+        tensors = list({id(t): t for t in held}.values())
+        counted = [t for t in tensors if not t.is_inference()]
+        placed = [t for t in tensors if t.device.type == "cpu"]
+        wide = [t for t in placed if t.ndim > 1]
+        self._tensors = native.cpu().TensorSnapshot(counted, placed, wide, [_memory(t) for t in placed])
 
     def changed(self) -> bool:
         """Whether the network is another, as far as can be seen."""
@@ -46,12 +44,7 @@ class Watch:
                 return True
         except (RuntimeError, TypeError, ValueError):  # a tensor of several elements has no truth: it was replaced
             return True
-        return self._look() != self._places or native.cpu().sampled_checksum(self._memory) != self._sum
-
-    def _look(self) -> Any:
-        """How often torch has counted writes to the tensors, where their elements are, and their strides."""
-        versions = [t._version for t in self._counted]
-        return versions, [*map(Tensor.data_ptr, self._dense)], [*map(Tensor.stride, self._matrices)]
+        return not self._tensors.same()
 
 
 def attributes(module: nn.Module) -> tuple[list[dict[str, Any]], list[list | set]]:
