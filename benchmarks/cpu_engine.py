@@ -48,7 +48,7 @@ def start(folder, dtype):
         make, fast = seconds(lambda model=model: cmfast.accelerate(model, dtype, cache=cache))
         print(f"start-up {what}: load {load:.2f} s, accelerate {make:.2f} s".replace(" :", ":"), flush=True)
     network = fast.unet
-    packed = sum(t.nbytes for t in accelerator_of(network).target.weights.packed.values())
+    packed = accelerator_of(network).target.bytes
     print(f"weights {own / 1e9:.2f} GB, packed {packed / 1e9:.2f} GB")
     return network
 

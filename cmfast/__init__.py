@@ -8,6 +8,7 @@ from importlib import metadata
 from . import kernels, noise, preconditioning, sampling
 from .accelerate import accelerate, restore
 from .checkpoints import CheckpointError
+from .explain import explain
 from .model import ConsistencyModel, load
 from .storage import save
 from .unet import UNet, UNetConfig
@@ -21,6 +22,7 @@ __all__ = [
     "UNetConfig",
     "__version__",
     "accelerate",
+    "explain",
     "kernels",
     "load",
     "noise",

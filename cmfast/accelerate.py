@@ -26,7 +26,7 @@ def accelerate(
 
     The network is captured as a graph, which passes make faster: group norms, SiLUs, residuals, resampling and
     concatenations are done inside the convolutions that they surround, weights are packed once, all values share one
-    block of memory. What the passes do not recognise is left to torch; `cmfast profile --explain` says what that is.
+    block of memory. What the passes do not recognise is left to torch; `cmfast.explain` says what that is.
     Where a network's course depends on the values of tensors, or random numbers are drawn, its own forward runs, and
     the largest of its submodules that can be captured are made faster; a warning of the logger cmfast.engine says which
     are not.
@@ -94,20 +94,29 @@ def restore(model: Model) -> Model:
     Raises:
         ValueError: the model is not an accelerated one.
     """
+    for network in accelerated_networks(model, "restore").values():
+        network._compiled_call_impl = None
+    return model
+
+
+def accelerated_networks(model: Any, caller: str) -> dict[str, nn.Module]:
+    """What `accelerate` made faster of a model, by its names there; of a network, that is itself, by the name "".
+
+    Raises:
+        ValueError: nothing of it is accelerated; the message begins with the caller's name.
+    """
     from .engine.accelerator import accelerator_of
 
     if isinstance(model, ConsistencyModel):
-        networks = [model.unet]
+        networks = {"unet": model.unet}
     else:
-        networks = [model] if isinstance(model, nn.Module) else list(pipelines.networks(model).values())
-    accelerated = [m for m in networks if isinstance(m, nn.Module) and accelerator_of(m) is not None]
-    if not accelerated:
+        networks = {"": model} if isinstance(model, nn.Module) else pipelines.networks(model)
+    found = {name: network for name, network in networks.items() if accelerator_of(network) is not None}
+    if not found:
         raise ValueError(
-            f"restore: expected a model that cmfast.accelerate returned, got a plain {type(model).__name__}"
+            f"{caller}: expected a model that cmfast.accelerate returned, got a plain {type(model).__name__}"
         )
-    for network in accelerated:
-        network._compiled_call_impl = None
-    return model
+    return found
 
 
 def _accelerate_parts(pipeline: Any, dtype: torch.dtype | None, options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
     pip install cmfast
     python examples/your_own_network.py --steps 2
+    cmfast profile --from examples/your_own_network.py:example --explain
 
 The network here is a small one of random weights: what it draws is noise. Put yours in its place.
 """
@@ -40,6 +41,11 @@ class Network(nn.Module):
         return self.last(x)
 
 
+def example() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A network and the arguments of its call, as `cmfast profile --from` takes them."""
+    return Network().eval(), (torch.randn(1, 3, 32, 32), torch.tensor([100.0]))
+
+
 def main() -> None:
     """Read the command line, accelerate the network, and draw samples with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,9 +55,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     torch.manual_seed(arguments.seed)
-    network = Network().eval()
+    network, (x, timesteps) = example()
     fast = cmfast.accelerate(network)
-    x, timesteps = torch.randn(1, 3, 32, 32), torch.tensor([100.0])
     with torch.inference_mode():
         print(f"largest difference of one evaluation: {(fast(x, timesteps) - network(x, timesteps)).abs().max():.1e}")
 

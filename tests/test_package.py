@@ -70,6 +70,7 @@ ROOMS = [
     "engine",
     "pipelines",
     "accelerate",
+    "explain",
     "pictures",
     "evaluation",
     "training",

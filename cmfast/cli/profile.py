@@ -1,10 +1,9 @@
 """`cmfast profile`: where the time of an accelerated network evaluation goes, and what the engine did to it."""
 
-import statistics
 import sys
-import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from ..engine import Accelerator
-from ..engine.cpu import CpuTarget
+from ..engine.accelerator import detached, products_of
 from ..engine.cpu.executable import StepTime
+from ..engine.explanation import explanation, module_names
 from ..engine.passes import PASSES
-from ..engine.target import Executable
 from ..files import check_writable
 from ..kernels import native
 from ..kernels.conv_forms import ConvForm
@@ -27,20 +25,34 @@ from ..unet import UNet, UNetConfig
 from . import options
 from .options import Threads, load_model
 from .results import write_json
+from .timing import Timing, measure
+from .user_network import Call, errors_of, load_call
 
 _NETWORKS = {"imagenet64": UNetConfig.imagenet64, "lsun256": UNetConfig.lsun256}
+#: What only cmfast's own models have.
+_OF_MODELS = {"model": "--model", "network": "--network", "batch_size": "--batch-size"}
 
 
 def profile(
+    context: typer.Context,
     model: options.Model = "digits",
     network: Annotated[
         str | None, typer.Option(help="Instead of a model: imagenet64 or lsun256, with weights drawn at random.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE.py:FUNCTION",
+            help="Instead of a model: any network, from a function without arguments that returns (network, args) or "
+            "(network, args, kwargs), the call to profile, or a dict of these; package.module:function too.",
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of an evaluation.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16: the operands of products.")] = "float32",
     rounds: Annotated[int, typer.Option(min=1, help="Evaluations that are measured; the medians are shown.")] = 5,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what each pass did, what is left to torch and why.")
+        bool, typer.Option("--explain", help="Say what was captured, what each pass did, what torch does and why.")
     ] = False,
     passes: Annotated[bool, typer.Option("--passes", help="Measure what each pass gains: leave it out.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Measure the forms of the convolutions first.")] = False,
@@ -50,33 +62,60 @@ def profile(
     """Time each step of an accelerated network evaluation on the CPU."""
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype}")
+    if source is not None:
+        given = [option for name, option in _OF_MODELS.items() if _is_given(context, name)]
+        if given:
+            raise ValueError(f"--from has its own network and inputs: it does not go with {', '.join(given)}")
     if json_file is not None:
         check_writable(json_file)
     if threads is not None:
         torch.set_num_threads(threads)
+    call = _own_call(model, network, batch_size) if source is None else load_call(source)
+    evaluated = detached(call.network)
+    evaluated.training = False
+    call = call._replace(network=evaluated)
+    products = products_of(list(evaluated.parameters()), getattr(torch, dtype))
+    settings: dict[str, Any] = {"network": source or network or model}
+    title = settings["network"]
+    if source is None:
+        settings["batch_size"] = batch_size
+        title += f", batch {batch_size}"
+    with nullcontext() if source is None else errors_of(f"the network of {source}"):
+        timing = measure(_accelerated(call, products, tune=tune), rounds)
+    title += f", {dtype} products, {torch.get_num_threads()} threads, {native.cpu().build_info()['isa']}"
+    print(f"{title}: {1e3 * timing.whole:.2f} ms")
+    names = module_names({"": evaluated})
+    console = Console()
+    if timing.trace.left:
+        _print_modules(console, timing, names)
+    _print_operators(console, [step for program in timing.programs for step in program.steps])
+    explained = explanation(timing.trace, {"": evaluated})
+    if explain:
+        print(explained)
+    gains = _gains(call, products, rounds) if passes else {}
+    for name, without in gains.items():
+        print(f"without {name}: {1e3 * without:.2f} ms, {without / timing.whole:.2f} times as long")
+    if json_file is not None:
+        rows = [{"module": names[program.module]} | _row(step) for program in timing.programs for step in program.steps]
+        settings |= {"dtype": dtype, "seconds": timing.whole, "seconds_outside": timing.outside}
+        write_json(json_file, rows, settings | {"not_captured": explained.left, "without": gains})
+        print(f"wrote {json_file}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _own_call(model: str, network: str | None, batch_size: int) -> Call:
+    """An evaluation of one of cmfast's own networks."""
     unet = load_model(model, "cpu", "float32").unet if network is None else _random_network(network)
     config = unet.config
     assert isinstance(config, UNetConfig)
     inputs = [torch.randn(batch_size, *config.sample_shape), torch.full((batch_size,), 500.0)]
     if config.num_classes is not None:
         inputs.append(torch.arange(batch_size) % config.num_classes)
-    products = getattr(torch, dtype)
-    fast = Accelerator(unet, products, tune=tune)
-    executable = fast.executable(inputs)
-    seconds, steps = _measure(executable, inputs, rounds)
-    console = Console()
-    title = f"{network or model}, batch {batch_size}, {dtype} products, {torch.get_num_threads()} threads"
-    console.print(f"{title}, {native.cpu().build_info()['isa']}: {1e3 * seconds:.2f} ms", highlight=False)
-    _print_operators(console, steps)
-    if explain:
-        _explain(console, fast, executable)
-    gains = _gains(unet, products, inputs, rounds) if passes else {}
-    for name, without in gains.items():
-        console.print(f"without {name}: {1e3 * without:.2f} ms, {without / seconds:.2f} times as long", highlight=False)
-    if json_file is not None:
-        settings = {"network": network or model, "batch_size": batch_size, "dtype": dtype, "seconds": seconds}
-        write_json(json_file, [_row(s) for s in steps], settings | {"without": gains})
-        print(f"wrote {json_file}")
+    return Call(unet, tuple(inputs), {})
 
 
 def _random_network(name: str) -> UNet:
@@ -94,17 +133,30 @@ def _random_network(name: str) -> UNet:
     return unet.eval()
 
 
-def _measure(executable: Executable, inputs: Sequence[Tensor], rounds: int) -> tuple[float, list[StepTime]]:
-    """The median time of an evaluation, and of each of its steps."""
-    executable(inputs)
-    whole, each = [], []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        executable(inputs)
-        whole.append(time.perf_counter() - begin)
-        each.append(executable.time(inputs))
-    medians = [StepTime(of[0].step, statistics.median(t.seconds for t in of)) for of in zip(*each, strict=True)]
-    return statistics.median(whole), medians
+def _accelerated(call: Call, products: torch.dtype, **options: Any) -> Callable[[], Any]:
+    """The call, with its network accelerated."""
+    fast = Accelerator(call.network, products, **options)
+    return lambda: fast(*call.args, **call.kwargs)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _print_modules(console: Console, timing: Timing, names: Mapping[Any, str]) -> None:
+    """The time of each captured module, and of all that is in none."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for program in timing.programs:
+        times[names[program.module]].append(program.seconds)
+    table = _table("module", "calls", "ms", "%")
+    total = timing.outside + sum(map(sum, times.values()))
+    for name, each in sorted(times.items(), key=lambda item: -sum(item[1])):
+        table.add_row(name, str(len(each)), f"{1e3 * sum(each):.2f}", f"{100 * sum(each) / total:.1f}")
+    table.add_row("not captured (torch)", "", f"{1e3 * timing.outside:.2f}", f"{100 * timing.outside / total:.1f}")
+    console.print(table)
 
 
 def _print_operators(console: Console, steps: Sequence[StepTime]) -> None:
@@ -112,9 +164,7 @@ def _print_operators(console: Console, steps: Sequence[StepTime]) -> None:
     for step, seconds in steps:
         times[_kind(step)].append(seconds)
     total = sum(seconds for _, seconds in steps)
-    table = Table("step", "calls", "ms", "%", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _table("step", "calls", "ms", "%")
     for kind, each in sorted(times.items(), key=lambda item: -sum(item[1])):
         table.add_row(kind, str(len(each)), f"{1e3 * sum(each):.2f}", f"{100 * sum(each) / total:.1f}")
     console.print(table)
@@ -129,26 +179,12 @@ def _kind(step: Any) -> str:
     return f"conv {kernel} at {sizes}, {ConvForm(given.tile, given.transformed, given.dtype)}"
 
 
-def _explain(console: Console, fast: Accelerator, executable: Executable) -> None:
-    for name in PASSES:
-        summary = (sys.modules[PASSES[name].__module__].__doc__ or "").splitlines()[0]
-        console.print(f"{name}: {executable.rewrites.get(name, 0)} times. {summary}", highlight=False)
-    reasons = Counter((s.operator, s.reason) for s in executable.steps.steps if s.reason)
-    for (operator, reason), count in reasons.items():
-        console.print(f"torch: {count} x {operator}, {reason}", highlight=False)
-    if not reasons:
-        console.print("torch: nothing", highlight=False)
-    assert isinstance(fast.target, CpuTarget)
-    packed = sum(t.nbytes for t in fast.target.weights.packed.values())
-    console.print(f"memory: {executable.bytes / 1e6:.1f} MB of values, {packed / 1e6:.1f} MB of packed weights")
-
-
-def _gains(unet: Any, products: torch.dtype, inputs: Sequence[Tensor], rounds: int) -> Mapping[str, float]:
+def _gains(call: Call, products: torch.dtype, rounds: int) -> Mapping[str, float]:
     """The median time of an evaluation without each of the passes."""
     found = {}
     for name in track(PASSES, "leaving out passes", console=Console(file=sys.stderr)):
-        fast = Accelerator(unet, products, passes=[other for other in PASSES if other != name])
-        found[name] = _measure(fast.executable(inputs), inputs, rounds)[0]
+        others = [other for other in PASSES if other != name]
+        found[name] = measure(_accelerated(call, products, passes=others), rounds).whole
     return found
 
 

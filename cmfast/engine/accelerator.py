@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..kernels.transforms import forward_mode, transformed
+from . import trace
 from .capture import CaptureError, capture, output_dtypes
 from .cpu import CpuTarget
 from .graph import Graph, value
@@ -35,6 +36,7 @@ _thread = threading.local()
 class _Program:
     """What evaluates one kind of call, the structure of its outputs, and their dtypes by those of the inputs."""
 
+    target: Target
     executable: Executable
     structure: Structure
     dtypes: dict[tuple[torch.dtype, ...], list[torch.dtype]] = dataclasses.field(default_factory=dict)
@@ -153,11 +155,12 @@ class Accelerator:
             if not all(t.numel() for t in tensors):  # there is nothing to compute
                 return _without_hooks(self.module)(*args, **kwargs)
             program = self._program(tensors, structure)
-            outputs = program.executable(tensors, self._output_dtypes(program, tensors, structure))
+            dtypes = self._output_dtypes(program, tensors, structure)
+            outputs = trace.run(self.module, program.target, program.executable, tensors, dtypes)
         return program.structure.build(outputs)
 
     def executable(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Executable:
-        """What evaluates the network for such arguments, made where there is none yet."""
+        """What evaluates the network as a whole for such arguments, made where there is none yet."""
         return self._program(*_flatten(tuple(args), dict(kwargs or {}))).executable
 
     @property
@@ -219,7 +222,7 @@ class Accelerator:
         if self.whole and _shares_memory(graph):
             raise CaptureError("an output is a view of an input or of another output")
         rewrites = {name: PASSES[name](graph) for name in self.passes}
-        return _Program(target.compile(network, graph, rewrites), graph.structure)
+        return _Program(target, target.compile(network, graph, rewrites), graph.structure)
 
     def _accelerate_part(self, name: str, module: nn.Module) -> "Accelerator":
         cache = None if self.cache is None else self.cache / name

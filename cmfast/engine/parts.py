@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import trace
 from .capture import CaptureError
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Parts:
         """Evaluate the network, which cannot be captured for this reason."""
         with self._installed(), _current(self):
             outputs = self._module.forward(*args, **kwargs)
-        self._leave("", reason)
+        self._leave("", self._module, reason)
         return outputs
 
     def run(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -62,10 +63,11 @@ class Parts:
         except CaptureError as error:
             reason = str(error)
         outputs = module._call_impl(*args, **kwargs)
-        self._leave(part.name, reason)
+        self._leave(part.name, module, reason)
         return outputs
 
-    def _leave(self, name: str, reason: str) -> None:
+    def _leave(self, name: str, module: nn.Module, reason: str) -> None:
+        trace.leave(module, reason)
         if name not in self.left:
             self.left[name] = reason
             whole = type(self._module).__name__

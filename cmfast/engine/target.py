@@ -39,9 +39,14 @@ class Target(Protocol):
 
     Attributes:
         device_type: "cpu" or "cuda", where the network's inputs must be.
+        bytes: size of the packed weights.
     """
 
     device_type: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the packed weights."""
 
     def compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int]) -> Executable:
         """Make what evaluates a graph of the network, after the passes have rewritten it."""

@@ -36,6 +36,11 @@ class CpuTarget:
             self._choose = Tuner(products, None if cache is None else cache / "forms.json")
         self._stored: Stored | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Size of the packed weights."""
+        return sum(t.nbytes for t in self.weights.packed.values())
+
     def compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int]) -> Executable:
         """Pack the weights that the graph reads and no earlier one did, and make its program."""
         if self._cache is not None and self._stored is None:
