@@ -43,9 +43,10 @@ def accelerate(
         model: a ConsistencyModel, a diffusers pipeline, or any network with parameters on the CPU: any arguments of its
             forward that are tensors, None, numbers, strings, and tuples, lists, dicts and dataclasses of them. A
             network is left as it was, its training mode too, and shares its parameters and submodules with the result.
-        dtype: of the operands of products: float32, or bfloat16 for about half the time at about bfloat16's accuracy;
-            sums and all values between layers are float32. None means bfloat16 for a network of bfloat16 parameters and
-            float32 for others.
+        dtype: of the operands of products: float32, or bfloat16 for about half the time at about bfloat16's accuracy
+            where the processor has such products, and as in float32 where it has none (AVX2) and they would be
+            slower; sums and all values between layers are float32. None means bfloat16 for a network of bfloat16
+            parameters and float32 for others.
         tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's.
         cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made. Each
             network of a pipeline has a folder in it.

@@ -1,10 +1,15 @@
-"""Which form of a convolution serves a layer of a network: where the dtype of its products is the network's own."""
+"""Which form of a convolution serves a layer of a network: where the dtype of its products is the network's own.
+
+Instruction sets without products of bfloat16 make two of float32 of each pair. There bfloat16 gains only where reading
+the weights takes the time: with few rows to multiply them with. Everything else is multiplied in float32.
+"""
 
 import math
 
 import torch
 from torch import fx
 
+from ...kernels import native
 from ...kernels.conv_forms import ConvForm, choose_form, conv_forms
 from ..graph import arguments, shape
 
@@ -15,12 +20,26 @@ _FEW_CHANNELS = 16
 #: 2, and a network with them less than torch's bfloat16, in which the values between layers are rounded as well.
 _LARGE_TILES_IN_BFLOAT16 = 256
 
+#: Rows of a product, the positions of all samples, up to which reading its weights takes longer than the arithmetic.
+_FEW_ROWS = 8
+
+
+def multiplies(products: torch.dtype) -> bool:
+    """Whether the instruction set in use has products of this dtype."""
+    return products == torch.float32 or native.cpu().build_info()["isa"] == "avx512"
+
+
+def attention_products(products: torch.dtype) -> torch.dtype:
+    """The dtype of the operands of attention's products in a network whose products are to be of this dtype."""
+    return products if multiplies(products) else torch.float32
+
 
 def choose(node: fx.Node, products: torch.dtype) -> ConvForm:
     """The form of a conv2d call."""
     a = arguments(node)
-    weight, outputs = shape(a["weight"]), node.meta["val"][0].shape[2:]
-    dtype = torch.float32 if min(weight[:2]) < _FEW_CHANNELS else products
+    weight, (samples, _, *outputs) = shape(a["weight"]), node.meta["val"][0].shape
+    gains = multiplies(products) or samples * math.prod(outputs) <= _FEW_ROWS
+    dtype = products if gains and min(weight[:2]) >= _FEW_CHANNELS else torch.float32
     large = ConvForm(4, True, torch.bfloat16)
     if math.prod(outputs[-2:]) >= _LARGE_TILES_IN_BFLOAT16 and large in conv_forms(weight, a["stride"], dtype):
         return large

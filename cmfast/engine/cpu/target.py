@@ -11,7 +11,7 @@ from ...kernels.conv_forms import ConvForm
 from ..graph import CONV, Graph, arguments
 from .cache import Stored, fingerprint, write
 from .executable import Executable
-from .forms import choose
+from .forms import attention_products, choose
 from .give_up import giver_up
 from .lower import lower
 from .tuning import Tuner
@@ -50,7 +50,7 @@ class CpuTarget:
             write(self._stored.path, self.weights.packed)
         if isinstance(self._choose, Tuner):
             self._choose.save()
-        return Executable(lower(graph, self._products), rewrites)
+        return Executable(lower(graph, attention_products(self._products)), rewrites)
 
     def _fingerprint(self, network: nn.Module, graph: Graph) -> str:
         named = {**dict(network.named_parameters()), **dict(network.named_buffers())}

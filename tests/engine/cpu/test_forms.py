@@ -1,14 +1,23 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cmfast.kernels.conv_forms import ConvForm as Form
 from torch import nn
 
 from cmfast.engine import capture
+from cmfast.engine.cpu import forms
 from cmfast.engine.cpu.forms import candidates, choose
 from cmfast.engine.graph import CONV
 from cmfast.engine.passes import PASSES
 
 F32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def _any_products(monkeypatch):
+    """As on a processor that has products of bfloat16."""
+    monkeypatch.setattr(forms, "multiplies", lambda products: True)
 
 
 def call(sizes, in_channels=64, out_channels=64, **options):
@@ -81,6 +90,29 @@ def test_candidates_are_accurate_enough(sizes, products, forms):
     assert {form.tile for form in found} == {tile for tile, _ in forms}
     assert choose(call(sizes), products) in found
     assert all(form.dtype == products for form in found)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kernel", "dtype"),
+    [((1, 8), 1, BF16), ((1, 9), 1, F32), ((2, 4), 3, BF16), ((3, 3), 3, F32), ((64, 64), 3, F32)],
+    ids=str,
+)
+def test_without_products_of_bfloat16_it_is_for_few_rows(sizes, kernel, dtype, monkeypatch):
+    monkeypatch.setattr(forms, "multiplies", lambda products: products == F32)
+    node = call(sizes, kernel=kernel)
+    assert choose(node, BF16).dtype == dtype
+    assert all(form.dtype == dtype for form in candidates(node, BF16))
+    assert choose(node, F32).dtype == F32
+    assert forms.attention_products(BF16) == F32
+
+
+@pytest.mark.parametrize(("isa", "has"), [("avx512", True), ("avx2", False), ("portable", False)])
+def test_instruction_sets_with_products_of_bfloat16(isa, has, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(forms.native, "cpu", lambda: SimpleNamespace(build_info=lambda: {"isa": isa}))
+    assert forms.multiplies(BF16) == has
+    assert forms.multiplies(F32)
+    assert forms.attention_products(BF16) == (BF16 if has else F32)
 
 
 def test_names_of_forms():
