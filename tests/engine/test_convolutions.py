@@ -247,7 +247,7 @@ def test_padding_by_the_image_itself_is_torchs_and_the_convolution_ours(dims, mo
 )
 def test_circular_padding_of_any_sides(size, pad):
     module = Layers(lambda m, x: F.pad(x, pad, mode="circular") * m.a.bias, a=nn.Conv1d(1, 1, 1)).eval()
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(2, 3, *(3, 4, 6)[-len(pad) // 2 :])
     with torch.no_grad():
         assert torch.equal(Accelerator(module, torch.float32, whole=True)(x), module(x))
 

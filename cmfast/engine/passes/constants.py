@@ -1,5 +1,6 @@
 """Compute beforehand what depends on the parameters alone: transposed weights, the frequencies of an embedding."""
 
+import operator
 import re
 
 from torch import Tensor, fx
@@ -11,7 +12,9 @@ def fold(graph: Graph) -> int:
     """Replace each call whose inputs are all known by its result."""
     count = 0
     for node in list(graph.nodes.nodes):
-        if node.op != "call_function" or any(graph.tensor(given) is None for given in node.all_input_nodes):
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if any(graph.tensor(given) is None for given in node.all_input_nodes):
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), graph.tensor)
         result = node.target(*args, **kwargs)
