@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .graph import Graph
-from .patterns import attention, linear
+from .patterns import attention, circular_padding, linear
 from .structure import Structure, flatten
 
 
@@ -100,7 +100,7 @@ class _Functions(TorchFunctionMode):
     """What is seen of a network's calls before torch takes them apart.
 
     Tensors of Python's numbers are made with their data, also where a network asks for them on its inputs' device.
-    Attention and linear layers of tokens are recognised.
+    Attention, linear layers of tokens and circular padding are recognised.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -112,7 +112,7 @@ class _Functions(TorchFunctionMode):
             data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
             if torch.device(kwargs.get("device") or "cpu").type == "meta" and not isinstance(data, Tensor):
                 kwargs["device"] = "cpu"
-        for pattern in (attention, linear):
+        for pattern in (attention, linear, circular_padding):
             found = pattern.recognise(func, args, kwargs)
             if found is not None:
                 return found

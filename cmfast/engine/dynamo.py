@@ -91,7 +91,7 @@ def _refusal(graph: fx.GraphModule, placeholders: Sequence[fx.Node]) -> str:
             continue
         if value.device.type != "cpu":
             return f"the engine takes tensors on the CPU, and {node.name} is on {value.device}"
-        if value.dtype == torch.float64 or value.is_complex():
+        if (value.dtype == torch.float64 and not _is_factor(node)) or value.is_complex():
             return f"the engine computes in float32, and {node.name} is {value.dtype}"
     if torch.is_autocast_enabled("cpu") or any("_enter_autocast" in str(node.target) for node in graph.graph.nodes):
         return 'it is called under autocast: give options={"dtype": "bfloat16"} instead'
@@ -104,6 +104,12 @@ def _is_number(node: fx.Node) -> bool:
     if not isinstance(value, Tensor) or value.dtype != torch.float64 or value.ndim or not node.users:
         return False
     return all(user.op == "call_method" and user.target == "item" for user in node.users)
+
+
+def _is_factor(node: fx.Node) -> bool:
+    """Whether a graph's input is one number that nothing is computed of in its own dtype: a scalar of numpy's, say."""
+    values = [_example(node), *map(_example, node.users)]
+    return not values[0].ndim and all(isinstance(x, Tensor) and x.dtype != torch.float64 for x in values[1:])
 
 
 @functools.cache

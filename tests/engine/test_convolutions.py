@@ -216,6 +216,48 @@ def test_other_padding_stays(name):
     assert "aten.constant_pad_nd" in [step.operator for step in left]
 
 
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+@pytest.mark.parametrize("dims", SIZES)
+def test_padding_by_the_image_itself_is_torchs_and_the_convolution_ours(dims, mode):
+    conv = CONVOLUTIONS[dims]
+    layers = {"a": conv(16, 20, 3, padding=1), "b": conv(20, 16, 4, stride=2, padding=2)}
+    for layer in layers.values():  # as networks for tileable textures are made of others
+        layer.padding_mode = mode
+    module = Layers(lambda m, x: m.b(F.silu(m.n(m.a(x)))), n=nn.GroupNorm(4, 20), **layers)
+    x = torch.randn(3, 16, *SIZES[dims])
+    found, left, convolutions = accelerated(module, x)
+    assert relative(found, module, x) < 1e-5
+    assert len(convolutions) == 2
+    assert {step.operator for step in left} <= {
+        "aten.cat",
+        f"aten.reflection_pad{dims}d",
+        f"aten.replication_pad{dims}d",
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "pad"),
+    [
+        ((6,), (6, 2)),
+        ((6,), (0, 0)),
+        ((4, 5), (2, -1, 0, 3)),
+        ((4, 5), (-2, -3, 1, 1)),
+        ((3, 2, 4), (1, 2, 0, -1, 3, 3)),
+    ],
+)
+def test_circular_padding_of_any_sides(size, pad):
+    module = Layers(lambda m, x: F.pad(x, pad, mode="circular") * m.a.bias, a=nn.Conv1d(1, 1, 1)).eval()
+    x = torch.randn(2, 3, *(3, 4, 6)[-len(pad) // 2 :])
+    with torch.no_grad():
+        assert torch.equal(Accelerator(module, torch.float32, whole=True)(x), module(x))
+
+
+def test_circular_padding_by_more_than_there_is_is_refused_as_torch_does():
+    module = Layers(lambda m, x: m.a(F.pad(x, (4, 4), mode="circular")), a=nn.Conv1d(3, 3, 1)).eval()
+    with pytest.raises(RuntimeError, match="wrapping around more than once"):
+        Accelerator(module, torch.float32)(torch.randn(2, 3, 3))
+
+
 def test_the_pass_of_padding_finds_nothing_twice():
     module = Layers(lambda m, x: m.a(F.pad(x, (0, 1, 0, 1))), a=nn.Conv2d(16, 20, 3))
     graph = capture(module, [torch.randn(1, 16, 8, 8)])

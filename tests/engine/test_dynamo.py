@@ -5,6 +5,7 @@ import logging
 import weakref
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -414,3 +415,20 @@ def test_parameters_within_graphs(served):
         assert found[1:] == (None, 3)
         net.conv.weight.data.mul_(2)
     assert len(served) == 2
+
+
+@torch.no_grad()
+def test_a_scalar_of_numpys_is_served(served):
+    """As diffusers' skip blocks have one; numbers of float64 that something is computed of are torch's."""
+    net = Net().eval()
+    net.factor = np.sqrt(2.0)
+    check(torch.compile(net, backend="cmfast"), net, draw(2, 3, 8, 8))
+    assert len(served) == 1
+
+    class Wide(Net):
+        def forward(self, x, t):
+            return super().forward(x, t * 2 - 1)
+
+    net = Wide().eval()
+    check(torch.compile(net, backend="cmfast"), net, draw(2, 3, 8, 8), torch.tensor(0.3, dtype=torch.float64))
+    assert len(served) == 1

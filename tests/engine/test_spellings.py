@@ -106,6 +106,22 @@ def test_attention_of_two_products(name, sizes):
     assert not {"aten.bmm", "aten._softmax"} & set(operators)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_heads_of_layers_outputs_are_not_copied(batch):
+    """MONAI's attention blocks; the rows of a linear layer's output are samples times tokens."""
+
+    def function(m, x):
+        q, k, v = (F.linear(x, w).unflatten(2, (3, 8)).permute(0, 2, 1, 3) for w in m.projections.chunk(3))
+        weights = (torch.einsum("blxd,blyd->blxy", q, k) * 0.3).softmax(-1)
+        y = torch.einsum("bhxy,bhyd->bhxd", weights, v).permute(0, 2, 1, 3).reshape(x.shape)
+        return F.linear(y, m.out)
+
+    weights = {"projections": draw(72, 24, seed=1) / 5, "out": draw(24, 24, seed=2) / 5}
+    for tokens in (5, 3):
+        operators = run(function, draw(batch, tokens, 24), **weights)
+        assert operators == ["conv2d", "attention", "conv2d"]
+
+
 OTHERS = {
     "masked": lambda m, q, k, v: torch.bmm((torch.bmm(q, k.mT) + torch.ones(5, 7).tril().to(q)).softmax(-1), v),
     "over the queries": lambda m, q, k, v: torch.bmm(torch.bmm(q, k.mT).softmax(1), v),
@@ -365,6 +381,17 @@ def diagonal(m, x):
 def test_what_is_filled_is_constant(function):
     operators = run(function, draw(2, 3, 4), w=draw(3))
     assert not {"aten.zeros_like", "aten.new_zeros", "aten.full", "aten.index_put", "aten.convolution"} & set(operators)
+
+
+def test_parts_of_a_parameter_are_constant():
+    """denoising-diffusion's memory of keys and values."""
+
+    def function(m, x):
+        first, second = (t.unsqueeze(0).expand(len(x), *t.shape) for t in m.memory)
+        third, _ = m.memory[0].split(2)
+        return torch.cat((first, x, second), 1) + third[0]
+
+    assert run(function, draw(2, 3, 4), memory=draw(2, 4, 4)) == ["aten.cat", "aten.add.Tensor"]
 
 
 def test_a_sum_of_products_is_film():

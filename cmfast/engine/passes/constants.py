@@ -5,20 +5,25 @@ import re
 
 from torch import Tensor, fx
 
-from ..graph import Graph, value
+from ..graph import Graph
 
 
 def fold(graph: Graph) -> int:
     """Replace each call whose inputs are all known by its result."""
     count = 0
     for node in list(graph.nodes.nodes):
-        if node.op != "call_function" or node.target is operator.getitem or not isinstance(value(node), Tensor):
+        if node.op != "call_function" or node.target is operator.getitem:
             continue
         if any(graph.tensor(given) is None for given in node.all_input_nodes):
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), graph.tensor)
         result = node.target(*args, **kwargs)
-        graph.replace(node, graph.attribute(_name(node), result, node))
+        name = _name(node)
+        if isinstance(result, Tensor):
+            graph.replace(node, graph.attribute(name, result, node))
+        for item in () if isinstance(result, Tensor) else list(node.users):  # such as those of unbind
+            i = item.args[1]
+            graph.replace(item, graph.attribute(f"{name}[{i}]", result[i], node))
         count += 1
     return count
 

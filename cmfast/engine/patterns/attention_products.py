@@ -125,10 +125,18 @@ def _unscaled(graph: Graph, x: fx.Node) -> tuple[fx.Node, float]:
 
 
 def _samples(x: fx.Node) -> int:
-    """The number of samples of queries [N·H, T, D]; where it does not show, all heads are samples of their own."""
-    root, _ = origin(x)
-    first = shape(root)[0] if shape(root) else 0
-    return first if first and shape(x)[0] % first == 0 else shape(x)[0]
+    """The number of samples of queries [N·H, T, D], by the first view that has samples and heads apart.
+
+    Where it does not show, all heads are samples of their own.
+    """
+    count = shape(x)[0]
+    node = x
+    while node.target in (VIEW, PERMUTE):
+        node = operands(node)[0]
+        first = shape(node)[0] if shape(node) else 0
+        if 0 < first < count and count % first == 0:
+            return first
+    return count
 
 
 def _heads(graph: Graph, before: fx.Node, x: fx.Node, samples: int, *, transposed: bool) -> fx.Node:
