@@ -4,9 +4,8 @@ Views cost nothing: they are taken of the values without data. Where one needs a
 as an image has its channels adjacent; anything else lies as torch would lay it.
 """
 
-import dataclasses
 import operator
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..graph import STRIDED, Graph, arguments
 from ..steps import Step, Steps
+from . import by_torch
 from .layouts import READERS, fits, images
 from .served import ROWS, SERVED
 
@@ -65,19 +65,18 @@ def _call(
             return given["self"].view(given["size"])
         except RuntimeError:
             given = {"self": given["self"], "shape": given["size"]}
-            by_torch = _ByTorch(_aten.reshape.default, "aten.reshape", "a view that needs a copy")
-            return _add(steps, node, by_torch, given, as_images)
-    name = str(node.target).removesuffix(".default")
+            return _add(steps, node, _aten.reshape.default, given, as_images, "a view that needs a copy")
     if node.target in STRIDED:
-        return _add(steps, node, _ByTorch(_strided(node), name, "it names strides"), given, as_images)
-    return _add(steps, node, _ByTorch(node.target, name, reason), given, as_images)
+        name = str(node.target).removesuffix(".default")
+        return _add(steps, node, _strided(node), given, as_images, "it names strides", name)
+    return _add(steps, node, node.target, given, as_images, reason)
 
 
 def _image(steps: Steps, node: fx.Node, x: Tensor) -> Tensor:
     """A copy of x that the kernels can read."""
     out = steps.image(x.shape, x.dtype)
     reason = "its channels or its positions are not adjacent"
-    steps.add(Step(node.name, "aten.clone", _Computed(_aten.alias.default), ([out], {"self": x}), reason))
+    steps.add(Step(node.name, "aten.clone", by_torch.Computed.of(_aten.alias.default), ([out], {"self": x}), reason))
     return out
 
 
@@ -96,46 +95,35 @@ def _strided(node: fx.Node) -> Any:
     return apply
 
 
-@dataclasses.dataclass(frozen=True)
-class _ByTorch:
-    """What torch computes, its name for reports, and why it is torch that does it."""
-
-    target: Any
-    name: str
-    reason: str
-
-
-def _add(steps: Steps, node: fx.Node, by_torch: _ByTorch, given: dict[str, Any], as_images: Container[fx.Node]) -> Any:
+def _add(
+    steps: Steps,
+    node: fx.Node,
+    target: Any,
+    given: dict[str, Any],
+    as_images: Container[fx.Node],
+    reason: str,
+    name: str | None = None,
+) -> Any:
     """Let torch compute it, unless it is a view of what is there."""
+    computed = by_torch.InMemoryOrder(target) if target in by_torch.IN_MEMORY_ORDER else target
     without_data = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
-    result = by_torch.target(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
+    result = computed(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
     single = isinstance(result, Tensor)
     parts = [result] if single else list(result)
     if all(steps.owns(part) for part in parts):
         return result
     readers = {0: node} if single else {user.args[1]: user for user in node.users}
-    rows = ROWS.get(by_torch.target, ())
+    rows = ROWS.get(target, ())
     outs = []
     for i, part in enumerate(parts):
         if readers.get(i) in as_images:
             outs.append(steps.image(part.shape, part.dtype))
         else:
             outs.append(steps.keep(_dense(part) if i in rows else torch.empty_like(part)))
-    steps.add(Step(node.name, by_torch.name, _Computed(by_torch.target), (outs, given), by_torch.reason))
+    call = by_torch.Computed.of(computed)
+    steps.add(Step(node.name, name or str(target).removesuffix(".default"), call, (outs, given), reason))
     return outs[0] if single else outs
 
 
 def _dense(part: Tensor) -> Tensor:
     return torch.empty(part.shape, dtype=part.dtype, device="meta")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Computed:
-    """Compute with torch and keep the results where they are expected."""
-
-    target: Any
-
-    def __call__(self, outs: Sequence[Tensor], given: dict[str, Any]) -> None:
-        result = self.target(**given)
-        for out, part in zip(outs, [result] if isinstance(result, Tensor) else result, strict=True):
-            out.copy_(part)
