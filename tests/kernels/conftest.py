@@ -5,8 +5,11 @@ import torch
 from cmfast.kernels import native
 from torch.utils import _pytree as pytree
 
+from ..interpreter import patch_once_a_launch
 from . import emulation
 from .backends import ON_GPU, cpu_kernels, gpu_kernels
+
+patch_once_a_launch()
 
 
 @pytest.fixture(autouse=True)
