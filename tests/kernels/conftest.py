@@ -5,11 +5,11 @@ import torch
 from cmfast.kernels import native
 from torch.utils import _pytree as pytree
 
-from ..interpreter import patch_once_a_launch
+from ..interpreter import make_faster
 from . import emulation
 from .backends import ON_GPU, cpu_kernels, gpu_kernels
 
-patch_once_a_launch()
+make_faster()
 
 
 @pytest.fixture(autouse=True)
