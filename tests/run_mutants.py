@@ -51,7 +51,7 @@ RELATED = {
     "cmfast/": ("tests/test_model.py",),
 }
 #: Left out: they take most of the time, and others look at the same.
-SLOW = ("tests/engine/test_drop_in.py::test_every_large_write_through_data_is_seen",)
+SLOW = ("tests/engine/test_drop_in.py::test_every_large_write_through_data_has_its_effect",)
 
 
 def tests_of(file: str) -> list[str]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import cmfast
 from cmfast.engine import CaptureError
 from cmfast.engine.accelerator import accelerator_of
+from cmfast.engine.watch import Watch
 
 from .networks import network
 
@@ -348,7 +349,16 @@ def test_a_lora_is_added_scaled_and_taken_away(net):
 
 @torch.no_grad()
 def test_every_large_write_through_data_is_seen():
-    unet, inputs = network("film")
+    unet, _ = network("film")
+    for name, p in unet.named_parameters():
+        watch = Watch(unet)
+        p.data.add_(0.05)
+        assert watch.changed(), name
+
+
+@torch.no_grad()
+def test_every_large_write_through_data_has_its_effect():
+    unet, inputs = network("film", channel_mult=(1,), attention_resolutions=(1,))  # a layer of every kind is in a level
     fast = cmfast.accelerate(unet)
     for p in unet.parameters():
         old = fast(*inputs)

@@ -5,8 +5,11 @@ import torch
 from cmfast.kernels import native
 from torch.utils import _pytree as pytree
 
+from ..interpreter import make_faster
 from . import emulation
 from .backends import ON_GPU, cpu_kernels, gpu_kernels
+
+make_faster()
 
 
 @pytest.fixture(autouse=True)
