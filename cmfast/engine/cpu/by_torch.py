@@ -44,7 +44,11 @@ class InMemoryOrder:
 
 
 def _written(target: Any, arguments: dict[str, Any], out: Tensor | None) -> Tensor:
-    return target(**arguments) if out is None else _out_variant(target)(**arguments, out=out)
+    if out is None:
+        return target(**arguments)
+    if target is _aten._softmax.default and not out.is_contiguous():  # it would be written as if it were
+        return out.copy_(target(**arguments))
+    return _out_variant(target)(**arguments, out=out)
 
 
 @dataclasses.dataclass(frozen=True)
