@@ -13,6 +13,7 @@ from cmfast.checkpoints import left_out, read, write
 from cmfast.checkpoints.checkpoint import Checkpoint, channel_multiples
 from cmfast.checkpoints.diffusers_config import unet2d_config, unet_config
 from cmfast.checkpoints.diffusers_names import to_diffusers
+from cmfast.checkpoints.formats import format_of
 from cmfast.preconditioning import EDM, Consistency, Flow
 from cmfast.sampling import sample_multistep
 
@@ -231,6 +232,15 @@ def test_tensors_keep_their_bits(tmp_path, settings, dtype):
     same_bits(third.weights, first.weights)
     write(third, tmp_path / "last", "diffusers")
     same_bits(tensors_of(tmp_path / "last" / "unet"), tensors_of(tmp_path / "theirs" / "unet"))
+
+
+@pytest.mark.parametrize(("channels", "given"), [(64, {}), (32, {"num_head_channels": 32})])
+def test_what_is_as_in_the_released_models_is_no_argument(channels, given):
+    sizes = {"image_size": 64, "channel_mult": (1, 2, 3, 4), "model_channels": 64}
+    with torch.device("meta"):
+        network = UNet(tiny_config(num_head_channels=channels, **sizes))
+    weights = network.state_dict()
+    assert left_out(Checkpoint(network.config, weights, Consistency(), {}, "a test")) == given
 
 
 def test_recommended_levels_survive(tmp_path):
@@ -458,3 +468,10 @@ def test_a_dtype_that_is_too_small():
     with pytest.raises(ValueError, match=r"out\.2\.bias has values beyond 65504"):
         checkpoint.to(torch.float16)
     assert checkpoint.to(torch.bfloat16).weights["out.2.bias"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("file", ["config.json", "model_index.json"])
+def test_other_classes_are_refused_by_their_configuration_alone(file, tmp_path):
+    (tmp_path / file).write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    with pytest.raises(CheckpointError, match="holds a UNet2DConditionModel of diffusers"):
+        format_of(tmp_path)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import cmfast
 from cmfast import CheckpointError, ConsistencyModel
-from cmfast.checkpoints.hub import is_hub_id
+from cmfast.checkpoints.hub import download, is_hub_id
 
 from ..fixture_files import tiny_unet
 
@@ -101,7 +101,12 @@ def test_our_own_folder(hub, model):
     assert hub.calls
     pretrained = ConsistencyModel.from_pretrained("someone/model", dtype=torch.bfloat16)
     assert pretrained.dtype == torch.bfloat16
-    assert hub.calls[-1]["revision"] is None
+    defaults = {"revision": None, "token": None, "cache_dir": None, "force_download": False, "local_files_only": False}
+    assert hub.calls[-1] == defaults
+    hub.calls.clear()
+    download("someone/model")
+    assert hub.calls
+    assert all(call == defaults for call in hub.calls)
 
 
 def test_a_pipeline_without_what_is_not_needed(hub, model):
