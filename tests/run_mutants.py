@@ -34,11 +34,15 @@ RELATED = {
     "cmfast/sampling/": ("tests/sampling",),
     "cmfast/training/": ("tests/test_training.py",),
     "cmfast/evaluation/": ("tests/test_evaluation.py",),
-    "cmfast/engine/passes/": tuple(f"tests/engine/test_{name}.py" for name in ("passes", "homemade", "patterns")),
-    "cmfast/engine/patterns/": tuple(f"tests/engine/test_{name}.py" for name in ("patterns", "passes")),
+    "cmfast/engine/passes/": tuple(
+        f"tests/engine/test_{name}.py" for name in ("passes", "spellings", "homemade", "patterns")
+    ),
+    "cmfast/engine/patterns/": tuple(
+        f"tests/engine/test_{name}.py" for name in ("spellings", "patterns", "convolutions", "passes")
+    ),
     "cmfast/engine/cpu/": tuple(f"tests/engine/test_{name}.py" for name in ("homemade", "accelerate", "drop_in")),
     "cmfast/engine/explanation.py": ("tests/engine/test_explain.py",),
-    "cmfast/engine/trace.py": ("tests/engine/test_explain.py", "tests/engine/test_partial.py"),
+    "cmfast/engine/trace.py": ("tests/engine/test_explain.py", "tests/engine/test_parts.py"),
     "cmfast/engine/": tuple(f"tests/engine/test_{name}.py" for name in ("drop_in", "homemade", "accelerate")),
     "cmfast/cli/kernels.py": ("tests/kernels/test_static.py",),
     "cmfast/cli/": ("tests/test_cli.py", "tests/test_cli_profile_from.py"),
