@@ -2,9 +2,8 @@
 //
 // A block of rows is read once, activated, into the left operand of all panels of weights. So many words of a panel as the
 // first-level cache holds then meet eight of the rows after another eight; after the last words, what they give is
-// finished. Threads have rows of
-// their own where there are enough of them; else they share the rows, and each has panels of its own, so that weights
-// are read once.
+// finished. Threads have rows of their own where there are enough of them; else they share the rows, and each has panels
+// of its own, so that weights are read once.
 #include "../pointwise.h"
 
 #include "../conv_input.h"
