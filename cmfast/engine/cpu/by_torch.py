@@ -33,11 +33,12 @@ class InMemoryOrder:
         name = "tensors" if "tensors" in arguments else "self"
         inputs = arguments[name] if name == "tensors" else [arguments[name]]
         largest = max(inputs, key=Tensor.numel)
-        if any(x.ndim != largest.ndim for x in inputs):  # an empty one of one dimension, which is passed over
+        # A number has no order, nor has an empty part of one dimension, which is passed over.
+        if not largest.ndim or any(x.ndim != largest.ndim for x in inputs):
             return _written(self.target, arguments, out)
         order = sorted(range(largest.ndim), key=largest.stride, reverse=True)
         moved = [x.permute(order) for x in inputs]
-        dim = order.index(arguments["dim"] % max(1, largest.ndim))
+        dim = order.index(arguments["dim"] % largest.ndim)
         arguments |= {name: moved if name == "tensors" else moved[0], "dim": dim}
         result = _written(self.target, arguments, None if out is None else out.permute(order))
         return result.permute([order.index(d) for d in range(largest.ndim)])

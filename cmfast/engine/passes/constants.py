@@ -21,9 +21,10 @@ def fold(graph: Graph) -> int:
         name = _name(node)
         if isinstance(result, Tensor):
             graph.replace(node, graph.attribute(name, result, node))
-        for item in () if isinstance(result, Tensor) else list(node.users):  # such as those of unbind
-            i = item.args[1]
-            graph.replace(item, graph.attribute(f"{name}[{i}]", result[i], node))
+        else:
+            for item in list(node.users):  # such as those of unbind
+                i = item.args[1]
+                graph.replace(item, graph.attribute(f"{name}[{i}]", result[i], node))
         count += 1
     return count
 

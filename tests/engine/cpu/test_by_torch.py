@@ -55,6 +55,12 @@ def test_an_empty_part_of_a_concatenation_is_passed_over():
     assert torch.equal(InMemoryOrder(aten.cat.default)(tensors=[torch.empty(0), x, x], dim=0), torch.cat((x, x)))
 
 
+def test_a_softmax_of_a_number():
+    softmax, out = InMemoryOrder(aten._softmax.default), torch.tensor(torch.nan)
+    Computed.of(softmax)([out], {"self": torch.tensor(3.0), "dim": 0, "half_to_float": False})
+    assert out == 1
+
+
 @pytest.mark.parametrize(
     ("target", "arguments", "in_place"),
     [
