@@ -30,7 +30,6 @@ class Snapshot {
   int64_t first_difference() const {
     const PyObject* const* item = items_.data();
     for (size_t i = 0; i < dicts_.size(); ++i) {
-      if (i + AHEAD < dicts_.size()) __builtin_prefetch(dicts_[i + AHEAD]);
       if (PyDict_Size(dicts_[i]) != sizes_[i]) return (int64_t)i;
       if (!sizes_[i]) continue;
       Py_ssize_t at = 0;
@@ -44,7 +43,6 @@ class Snapshot {
   }
 
  private:
-  static constexpr size_t AHEAD = 12;  // dicts that are fetched meanwhile: an evaluation has driven them from the cache
   std::vector<PyObject*> dicts_, items_;
   std::vector<Py_ssize_t> sizes_;
 };
