@@ -21,6 +21,7 @@ _MODULES = {
     "attention_backward": "attention",
     "consistency_step": "consistency",
     "consistency_step_backward": "consistency",
+    "conv2d": "conv",
 }
 
 

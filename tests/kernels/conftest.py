@@ -17,7 +17,7 @@ def _gpu_kernels(request):
     """Let the tests of the operators ask for a GPU backend by name: see backends.py."""
     # A patch of its own: the test's, undone after this fixture, would bring back what is in place here.
     with gpu_kernels(), cpu_kernels(), pytest.MonkeyPatch.context() as patch:
-        for op in ("group_norm", "attention", "consistency") if ON_GPU else ():
+        for op in ("group_norm", "attention", "consistency", "conv") if ON_GPU else ():
             module = sys.modules[f"cmfast.kernels.{op}"]
             patch.setattr(module, "resolve", _on_gpu(module.resolve))
             patch.setattr(module, "require", lambda *_: None)  # the definition takes the tensors where they are
@@ -25,6 +25,15 @@ def _gpu_kernels(request):
         if schedule:
             emulation.emulated().set_schedule(schedule.args[0])
         yield
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(request, monkeypatch):
+    """Let convolutions have few programs where these are interpreted; they are divided in the same ways."""
+    if not ON_GPU and "triton" in request.node.name:
+        from cmfast.kernels.triton import conv_config
+
+        monkeypatch.setattr(conv_config, "PROGRAMS", 6)
 
 
 @pytest.fixture(autouse=True)

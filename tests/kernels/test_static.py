@@ -193,7 +193,7 @@ def test_command(capsys):
         assert text in table
 
 
-@pytest.mark.parametrize("arguments", [("--arch", "sm_70"), ("--op", "conv2d")])
+@pytest.mark.parametrize("arguments", [("--arch", "sm_70"), ("--op", "channel_norm")])
 def test_command_names_what_it_knows(arguments):
     arch, op = ([arguments[1]], None) if arguments[0] == "--arch" else (None, [arguments[1]])
     with pytest.raises(typer.BadParameter, match="is not one of"):
