@@ -2,10 +2,10 @@
 
     out[m, n] = Σ u[m, tap, c] · weight[tap, c, n] + bias[n] + residual[m, n]
 
-A program takes BLOCK_M positions of one sample and BLOCK_N channels of the output. It goes through the taps of the
-kernel and the channels of the input (of a pair first those of h, then those of skip) in steps of BLOCK_K channels of
-one tap: an implicit matrix product, whose left operand is gathered from where the image lies. Upsampling by 2 halves
-the coordinates there, and a concatenation is never made.
+A program takes BLOCK_M positions of one sample and BLOCK_N channels of the output. It goes through the channels of the
+input (of a pair first those of h, then those of skip), BLOCK_K of them at a time, and for these through the taps of the
+kernel: an implicit matrix product, whose left operand is gathered from where the image lies. Upsampling by 2 halves the
+coordinates there, and a concatenation is never made.
 
 The sum is cut into segments of as many steps, each summed from 0 and added to the others in their order: it has the
 same bits whether one program takes all segments, or each has a program of its own because one sample would not fill the
@@ -198,11 +198,13 @@ def _add_products(
     if UP == (0, 0, 0):
         image += (z * stride_z + y * stride_y + x * stride_x)[:, None] + c[None, :]
     weight += c.to(tl.int64)[:, None] * multiple(columns, OUT_UNIT) + column[None, :]
-    blocks = tl.cdiv(size, BLOCK_K)
+    TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
     for step in range(begin, end):
-        tap = step // blocks
-        first = step % blocks * BLOCK_K
-        tap_z, tap_y, tap_x = tap // (KERNEL[1] * KERNEL[2]), tap // KERNEL[2] % KERNEL[1], tap % KERNEL[2]
+        tap = step % TAPS
+        first = step // TAPS * BLOCK_K
+        tap_z = tap // (KERNEL[1] * KERNEL[2]) if KERNEL[0] > 1 else 0
+        tap_y = tap // KERNEL[2] % KERNEL[1] if KERNEL[0] > 1 else tap // KERNEL[2]
+        tap_x = tap % KERNEL[2]
         inside = (taps >> tap & 1)[:, None] != 0
         if not C_WHOLE:
             inside = inside & (first + c < size)[None, :]
