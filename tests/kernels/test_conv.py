@@ -24,6 +24,8 @@ from .memory import guarded, memory_strides
 from .tolerance import assert_as_accurate, error
 from .winograd import convolve, error_scale
 
+pytestmark = pytest.mark.usefixtures("fewer_programs")
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
