@@ -15,9 +15,9 @@ from rich.table import Table
 
 from ..engine import Accelerator
 from ..engine.accelerator import detached, products_of
-from ..engine.cpu.executable import StepTime
 from ..engine.explanation import explanation, module_names
 from ..engine.passes import PASSES
+from ..engine.steps import StepTime
 from ..files import check_writable
 from ..kernels import native
 from ..kernels.conv_forms import ConvForm

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..engine.cpu.executable import StepTime
+from ..engine.steps import StepTime
 from ..engine.trace import Trace, tracing
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,13 @@ class Step:
     call: Callable[..., None]
     arguments: tuple[Any, ...]
     reason: str = ""
+
+
+class StepTime(NamedTuple):
+    """A step and the seconds that it took."""
+
+    step: Step
+    seconds: float
 
 
 class Steps:

@@ -9,11 +9,12 @@ from torch import fx, nn
 
 from ...kernels.conv_forms import ConvForm
 from ..graph import CONV, Graph, arguments
+from ..lower import lower
 from .cache import Stored, fingerprint, write
 from .executable import Executable
 from .forms import attention_products, choose
 from .give_up import giver_up
-from .lower import lower
+from .served import kernels
 from .tuning import Tuner
 from .weights import Weights
 
@@ -50,7 +51,7 @@ class CpuTarget:
             write(self._stored.path, self.weights.packed)
         if isinstance(self._choose, Tuner):
             self._choose.save()
-        return Executable(lower(graph, attention_products(self._products)), rewrites)
+        return Executable(lower(graph, kernels(attention_products(self._products))), rewrites)
 
     def _fingerprint(self, network: nn.Module, graph: Graph) -> str:
         named = {**dict(network.named_parameters()), **dict(network.named_buffers())}

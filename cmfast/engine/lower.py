@@ -1,22 +1,22 @@
-"""From a graph to steps: calls of the CPU kernels, and of torch for what they lack.
+"""From a graph to steps: calls of a target's kernels, and of torch for what they lack.
 
 Views cost nothing: they are taken of the values without data. Where one needs a copy, torch makes it. What kernels read
 as an image has its channels adjacent; anything else lies as torch would lay it.
 """
 
+import dataclasses
 import operator
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ..graph import STRIDED, Graph, arguments
-from ..steps import Step, Steps
 from . import by_torch
-from .layouts import READERS, fits, images
-from .served import ROWS, SERVED
+from .graph import STRIDED, Graph, arguments
+from .layouts import READERS, ROWS, images
+from .steps import Step, Steps
 
 _aten = torch.ops.aten
 
@@ -25,8 +25,28 @@ _COPIES = (_aten.clone.default, _aten.alias.default, _aten.detach.default)
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 
 
-def lower(graph: Graph, products: torch.dtype) -> Steps:
-    """The steps that compute the graph; `products` is the dtype of the operands of attention's products."""
+#: Takes the steps so far, a node, and its arguments by name with tensors without data. It adds the node's steps and
+#: returns its values, or says why the kernels cannot serve it.
+Serve = Callable[[Steps, fx.Node, dict[str, Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """What a target's kernels serve.
+
+    Attributes:
+        served: how each operator becomes steps.
+        fits: whether an operator's kernel can read an image as it lies.
+        missing: why torch serves all other operators.
+    """
+
+    served: Mapping[Any, Serve]
+    fits: Callable[[Any, Tensor], bool]
+    missing: str
+
+
+def lower(graph: Graph, kernels: Kernels) -> Steps:
+    """The steps that compute the graph."""
     steps = Steps()
     values: dict[fx.Node, Any] = {}
     as_images = images(graph)
@@ -42,19 +62,17 @@ def lower(graph: Graph, products: torch.dtype) -> Steps:
             values[node] = values[node.args[0]][node.args[1]]
         else:
             given = fx.node.map_arg(arguments(node), values.__getitem__)
-            values[node] = _call(steps, node, given, products, as_images)
+            values[node] = _call(steps, node, given, kernels, as_images)
     return steps
 
 
-def _call(
-    steps: Steps, node: fx.Node, given: dict[str, Any], products: torch.dtype, as_images: Container[fx.Node]
-) -> Any:
-    reason = "the CPU kernels have no such operator"
-    if node.target in SERVED:
+def _call(steps: Steps, node: fx.Node, given: dict[str, Any], kernels: Kernels, as_images: Container[fx.Node]) -> Any:
+    reason = kernels.missing
+    if node.target in kernels.served:
         for name in READERS.get(node.target, ()):
-            if isinstance(given[name], Tensor) and not fits(node.target, given[name]):
+            if isinstance(given[name], Tensor) and not kernels.fits(node.target, given[name]):
                 given = given | {name: _image(steps, node, given[name])}
-        result = SERVED[node.target](steps, node, given, products)
+        result = kernels.served[node.target](steps, node, given)
         if not isinstance(result, str):
             return result
         reason = result
