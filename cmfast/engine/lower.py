@@ -1,19 +1,19 @@
 """From a graph to steps: calls of a target's kernels, and of torch for what they lack.
 
 Views cost nothing: they are taken of the values without data. Where one needs a copy, torch makes it. What kernels read
-as an image has its channels adjacent; anything else lies as torch would lay it.
+as an image has its channels adjacent; anything else lies as torch would lay it. Which dtype values have is in `dtypes`.
 """
 
 import dataclasses
 import operator
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from . import by_torch
+from . import by_torch, dtypes
 from .graph import STRIDED, Graph, arguments
 from .layouts import READERS, ROWS, images
 from .steps import Step, Steps
@@ -38,64 +38,107 @@ class Kernels:
         served: how each operator becomes steps.
         fits: whether an operator's kernel can read an image as it lies.
         missing: why torch serves all other operators.
+        dtype: in which images are held; None leaves all values in the graph's dtypes.
     """
 
     served: Mapping[Any, Serve]
     fits: Callable[[Any, Tensor], bool]
     missing: str
+    dtype: torch.dtype | None = None
 
 
-def lower(graph: Graph, kernels: Kernels) -> Steps:
+def lower(graph: Graph, kernels: Kernels, steps: Steps | None = None) -> Steps:
     """The steps that compute the graph."""
-    steps = Steps()
-    values: dict[fx.Node, Any] = {}
-    as_images = images(graph)
-    for node in graph.nodes.nodes:
-        if node.op == "placeholder":
-            steps.give(node.meta["val"], image=node in as_images)
-            values[node] = steps.inputs[-1]
-        elif node.op == "get_attr":
-            values[node] = graph.tensors[str(node.target)]
-        elif node.op == "output":
-            steps.want(fx.node.map_arg(node.args[0], values.__getitem__))
-        elif node.target is operator.getitem:
-            values[node] = values[node.args[0]][node.args[1]]
-        else:
-            given = fx.node.map_arg(arguments(node), values.__getitem__)
-            values[node] = _call(steps, node, given, kernels, as_images)
-    return steps
+    return _Lowering(graph, kernels, steps or Steps()).run()
 
 
-def _call(steps: Steps, node: fx.Node, given: dict[str, Any], kernels: Kernels, as_images: Container[fx.Node]) -> Any:
-    reason = kernels.missing
-    if node.target in kernels.served:
-        for name in READERS.get(node.target, ()):
-            if isinstance(given[name], Tensor) and not kernels.fits(node.target, given[name]):
-                given = given | {name: _image(steps, node, given[name])}
-        result = kernels.served[node.target](steps, node, given)
-        if not isinstance(result, str):
-            return result
-        reason = result
-    if node.target in _COPIES:
-        return given["self"]
-    if node.target in _VIEWS:
-        try:
-            return given["self"].view(given["size"])
-        except RuntimeError:
-            given = {"self": given["self"], "shape": given["size"]}
-            return _add(steps, node, _aten.reshape.default, given, as_images, "a view that needs a copy")
-    if node.target in STRIDED:
-        name = str(node.target).removesuffix(".default")
-        return _add(steps, node, _strided(node), given, as_images, "it names strides", name)
-    return _add(steps, node, node.target, given, as_images, reason)
-
-
-def _image(steps: Steps, node: fx.Node, x: Tensor) -> Tensor:
-    """A copy of x that the kernels can read."""
-    out = steps.image(x.shape, x.dtype)
-    reason = "its channels or its positions are not adjacent"
+def copied(steps: Steps, node: fx.Node, x: Tensor, out: Tensor, reason: str) -> Tensor:
+    """Let torch copy x to `out`, a value that the next step writes."""
     steps.add(Step(node.name, "aten.clone", by_torch.Computed.of(_aten.alias.default), ([out], {"self": x}), reason))
     return out
+
+
+class _Lowering:
+    def __init__(self, graph: Graph, kernels: Kernels, steps: Steps) -> None:
+        self.graph, self.kernels, self.steps = graph, kernels, steps
+        self.as_images = images(graph)
+
+    def run(self) -> Steps:
+        values: dict[fx.Node, Any] = {}
+        for node in self.graph.nodes.nodes:
+            if node.op == "placeholder":
+                like, dtype = node.meta["val"], dtypes.of_input(node, self.kernels.dtype)
+                self.steps.give(like.to(dtype), image=node in self.as_images)
+                values[node] = self.steps.inputs[-1]
+            elif node.op == "get_attr":
+                values[node] = self.graph.tensors[str(node.target)]
+            elif node.op == "output":
+                self.steps.want(fx.node.map_arg(node.args[0], values.__getitem__))
+            elif node.target is operator.getitem:
+                values[node] = values[node.args[0]][node.args[1]]
+            else:
+                values[node] = self._call(node, fx.node.map_arg(arguments(node), values.__getitem__))
+        return self.steps
+
+    def _call(self, node: fx.Node, given: dict[str, Any]) -> Any:
+        reason = self.kernels.missing
+        if node.target in self.kernels.served:
+            given = self._images(node, given)
+            result = self.kernels.served[node.target](self.steps, node, given)
+            if not isinstance(result, str):
+                return result
+            reason = result
+        if node.target in _COPIES:
+            return given["self"]
+        if node.target in _VIEWS:
+            try:
+                return given["self"].view(given["size"])
+            except RuntimeError:
+                given = {"self": given["self"], "shape": given["size"]}
+                return self._by_torch(node, _aten.reshape.default, given, "a view that needs a copy")
+        if node.target in STRIDED:
+            return self._by_torch(node, _strided(node), given, "it names strides", _name(node.target))
+        return self._by_torch(node, node.target, given, reason)
+
+    def _images(self, node: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with images that the kernels can read: copies, where they cannot."""
+        read = {name: given[name] for name in READERS.get(node.target, ()) if isinstance(given[name], Tensor)}
+        dtype = dtypes.of_images(node, list(read.values()), self.kernels.dtype)
+        for name, x in read.items():
+            wanted = dtype or x.dtype
+            fits = self.kernels.fits(node.target, x)
+            if not fits or x.dtype != wanted:
+                reason = "its dtype is another" if fits else "its channels or its positions are not adjacent"
+                out = self.steps.image(x.shape, wanted)
+                given = given | {name: copied(self.steps, node, x, out, reason)}
+        return given
+
+    def _by_torch(self, node: fx.Node, target: Any, given: dict[str, Any], reason: str, name: str | None = None) -> Any:
+        """Let torch compute it, unless it is a view of what is there."""
+        name = name or _name(target)
+        computed = by_torch.InMemoryOrder(target) if target in by_torch.IN_MEMORY_ORDER else target
+        computed, given, dtype = dtypes.agree(computed, target, given, self.kernels.dtype)
+        without_data = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
+        result = computed(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
+        single = isinstance(result, Tensor)
+        parts = [result] if single else list(result)
+        if all(self.steps.owns(part) for part in parts):
+            return result
+        readers = {0: node} if single else {user.args[1]: user for user in node.users}
+        rows = ROWS.get(target, ())
+        outs = []
+        for i, part in enumerate(parts):
+            part = part if dtype is None else part.to(dtype)
+            if readers.get(i) in self.as_images:
+                outs.append(self.steps.image(part.shape, part.dtype))
+            else:
+                outs.append(self.steps.keep(_dense(part) if i in rows else torch.empty_like(part)))
+        self.steps.add(Step(node.name, name, by_torch.Computed.of(computed), (outs, given), reason))
+        return outs[0] if single else outs
+
+
+def _name(target: Any) -> str:
+    return str(target).removesuffix(".default")
 
 
 def _strided(node: fx.Node) -> Any:
@@ -111,36 +154,6 @@ def _strided(node: fx.Node) -> Any:
         return node.target(there, **arguments)  # type: ignore[operator]
 
     return apply
-
-
-def _add(
-    steps: Steps,
-    node: fx.Node,
-    target: Any,
-    given: dict[str, Any],
-    as_images: Container[fx.Node],
-    reason: str,
-    name: str | None = None,
-) -> Any:
-    """Let torch compute it, unless it is a view of what is there."""
-    computed = by_torch.InMemoryOrder(target) if target in by_torch.IN_MEMORY_ORDER else target
-    without_data = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
-    result = computed(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
-    single = isinstance(result, Tensor)
-    parts = [result] if single else list(result)
-    if all(steps.owns(part) for part in parts):
-        return result
-    readers = {0: node} if single else {user.args[1]: user for user in node.users}
-    rows = ROWS.get(target, ())
-    outs = []
-    for i, part in enumerate(parts):
-        if readers.get(i) in as_images:
-            outs.append(steps.image(part.shape, part.dtype))
-        else:
-            outs.append(steps.keep(_dense(part) if i in rows else torch.empty_like(part)))
-    call = by_torch.Computed.of(computed)
-    steps.add(Step(node.name, name or str(target).removesuffix(".default"), call, (outs, given), reason))
-    return outs[0] if single else outs
 
 
 def _dense(part: Tensor) -> Tensor:

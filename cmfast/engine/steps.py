@@ -43,6 +43,7 @@ class Steps:
     Attributes:
         steps: what there is to do.
         buffers: the memory for it.
+        counters: memory of its own for integers that are zero before the first step, and again after the last.
         inputs: the values that are given before the first step.
         outputs: the values that are wanted after the last: a tensor, or a structure of them.
     """
@@ -50,6 +51,7 @@ class Steps:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
+        self.counters: list[Buffer] = []
         self.inputs: list[Tensor] = []
         self.outputs: Any = None
         self._owners: dict[int, Buffer] = {}
@@ -58,6 +60,13 @@ class Steps:
         """Make a buffer for a dense value that the next step writes."""
         buffer = Buffer(value, len(self.steps), len(self.steps))
         self.buffers.append(buffer)
+        self._owners[_storage(value)] = buffer
+        return value
+
+    def count(self, value: Tensor) -> Tensor:
+        """Make memory that no other value has for counters that the steps leave at zero."""
+        buffer = Buffer(value, 0, 0)
+        self.counters.append(buffer)
         self._owners[_storage(value)] = buffer
         return value
 

@@ -1,6 +1,6 @@
 """What a device must offer for the engine to run networks on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -39,11 +39,13 @@ class Target(Protocol):
     """A device that runs the graphs of one network, each for other inputs: they share what was made of its weights.
 
     Attributes:
-        device_type: "cpu" or "cuda", where the network's inputs must be.
+        device: where the network's inputs must be.
+        passes: those that run after the passes for every target, by their names.
         bytes: size of the packed weights.
     """
 
-    device_type: str
+    device: torch.device
+    passes: Mapping[str, Callable[[Graph], int]]
 
     @property
     def bytes(self) -> int:
