@@ -9,6 +9,7 @@ if __name__ != "cmfast.kernels":
         "(pip install -e .) and import cmfast.kernels"
     )
 
+from .apply_group_norm import apply_group_norm
 from .attention import attention, split_qkv
 from .backends import BackendError, backend_report, use_backend
 from .channel_norm import channel_norm
@@ -24,6 +25,7 @@ __all__ = [
     "ConsistencyStep",
     "ConvOutput",
     "PreparedConv",
+    "apply_group_norm",
     "attention",
     "backend_report",
     "channel_moments",

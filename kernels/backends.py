@@ -29,6 +29,7 @@ OPERATORS = (
     "conv2d",
     "channel_moments",
     "fold_group_norm",
+    "apply_group_norm",
     "channel_norm",
 )
 

@@ -5,7 +5,8 @@
     gain · x + offset = group_norm(x + add) · (1 + scale) + shift
 
 `conv2d` returns the moments of its output, `channel_moments` those of any tensor; `conv2d` applies gain and offset to
-its input. Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", equation 2.1.
+its input, `apply_group_norm` folds and applies them in one launch. Chan, Golub and LeVeque 1983, "Algorithms for
+Computing the Sample Variance", equation 2.1.
 """
 
 import torch
@@ -68,7 +69,7 @@ def fold_group_norm(
         backend: name of the backend that must serve the call; None chooses.
 
     Returns:
-        gain and offset [N, C], float32; all before them is float64.
+        gain and offset [N, C], float32; all before them is float64, on a GPU float32.
 
     Raises:
         ValueError: shapes or dtypes that do not fit.

@@ -152,6 +152,64 @@ def _group_norm_gradients() -> Iterator[Call]:
         yield norm_gradient_call(*norm)
 
 
+# As _NORMS, and what is pooled after it: the levels and joins of imagenet64, the first of LSUN-256.
+_APPLIED_NORMS = (
+    (((1, 192, 64, 64),), "nhwc", torch.bfloat16, "affine silu"),
+    (((1, 192, 64, 64),), "nhwc", torch.float32, "affine silu"),
+    (((1, 192, 64, 64),), "nhwc", torch.bfloat16, "affine silu average"),
+    (((1, 384, 32, 32),), "nhwc", torch.bfloat16, "affine film silu"),
+    (((1, 768, 8, 8),), "nhwc", torch.bfloat16, "affine film silu"),
+    (((1, 768, 16, 16), (1, 576, 16, 16)), "nhwc", torch.bfloat16, "affine silu"),
+    (((1, 256, 256, 256),), "nhwc", torch.float16, "affine add silu"),
+)
+
+
+def moments_call(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Call:
+    """The moments of the channels of x [N, C, *spatial]."""
+    x = _meta(shape, dtype, layout)
+    return Call("channel_moments", _size(shape), layout, "", _name(dtype), (x,), (4 * x.numel(),))
+
+
+def _channel_moments() -> Iterator[Call]:
+    for i in (0, 1, 3, 4, 6):
+        shapes, layout, dtype, _ = _APPLIED_NORMS[i]
+        yield moments_call(shapes[0], layout, dtype)
+
+
+def _moments(shapes: Sequence[Sequence[int]]) -> list[Tensor | None]:
+    return [*(_meta((n, 2, c), torch.float32) for n, c, *_ in shapes), None][:2]
+
+
+def fold_call(shapes: Sequence[Sequence[int]], dtype: torch.dtype, form: str, groups: int = _GROUPS) -> Call:
+    """A group norm of x (of h and skip where there are two shapes) folded to gain and offset."""
+    _, _, weight, bias, add, scale, shift, _ = _norm_arguments(shapes, "nchw", dtype, form)
+    arguments = (*_moments(shapes), math.prod(shapes[0][2:]), groups, weight, bias, 1e-5, add, scale, shift)
+    flops = (20 * len(weight) * shapes[0][0],)
+    return Call("fold_group_norm", _size(*shapes), "", form, _name(dtype), arguments, flops)
+
+
+def _fold_group_norms() -> Iterator[Call]:
+    for i in (0, 3, 5):
+        shapes, _, dtype, form = _APPLIED_NORMS[i]
+        yield fold_call(shapes, dtype, form.removesuffix(" silu"))
+
+
+def applied_norm_call(
+    shapes: Sequence[Sequence[int]], layout: str, dtype: torch.dtype, form: str, groups: int = _GROUPS
+) -> Call:
+    """`norm_call`'s group norm by given moments; form "... average" pools it."""
+    h, skip, weight, bias, *rest = _norm_arguments(shapes, layout, dtype, form)
+    resample = "average" if "average" in form else None
+    arguments = (h, skip, *_moments(shapes), groups, weight, bias, 1e-5, *rest, resample)
+    flops = (6 * sum(math.prod(shape) for shape in shapes),)
+    return Call("apply_group_norm", _size(*shapes), layout, form, _name(dtype), arguments, flops)
+
+
+def _applied_norms() -> Iterator[Call]:
+    for norm in _APPLIED_NORMS:
+        yield applied_norm_call(*norm)
+
+
 # N, H, T, S, D, dtype, form: imagenet64's three levels, LSUN-256's widest, a latent model's cross-attention.
 _ATTENTIONS = (
     (1, 6, 1024, 1024, 64, torch.bfloat16, "packed 3hd"),
@@ -204,6 +262,9 @@ def _attention_gradients() -> Iterator[Call]:
 OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     "group_norm": _group_norms,
     "group_norm_backward": _group_norm_gradients,
+    "channel_moments": _channel_moments,
+    "fold_group_norm": _fold_group_norms,
+    "apply_group_norm": _applied_norms,
     "attention": _attentions,
     "attention_backward": _attention_gradients,
     "consistency_step": _consistency_steps,

@@ -9,9 +9,10 @@ from .channel_norm import channel_norm
 from .consistency import consistency_step, consistency_step_backward
 from .conv import conv2d
 from .group_norm import group_norm, group_norm_backward
-from .moments import channel_moments, fold_group_norm
+from .moments import apply_group_norm, channel_moments, fold_group_norm
 
 __all__ = [
+    "apply_group_norm",
     "attention",
     "attention_backward",
     "available",

@@ -31,14 +31,14 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
         u = torch.addcmul(spread(a.offset), u, spread(a.gain))
     if a.silu:
         u = F.silu(u)
-    u = _resampled(u, a.resample)
+    u = resampled(u, a.resample)
     products = wide if wide == torch.float64 else a.dtype
     u = _padded(u.to(products), a)
     y = _CONVOLUTIONS[h.ndim](u, a.weight.to(products), None, list(a.stride)).to(wide)
     if a.bias is not None:
         y = y + spread(a.bias)
     if a.residual is not None:
-        y = y + _resampled(a.residual.to(wide), a.residual_resample)
+        y = y + resampled(a.residual.to(wide), a.residual_resample)
     if a.relu:
         y = F.relu(y)
     sums = y.new_empty(0, dtype=torch.float32)
@@ -56,7 +56,8 @@ def _padded(u: Tensor, a: ConvArguments) -> Tensor:
     return F.pad(u, sides) if any(sides) else u
 
 
-def _resampled(u: Tensor, resample: str | None) -> Tensor:
+def resampled(u: Tensor, resample: str | None) -> Tensor:
+    """The tensor [N, C, *spatial] after nearest upsampling by 2 ("nearest") or average pooling by 2 ("average")."""
     factors = resample_factors(u.ndim - 2)
     if resample == "nearest":
         return F.interpolate(u, scale_factor=tuple(map(float, factors)), mode="nearest")

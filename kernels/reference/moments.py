@@ -1,11 +1,12 @@
-"""The definitions of `cmfast.kernels.channel_moments` and `fold_group_norm`."""
+"""The definitions of `cmfast.kernels.channel_moments`, `fold_group_norm` and `apply_group_norm`."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ..layout import accumulation_dtype
+from ..layout import accumulation_dtype, empty_image
+from .conv import resampled
 
 
 def channel_moments(x: Tensor) -> Tensor:
@@ -28,6 +29,49 @@ def fold_group_norm(
     shift: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return gain and offset [N, C]; all before them is float64."""
+    gain, offset = _fold(first, second, size, num_groups, weight, bias, eps, add, scale, shift)
+    return gain.float(), offset.float()
+
+
+def apply_group_norm(
+    h: Tensor,
+    skip: Tensor | None,
+    first: Tensor,
+    second: Tensor | None,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+    resample: str | None,
+) -> Tensor:
+    """Return y [N, C, *spatial], normalised by the statistics that the moments give."""
+    x = h if skip is None else torch.cat((h, skip), dim=1)
+    x = x.to(accumulation_dtype(h.dtype))
+    size = math.prod(h.shape[2:])
+    folded = _fold(first, second, size, num_groups, weight, bias, eps, add, scale, shift)
+    gain, offset = (row.to(x.dtype).reshape(*row.shape, *(1,) * (x.ndim - 2)) for row in folded)
+    y = torch.addcmul(offset, x, gain)
+    y = resampled(torch.nn.functional.silu(y) if silu else y, resample)
+    return empty_image(h, y.shape).copy_(y)
+
+
+def _fold(
+    first: Tensor,
+    second: Tensor | None,
+    size: int,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gain and offset [N, C] in float64."""
     moments = (first if second is None else torch.cat((first, second), dim=2)).double()
     n, _, c = moments.shape
     mean, deviation = moments.unbind(1)
@@ -42,4 +86,4 @@ def fold_group_norm(
     offset = bias.double() * film - (centre if add is None else centre - add.double()) * gain
     if shift is not None:
         offset = offset + shift.double()
-    return gain.float(), offset.float()
+    return gain, offset

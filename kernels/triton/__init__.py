@@ -19,6 +19,9 @@ _MODULES = {
     "group_norm_backward": "group_norm",
     "attention": "attention",
     "attention_backward": "attention",
+    "channel_moments": "moments",
+    "fold_group_norm": "moments",
+    "apply_group_norm": "apply_group_norm",
     "consistency_step": "consistency",
     "consistency_step_backward": "consistency",
 }

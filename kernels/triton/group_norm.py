@@ -30,10 +30,21 @@ import torch
 import triton
 from torch import Tensor
 
-from ..tiles import Operand, adjacent_rows, in_order, make_operand
+from ..tiles import in_order, make_operand
 from .group_norm_forward import apply_kernel, resident_kernel, statistics_kernel
 from .group_norm_gradients import gradient_kernel, sums_kernel
-from .group_norm_grid import Grid, Problem, divide, make_problem, resident_channels, warps_for
+from .group_norm_grid import (
+    Grid,
+    Problem,
+    argument,
+    divide,
+    input_arguments,
+    make_problem,
+    resident_channels,
+    rows,
+    vectors,
+    warps_for,
+)
 from .launch import Launch, architecture, lanes
 
 
@@ -105,20 +116,20 @@ def plan_group_norm(
     outputs = (problem.out.tensor, mean, rstd)
     if not problem.out.tensor.numel():
         return [], outputs
-    added = _rows(add)
-    affine = (*_vectors(weight, bias), *_rows(scale), *_rows(shift), eps)
+    added = rows(add)
+    affine = (*vectors(weight, bias), *rows(scale), *rows(shift), eps)
 
     width = resident_channels(problem)
     if width:
         vector = problem.vector(width=width)
         block_p, block_c = triton.next_power_of_2(p), triton.next_power_of_2(width)
         share = width // vector if problem.channels_last else width
-        y = _argument(problem.out, vector, problem.channels_last)
+        y = argument(problem.out, vector, problem.channels_last)
         return [
             Launch(
                 resident_kernel,
                 (n, triton.cdiv(c, width), 1),
-                (*_input_arguments(problem, vector), share, *added, *y, mean, rstd, *affine),
+                (*input_arguments(problem, vector), share, *added, *y, mean, rstd, *affine),
                 dict(
                     BLOCK_P=block_p,
                     BLOCK_C=block_c,
@@ -136,8 +147,8 @@ def plan_group_norm(
 
     grid = divide(problem, threads)
     vector = problem.vector()
-    shared = (*_input_arguments(problem, vector), grid.rows, *added, *_slots(problem, grid))
-    y = _argument(problem.out, vector, problem.channels_last)
+    shared = (*input_arguments(problem, vector), grid.rows, *added, *_slots(problem, grid))
+    y = argument(problem.out, vector, problem.channels_last)
     constants = dict(
         grid.constants(), VECTOR=vector, CHANNELS_LAST=problem.channels_last, SEAM=problem.seam(grid.block_c)
     )
@@ -182,11 +193,11 @@ def plan_group_norm_backward(
     vector = problem.vector(dy)
     partial = h.new_empty((2, n, grid.splits, c), dtype=torch.float32)
     shared = (
-        *(*_input_arguments(problem, vector), grid.rows, *_rows(add), *_slots(problem, grid)),
-        *(*_argument(dy, vector, problem.channels_last), *_vectors(mean, rstd)),
-        *(*_vectors(weight, bias), *_rows(scale), *_rows(shift), partial[0], partial[1]),
+        *(*input_arguments(problem, vector), grid.rows, *rows(add), *_slots(problem, grid)),
+        *(*argument(dy, vector, problem.channels_last), *vectors(mean, rstd)),
+        *(*vectors(weight, bias), *rows(scale), *rows(shift), partial[0], partial[1]),
     )
-    dx = _argument(problem.out, vector, problem.channels_last)
+    dx = argument(problem.out, vector, problem.channels_last)
     constants = dict(
         grid.constants(), VECTOR=vector, CHANNELS_LAST=problem.channels_last, SEAM=problem.seam(grid.block_c), SILU=silu
     )
@@ -196,34 +207,7 @@ def plan_group_norm_backward(
     ], outputs
 
 
-def _input_arguments(problem: Problem, vector: int) -> tuple:
-    """What every kernel takes first: x and the extents, those of the innermost dimension in vectors."""
-    _, c, p = problem.shape
-    first = problem.x[0].tensor.shape[1]
-    if problem.channels_last:
-        c, first = c // vector, first // vector
-    else:
-        p //= vector
-    operands = [_argument(x, vector, problem.channels_last) for x in problem.x]
-    h, skip = operands if len(operands) == 2 else (operands[0], (None, 0, 0, 0))
-    return *h, *skip, first, c, p, problem.num_groups, problem.per_group
-
-
-def _argument(x: Operand, vector: int, channels_last: bool) -> tuple:
-    """A tensor and its strides, those of all but the innermost dimension in vectors."""
-    n, c, p = x.strides
-    return (x.tensor, n // vector, c, p // vector) if channels_last else (x.tensor, n // vector, c // vector, p)
-
-
 def _slots(problem: Problem, grid: Grid) -> tuple[Tensor, Tensor]:
     shape = (2, problem.shape[0], problem.num_groups, grid.parts, grid.slots)
     both = problem.out.tensor.new_empty(shape, dtype=torch.float32)
     return both[0], both[1]
-
-
-def _rows(x: Tensor | None) -> tuple[Tensor | None, int]:
-    return (None, 0) if x is None else adjacent_rows(x)
-
-
-def _vectors(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if x is None else x.contiguous() for x in tensors]

@@ -29,15 +29,14 @@ from .group_norm_tiles import (
 
 
 @triton.jit
-def _output(x, added, mean, gain, offset, out, SILU: tl.constexpr):
-    """The output in the dtype of `out`: z = (x + added - mean) · gain + offset and SiLU, z / (1 + 2^(-z · log2 e)).
+def activated(x, added, mean, gain, offset, NARROW: tl.constexpr, SILU: tl.constexpr):
+    """The output in float32: z = (x + added - mean) · gain + offset and SiLU, z / (1 + 2^(-z · log2 e)).
 
-    16-bit outputs leave room for the rounding of what the difference cancels: there z is one multiply-add of x. So is
-    t = -z · log2 e, and z / (1 + 2^t) = t / (-log2 e - log2 e · 2^t).
+    16-bit outputs (NARROW) leave room for the rounding of what the difference cancels: there z is one multiply-add of
+    x. So is t = -z · log2 e, and z / (1 + 2^t) = t / (-log2 e - log2 e · 2^t).
     """
     LOG2E: tl.constexpr = 1.4426950408889634
-    dtype = out.dtype.element_ty
-    if dtype == tl.float32:
+    if not NARROW:
         z = (x + added[None, :] - mean[None, :]) * gain[None, :] + offset[None, :]
         if SILU:
             z = z / (1.0 + tl.exp(-z))
@@ -46,9 +45,16 @@ def _output(x, added, mean, gain, offset, out, SILU: tl.constexpr):
         offset += (added - mean) * gain
         if SILU:
             t = x * (gain * -LOG2E)[None, :] + (offset * -LOG2E)[None, :]
-            return (t / (tl.exp2(t) * -LOG2E - LOG2E)).to(dtype)
+            return t / (tl.exp2(t) * -LOG2E - LOG2E)
         else:
-            return (x * gain[None, :] + offset[None, :]).to(dtype)
+            return x * gain[None, :] + offset[None, :]
+
+
+@triton.jit
+def _output(x, added, mean, gain, offset, out, SILU: tl.constexpr):
+    """The output in the dtype of `out`."""
+    dtype = out.dtype.element_ty
+    return activated(x, added, mean, gain, offset, dtype != tl.float32, SILU).to(dtype)
 
 
 @triton.jit

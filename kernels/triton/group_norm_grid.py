@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from ..group_norm import concatenated_shape
-from ..tiles import Operand, make_operand, make_output
+from ..tiles import Operand, adjacent_rows, make_operand, make_output
 
 # Programs that a launch should have at least: two for each of an H100's 132 multiprocessors. A constant, so that
 # results do not depend on the GPU's size.
@@ -185,3 +185,32 @@ def _most_splits(p: int, per_group: int, block_c: int) -> int:
 def warps_for(elements: int, per_thread: int, lanes: int) -> int:
     """Warps of a program, 1 to 8, for about `per_thread` elements a thread."""
     return min(8, max(1, triton.next_power_of_2(triton.cdiv(elements, lanes * per_thread))))
+
+
+def input_arguments(problem: Problem, vector: int) -> tuple:
+    """What every kernel takes first: x and the extents, those of the innermost dimension in vectors."""
+    _, c, p = problem.shape
+    first = problem.x[0].tensor.shape[1]
+    if problem.channels_last:
+        c, first = c // vector, first // vector
+    else:
+        p //= vector
+    operands = [argument(x, vector, problem.channels_last) for x in problem.x]
+    h, skip = operands if len(operands) == 2 else (operands[0], (None, 0, 0, 0))
+    return *h, *skip, first, c, p, problem.num_groups, problem.per_group
+
+
+def argument(x: Operand, vector: int, channels_last: bool) -> tuple:
+    """A tensor and its strides, those of all but the innermost dimension in vectors."""
+    n, c, p = x.strides
+    return (x.tensor, n // vector, c, p // vector) if channels_last else (x.tensor, n // vector, c // vector, p)
+
+
+def rows(x: Tensor | None) -> tuple[Tensor | None, int]:
+    """A parameter [N, C], its channels adjacent, and the stride of its rows."""
+    return (None, 0) if x is None else adjacent_rows(x)
+
+
+def vectors(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Parameters [C], their channels adjacent."""
+    return [None if x is None else x.contiguous() for x in tensors]

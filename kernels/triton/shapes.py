@@ -5,14 +5,19 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 
 from ..shapes import Call, calls
+from .apply_group_norm import plan_apply_group_norm
 from .attention import plan_attention, plan_attention_backward
 from .consistency import plan_consistency_step, plan_consistency_step_backward
 from .group_norm import plan_group_norm, plan_group_norm_backward
 from .launch import Launch
+from .moments import plan_channel_moments, plan_fold_group_norm
 
 _PLANS: dict[str, Callable] = {
     "group_norm": plan_group_norm,
     "group_norm_backward": plan_group_norm_backward,
+    "channel_moments": plan_channel_moments,
+    "fold_group_norm": plan_fold_group_norm,
+    "apply_group_norm": plan_apply_group_norm,
     "attention": plan_attention,
     "attention_backward": plan_attention_backward,
     "consistency_step": plan_consistency_step,

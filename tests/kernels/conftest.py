@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 
 import pytest
@@ -11,20 +12,33 @@ from .backends import ON_GPU, cpu_kernels, gpu_kernels
 
 make_faster()
 
+#: The files of the operators that a GPU serves.
+_OPERATORS = ("group_norm", "attention", "consistency", "moments", "apply_group_norm")
+
 
 @pytest.fixture(autouse=True)
 def _gpu_kernels(request):
     """Let the tests of the operators ask for a GPU backend by name: see backends.py."""
     # A patch of its own: the test's, undone after this fixture, would bring back what is in place here.
     with gpu_kernels(), cpu_kernels(), pytest.MonkeyPatch.context() as patch:
-        for op in ("group_norm", "attention", "consistency") if ON_GPU else ():
+        for op in _OPERATORS if ON_GPU else ():
             module = sys.modules[f"cmfast.kernels.{op}"]
             patch.setattr(module, "resolve", _on_gpu(module.resolve))
-            patch.setattr(module, "require", lambda *_: None)  # the definition takes the tensors where they are
+            # The definition takes the tensors where they are.
+            patch.setattr(module, "require", lambda *_: None, raising=False)
         schedule = request.node.get_closest_marker("schedule")
         if schedule:
             emulation.emulated().set_schedule(schedule.args[0])
         yield
+
+
+@pytest.fixture
+def fewer_programs(monkeypatch):
+    """Divide what Triton's interpreter gets around moments among fewer programs: it runs them one by one."""
+    if ON_GPU or importlib.util.find_spec("triton") is None:
+        return
+    for module in ("moments_tiles", "moments"):
+        monkeypatch.setattr(f"cmfast.kernels.triton.{module}.PROGRAMS", 6)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from cmfast.kernels import (
     BackendError,
+    apply_group_norm,
     attention,
     channel_moments,
     consistency_step,
@@ -544,6 +545,7 @@ def test_operators_for_inference_refuse_what_they_cannot_derive():
         (lambda x: conv2d(x, prepared, backend="reference").out, x),
         (lambda x: channel_moments(x, backend="reference"), x),
         (lambda m: fold_group_norm(m, 16, 2, ones, ones, backend="reference")[0], channel_moments(x)),
+        (lambda m: apply_group_norm(x, m, 2, ones, ones, backend="reference"), channel_moments(x)),
     ):
         stacked = torch.stack((t, t))
         with pytest.raises(RuntimeError, match="has no forward-mode derivative"):

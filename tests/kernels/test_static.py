@@ -65,6 +65,10 @@ def test_committed_figures(arch):
         assert row["arch"] == arch
         if row["op"].startswith("consistency_step"):
             assert row["load_bytes_min"] == row["store_bytes_min"] == 16
+        if row["op"] in ("channel_moments", "apply_group_norm"):
+            assert row["load_bytes"] == 16
+        if row["op"] == "apply_group_norm":
+            assert row["store_bytes_min"] == 16
 
 
 def test_nothing_got_worse():
