@@ -21,8 +21,9 @@ def accelerate(
     tune: bool = False,
     cache: str | Path | None = None,
     keep_weights: bool = True,
+    graphs: bool = True,
 ) -> Model:
-    """Return the model with its network evaluated by fused kernels on the CPU; the same interface, for inference.
+    """Return the model with its network evaluated by fused kernels; the same interface, for inference.
 
     The network is captured as a graph, which passes make faster: group norms, SiLUs, residuals, resampling and
     concatenations are done inside the convolutions that they surround, weights are packed once, all values share one
@@ -33,25 +34,34 @@ def accelerate(
 
     What changes in the result is noticed at its next call, which then captures it anew: weights that were written to,
     loaded or replaced, modules that were added, replaced or removed, attributes that were set. Of a large tensor that
-    is written to through `.data` or numpy, which torch does not count, a change of single elements can be missed.
+    is written to through `.data` or numpy, which torch does not count, a change of single elements can be missed; of
+    tensors on a GPU, no write through `.data` is noticed, since looking would wait for the GPU.
 
     A diffusers pipeline is changed in place and returned: its `unet` or `transformer`, and the encoder and the decoder
     of its `vae`, are evaluated by the engine, in evaluation mode. They are the same modules, so that the pipeline's own
     methods act on them as before: loading, scaling, fusing and unloading LoRAs, `save_pretrained`, `to`.
 
+    The network is evaluated where its parameters are. On a GPU the kernels are Triton's, and the launches for inputs of
+    one shape are captured in a CUDA graph at the first call. Calls run on the current stream, and return before the GPU
+    is done. Several threads and streams may call the model. CMFAST_GPU_ON_CPU=1 lets Triton's interpreter
+    (TRITON_INTERPRET=1) run the same launches on CPU tensors, to test them.
+
     Args:
-        model: a ConsistencyModel, a diffusers pipeline, or any network with parameters on the CPU: any arguments of its
-            forward that are tensors, None, numbers, strings, and tuples, lists, dicts and dataclasses of them. A
-            network is left as it was, its training mode too, and shares its parameters and submodules with the result.
+        model: a ConsistencyModel, a diffusers pipeline, or any network with parameters on the CPU or on one GPU: any
+            arguments of its forward that are tensors, None, numbers, strings, and tuples, lists, dicts and dataclasses
+            of them. A network is left as it was, its training mode too, and shares its parameters and submodules with
+            the result.
         dtype: of the operands of products: float32, or bfloat16 for about half the time at about bfloat16's accuracy
             where the processor has such products, and as in float32 where it has none (AVX2) and they would be
-            slower; sums and all values between layers are float32. None means bfloat16 for a network of bfloat16
-            parameters and float32 for others.
-        tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's.
+            slower; sums and all values between layers are float32. On a GPU also float16; there it is the dtype of
+            the images between layers as well. None means the parameters' own, where it is one of these, else float32.
+        tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's. There is
+            nothing to tune on a GPU yet.
         cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made. Each
-            network of a pipeline has a folder in it.
+            network of a pipeline has a folder in it. For a GPU nothing is kept in it: weights are packed at each start.
         keep_weights: False frees the model's own weights one by one as they are packed, which takes less memory: the
             model that was given is then of no use, and the result cannot be saved, copied or given other weights.
+        graphs: on a GPU, capture the launches of an evaluation in a CUDA graph; False launches them one by one.
 
     Returns:
         A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode;
@@ -61,14 +71,15 @@ def accelerate(
 
     Raises:
         TypeError: neither a network nor a pipeline.
-        ValueError: a dtype that is neither float32 nor bfloat16, parameters that are not on the CPU, or float64 ones.
+        ValueError: a dtype that is not served on the device, parameters on several devices or of float64, or `tune` on
+            a GPU.
         ImportError: the CPU kernels were not built; the message says how.
         CaptureError: the network cannot be captured, nor has it submodules that could be (at the first call, for
             networks whose shapes of inputs are not known before).
     """
     from .engine.accelerator import detached, twin
 
-    options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights}
+    options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights, "graphs": graphs}
     if isinstance(model, ConsistencyModel):
         fast = twin(model)
         network = accelerate(model.unet, dtype, **options)
@@ -145,9 +156,10 @@ def _warm_up(network: nn.Module, sample_shape: Sequence[int], num_classes: int |
     """Make what evaluates one sample, so that the first call does not wait for it."""
     from .engine.accelerator import accelerator_of
 
-    inputs = [torch.zeros(1, *sample_shape), torch.zeros(1)]
-    if num_classes is not None:
-        inputs.append(torch.zeros(1, dtype=torch.int64))
     accelerator = accelerator_of(network)
     assert accelerator is not None
+    device = accelerator.target.device
+    inputs = [torch.zeros(1, *sample_shape, device=device), torch.zeros(1, device=device)]
+    if num_classes is not None:
+        inputs.append(torch.zeros(1, dtype=torch.int64, device=device))
     accelerator.executable(inputs)

@@ -15,11 +15,12 @@ from rich.table import Table
 
 from ..engine import Accelerator
 from ..engine.accelerator import detached, products_of
-from ..engine.cpu.executable import StepTime
 from ..engine.explanation import explanation, module_names
 from ..engine.passes import PASSES
+from ..engine.steps import StepTime
 from ..files import check_writable
 from ..kernels import native
+from ..kernels.conv_arguments import ConvArguments
 from ..kernels.conv_forms import ConvForm
 from ..unet import UNet, UNetConfig
 from . import options
@@ -172,9 +173,9 @@ def _print_operators(console: Console, steps: Sequence[StepTime]) -> None:
 
 def _kind(step: Any) -> str:
     """The operator, and of a convolution its size and form."""
-    if step.operator != "conv2d":
+    if step.operator != "conv2d" or not isinstance(step.arguments[-1], ConvArguments):
         return f"{step.operator} (torch)" if step.reason else step.operator
-    out, _, given = step.arguments
+    out, *_, given = step.arguments
     kernel, sizes = "x".join(map(str, given.weight.shape[2:])), " x ".join(map(str, out.shape[2:]))
     return f"conv {kernel} at {sizes}, {ConvForm(given.tile, given.transformed, given.dtype)}"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..engine.cpu.executable import StepTime
+from ..engine.steps import StepTime
 from ..engine.trace import Trace, tracing
 
 
@@ -48,7 +48,7 @@ def measure(call: Callable[[], Any], rounds: int) -> Timing:
     for _ in range(rounds):
         with tracing() as trace:
             begin = time.perf_counter()
-            call()
+            call()  # what is traced is waited for
             whole.append(time.perf_counter() - begin)
         outside.append(whole[-1] - sum(run.seconds for run in trace.runs))
     programs = []

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +61,7 @@ class _RaisedError(CaptureError):
 
 
 class Accelerator:
-    """Calls a network by fused kernels on the CPU; for inference only.
+    """Calls a network by fused kernels on the device of its parameters; for inference only.
 
     The network is captured, made faster and compiled to a program when a call meets shapes, or arguments that are no
     tensors, for the first time. It keeps its parameters; whatever of it changes, it is captured anew. For arguments for
@@ -68,7 +69,7 @@ class Accelerator:
 
     Attributes:
         module: the network.
-        products: dtype of the operands of products; everything else is float32.
+        products: dtype of the operands of products; on a GPU also of images between layers. All else is float32.
     """
 
     def __init__(
@@ -79,21 +80,23 @@ class Accelerator:
         tune: bool = False,
         cache: str | Path | None = None,
         keep_weights: bool = True,
+        graphs: bool = True,
         passes: Sequence[str] | None = None,
         whole: bool = False,
     ) -> None:
         """Take a network; see `cmfast.accelerate` for the other arguments.
 
-        `passes` are those of `passes.PASSES` to run, by default all. A `whole` network is not run by its parts, but
-        raises CaptureError; it does so too where what it returns shares memory with an input or among itself, since
-        that may be written to by what called it.
+        `passes` are those of `passes.PASSES` and the target's to run, by default all. A `whole` network is not run by
+        its parts, but raises CaptureError; it does so too where what it returns shares memory with an input or among
+        itself, since that may be written to by what called it.
         """
         self.module = module
         self.products = products
         self.tune = tune
         self.cache = None if cache is None else Path(cache)
         self.keep_weights = keep_weights
-        self.passes = tuple(PASSES) if passes is None else tuple(passes)
+        self.graphs = graphs
+        self.passes = None if passes is None else tuple(passes)
         self.whole = whole
         self._lock = threading.RLock()
         self._made = self._start()
@@ -104,7 +107,8 @@ class Accelerator:
         """Evaluate the network, as its own forward does: the same arguments, the same structure of outputs.
 
         Args:
-            args: tensors on the CPU, None, numbers, strings, and tuples, lists, dicts and dataclasses of them.
+            args: tensors on the device of the parameters, None, numbers, strings, and tuples, lists, dicts and
+                dataclasses of them.
             kwargs: the same by name.
 
         Returns:
@@ -112,7 +116,8 @@ class Accelerator:
 
         Raises:
             RuntimeError: the network is in training mode, an input requires a gradient, or a module has hooks.
-            ValueError: tensors on another device, or what the network itself says of inputs that do not fit.
+            ValueError: tensors on another device, but for those of no dimensions, which may be on the CPU; or what the
+                network itself says of inputs that do not fit.
             CaptureError: the network cannot be captured for these arguments, and has no parts that could be.
         """
         if self.module.training:
@@ -148,13 +153,10 @@ class Accelerator:
                 "an accelerated network has no gradients: an input requires one; call it under torch.no_grad(), or use "
                 "the network itself"
             )
-        if any(t.device.type != "cpu" for t in tensors):
-            devices = [str(t.device) for t in tensors]
-            raise ValueError(f"an accelerated network expects inputs on the CPU, got {devices}")
         with torch.no_grad():
-            if not all(t.numel() for t in tensors):  # there is nothing to compute
+            program = self._program(tensors, structure) if all(t.numel() for t in tensors) else None
+            if program is None:  # there is nothing to compute
                 return _without_hooks(self.module)(*args, **kwargs)
-            program = self._program(tensors, structure)
             dtypes = self._output_dtypes(program, tensors, structure)
             outputs = trace.run(self.module, program.target, program.executable, tensors, dtypes)
         return program.structure.build(outputs)
@@ -177,6 +179,7 @@ class Accelerator:
             if self._made.watch is None or self._made.watch.changed():
                 self._made = self._start()
             programs = self._made.programs
+            _check_devices(tensors, self._made.target.device)
             if key not in programs:
                 try:
                     with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
@@ -205,8 +208,19 @@ class Accelerator:
             self._made.watch = Watch(self.module)
 
     def _start(self) -> _Made:
-        target = CpuTarget(self.products, tune=self.tune, cache=self.cache, keep_weights=self.keep_weights)
-        return _Made(target, Watch(self.module))
+        device = device_of([*self.module.parameters(), *self.module.buffers()])
+        return _Made(self._target(device), Watch(self.module))
+
+    def _target(self, device: torch.device) -> Target:
+        if _on_gpu(device):
+            from .cuda import GpuTarget  # the kernels' plans import triton
+
+            if self.tune:
+                raise ValueError("accelerate: there is nothing to tune on a GPU yet: leave tune out")
+            return GpuTarget(device, self.products, graphs=self.graphs, keep_weights=self.keep_weights)
+        if self.products == torch.float16:
+            raise ValueError("accelerate: dtype must be float32 or bfloat16 on the CPU: GPUs alone serve float16")
+        return CpuTarget(self.products, tune=self.tune, cache=self.cache, keep_weights=self.keep_weights)
 
     def _make(self, target: Target, tensors: Sequence[Tensor], structure: Structure) -> _Program:
         network = _without_hooks(self.module)
@@ -221,12 +235,16 @@ class Accelerator:
             raise _RaisedError(error) from error
         if self.whole and _shares_memory(graph):
             raise CaptureError("an output is a view of an input or of another output")
-        rewrites = {name: PASSES[name](graph) for name in self.passes}
+        if target.device.type != "cpu":
+            graph.move(target.device)
+        passes = PASSES | dict(target.passes)
+        rewrites = {name: passes[name](graph) for name in (passes if self.passes is None else self.passes)}
         return _Program(target, target.compile(network, graph, rewrites), graph.structure)
 
     def _accelerate_part(self, name: str, module: nn.Module) -> "Accelerator":
         cache = None if self.cache is None else self.cache / name
-        return Accelerator(module, self.products, tune=self.tune, cache=cache, passes=self.passes, whole=True)
+        options: dict[str, Any] = {"tune": self.tune, "cache": cache, "graphs": self.graphs, "passes": self.passes}
+        return Accelerator(module, self.products, **options, whole=True)
 
     def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:
         given = tuple(t.dtype for t in tensors)
@@ -246,15 +264,47 @@ def products_of(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> torc
     Raises:
         ValueError: as `cmfast.accelerate` says.
     """
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise ValueError(f"accelerate: dtype must be float32 or bfloat16, got {dtype}")
-    for p in parameters:
-        if p.device.type != "cpu":
-            raise ValueError(f"accelerate: expected parameters on the CPU, got some on {p.device}")
-        if p.dtype == torch.float64:
-            raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
-    own = torch.bfloat16 if parameters and parameters[0].dtype == torch.bfloat16 else torch.float32
+    if any(p.is_meta for p in parameters):
+        raise ValueError("accelerate: expected parameters on a GPU or on the CPU, got some on meta")
+    gpu = _on_gpu(device_of(parameters))
+    known = (torch.float32, torch.bfloat16, torch.float16) if gpu else (torch.float32, torch.bfloat16)
+    if dtype not in (None, *known):
+        names = "float32, bfloat16 or float16" if gpu else "float32 or bfloat16"
+        hint = "" if gpu or dtype != torch.float16 else ", which GPUs alone serve"
+        raise ValueError(f"accelerate: dtype must be {names}, got {dtype}{hint}")
+    if any(p.dtype == torch.float64 for p in parameters):
+        raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
+    own = parameters[0].dtype if parameters and parameters[0].dtype in known else torch.float32
     return dtype or own
+
+
+def device_of(tensors: Sequence[Tensor]) -> torch.device:
+    """The device of a network's parameters and buffers; the CPU where there are none.
+
+    Raises:
+        ValueError: they are on several devices, or on one that the engine does not serve.
+    """
+    devices = {t.device: None for t in tensors if not t.is_meta}  # those that were given up are nowhere
+    if len(devices) > 1:
+        raise ValueError(
+            f"accelerate: expected all parameters on one device, got some on each of {', '.join(map(str, devices))}"
+        )
+    device = next(iter(devices), torch.device("cpu"))
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"accelerate: expected parameters on a GPU (CUDA or ROCm) or on the CPU, got some on {device}")
+    return device
+
+
+def _on_gpu(device: torch.device) -> bool:
+    """Whether the target for GPUs serves a device: where CMFAST_GPU_ON_CPU=1 says so, the CPU too."""
+    return device.type == "cuda" or os.environ.get("CMFAST_GPU_ON_CPU") == "1"
+
+
+def _check_devices(tensors: Sequence[Tensor], device: torch.device) -> None:
+    if any(t.device != device and (t.ndim or t.device.type != "cpu") for t in tensors):
+        devices = [str(t.device) for t in tensors]
+        name = "the CPU" if device.type == "cpu" else device
+        raise ValueError(f"an accelerated network expects inputs on {name}, got {devices}")
 
 
 def twin(module: nn.Module) -> nn.Module:

@@ -32,24 +32,28 @@ class Buffer:
         return max(LINE, -(-size // LINE) * LINE)
 
 
-def plan(buffers: Sequence[Buffer]) -> int:
-    """Give each buffer its offset; the number of bytes of the arena.
+def plan(buffers: Sequence[Buffer], alignment: int = LINE) -> int:
+    """Give each buffer its offset, a multiple of `alignment`; the number of bytes of the arena.
 
     The largest first, each at the lowest offset where no buffer lies that lives at the same time (Pisarchyk and Lee
     2020, "Efficient Memory Management for Deep Neural Net Inference", greedy by size).
     """
     placed: list[Buffer] = []
     total = 0
-    for buffer in sorted(buffers, key=lambda b: b.bytes, reverse=True):
+
+    def size(buffer: Buffer) -> int:
+        return -(-buffer.bytes // alignment) * alignment
+
+    for buffer in sorted(buffers, key=size, reverse=True):
         offset = 0
         for other in sorted(placed, key=lambda b: b.offset):
             if other.first <= buffer.last and buffer.first <= other.last:
-                if offset + buffer.bytes <= other.offset:
+                if offset + size(buffer) <= other.offset:
                     break
-                offset = max(offset, other.offset + other.bytes)
+                offset = max(offset, other.offset + size(other))
         buffer.offset = offset
         placed.append(buffer)
-        total = max(total, offset + buffer.bytes)
+        total = max(total, offset + size(buffer))
     return total
 
 

@@ -140,10 +140,14 @@ class _Recorder(TorchDispatchMode):
             if tensor.is_meta:
                 raise CaptureError("a tensor was made outside the network, without data")
             # By its content, which is a part of what is computed of it.
-            bytes_ = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data
+            known = tensor.detach().cpu()  # as all that is known
+            bytes_ = known.contiguous().flatten().view(torch.uint8).numpy().data
             name = f"constant {list(tensor.shape)} {tensor.dtype} {hashlib.sha256(bytes_).hexdigest()[:16]}"
-            self.tensors[name] = tensor.detach()
-            self._keep(self.graph.create_node("get_attr", name), tensor)
+            self.tensors[name] = known
+            node = self.graph.create_node("get_attr", name)
+            self._keep(node, known)
+            self.nodes[id(tensor)] = node
+            self.alive.append(tensor)
         return self.nodes[id(tensor)]
 
     def _keep(self, node: fx.Node, tensor: Tensor) -> Tensor:
@@ -167,7 +171,9 @@ class _Recorder(TorchDispatchMode):
         fx.node.map_arg(recorded, given.append)
         known = all(node in self.known for node in given)
         args, kwargs = fx.node.map_arg(recorded, self.known.__getitem__ if known else lambda node: node.meta["val"])
-        if given and not known:  # what is asked for on the device of a value that is known
+        if known:  # on the CPU, whatever device is asked for but that of an input
+            kwargs = {k: torch.device("cpu") if _is_other(v) else v for k, v in kwargs.items()}
+        else:  # what is asked for on the device of a value that is known
             kwargs = {k: torch.device("meta") if isinstance(v, torch.device) else v for k, v in kwargs.items()}
         try:
             result = func(*args, **kwargs)
@@ -208,6 +214,11 @@ def _of_numbers(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
     filled = given.get("fill_value") if _FILLED[func] is None else _FILLED[func]
     dtype = given.get("dtype") or like.dtype
     return torch.ops.aten.full.default, (list(given.get("size", like.shape)), filled), {"dtype": dtype, "device": "cpu"}
+
+
+def _is_other(x: Any) -> bool:
+    """Whether it is a device that is neither the CPU nor that of tensors without data."""
+    return isinstance(x, torch.device) and x.type not in ("cpu", "meta")
 
 
 def _without_data(tensor: Tensor) -> Tensor:

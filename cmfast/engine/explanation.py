@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from .passes import PASSES
+from .passes import GPU_PASSES, PASSES
 from .trace import Trace
+
+_PASSES = PASSES | GPU_PASSES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ def explanation(trace: Trace, networks: Mapping[str, nn.Module]) -> Explanation:
         left={names[module]: reason for module, reason in trace.left.items()},
         kernels=dict(Counter(step.operator for step in steps if not step.reason).most_common()),
         torch=dict(Counter((step.operator, step.reason) for step in steps if step.reason).most_common()),
-        passes={name: rewrites[name] for name in PASSES if name in rewrites},
+        passes={name: rewrites[name] for name in _PASSES if name in rewrites},
         value_bytes=sum(executable.bytes for executable in executables),
         weight_bytes=sum(target.bytes for target in targets),
     )
@@ -95,4 +97,4 @@ def module_names(networks: Mapping[str, nn.Module]) -> dict[nn.Module, str]:
 
 def _summary(name: str) -> str:
     """The first line of what a pass's file says of it."""
-    return (sys.modules[PASSES[name].__module__].__doc__ or "").splitlines()[0]
+    return (sys.modules[_PASSES[name].__module__].__doc__ or "").splitlines()[0]

@@ -91,6 +91,16 @@ class Graph:
         old.replace_all_uses_with(new)
         self.erase(old)
 
+    def move(self, device: torch.device) -> None:
+        """Put its tensors on a device, and let its calls make theirs there."""
+        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        for node in self.nodes.nodes:
+            schema = getattr(node.target, "_schema", None)
+            if schema is None or not any(a.name == "device" for a in schema.arguments):
+                continue
+            if node.kwargs.get("device") is not None or not node.all_input_nodes:
+                node.kwargs = node.kwargs | {"device": device}
+
     def erase(self, node: fx.Node) -> None:
         """Remove a node without users, and what only it used."""
         if node.users or node.op in ("placeholder", "output"):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,12 +30,20 @@ class Step:
     reason: str = ""
 
 
+class StepTime(NamedTuple):
+    """A step and the seconds that it took."""
+
+    step: Step
+    seconds: float
+
+
 class Steps:
     """Steps in order, and their values: tensors without data, each a view of a buffer that lives while it is needed.
 
     Attributes:
         steps: what there is to do.
         buffers: the memory for it.
+        counters: memory of its own for integers that are zero before the first step, and again after the last.
         inputs: the values that are given before the first step.
         outputs: the values that are wanted after the last: a tensor, or a structure of them.
     """
@@ -43,6 +51,7 @@ class Steps:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.buffers: list[Buffer] = []
+        self.counters: list[Buffer] = []
         self.inputs: list[Tensor] = []
         self.outputs: Any = None
         self._owners: dict[int, Buffer] = {}
@@ -51,6 +60,13 @@ class Steps:
         """Make a buffer for a dense value that the next step writes."""
         buffer = Buffer(value, len(self.steps), len(self.steps))
         self.buffers.append(buffer)
+        self._owners[_storage(value)] = buffer
+        return value
+
+    def count(self, value: Tensor) -> Tensor:
+        """Make memory that no other value has for counters that the steps leave at zero."""
+        buffer = Buffer(value, 0, 0)
+        self.counters.append(buffer)
         self._owners[_storage(value)] = buffer
         return value
 

@@ -1,12 +1,13 @@
 """What a device must offer for the engine to run networks on it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .graph import Graph
+from .steps import Steps, StepTime
 
 
 class Executable(Protocol):
@@ -19,7 +20,7 @@ class Executable(Protocol):
         dtypes: those in which the outputs are computed.
     """
 
-    steps: Any
+    steps: Steps
     rewrites: dict[str, int]
     bytes: int
 
@@ -30,7 +31,7 @@ class Executable(Protocol):
     def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
         """Evaluate the graph; the outputs have the given dtypes, by default those in which they are computed."""
 
-    def time(self, inputs: Sequence[Tensor]) -> Sequence[Any]:
+    def time(self, inputs: Sequence[Tensor]) -> Sequence[StepTime]:
         """Evaluate once, and return each step with the seconds that it took."""
 
 
@@ -38,11 +39,13 @@ class Target(Protocol):
     """A device that runs the graphs of one network, each for other inputs: they share what was made of its weights.
 
     Attributes:
-        device_type: "cpu" or "cuda", where the network's inputs must be.
+        device: where the network's inputs must be.
+        passes: those that run after the passes for every target, by their names.
         bytes: size of the packed weights.
     """
 
-    device_type: str
+    device: torch.device
+    passes: Mapping[str, Callable[[Graph], int]]
 
     @property
     def bytes(self) -> int:

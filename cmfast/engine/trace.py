@@ -56,12 +56,21 @@ def run(
     dtypes: Sequence[torch.dtype],
 ) -> list[Tensor]:
     """Evaluate a module's program, and note it."""
+    trace = _current()
+    if trace is None:
+        return executable(inputs, dtypes)
+    synchronize(target.device)
     begin = time.perf_counter()
     outputs = executable(inputs, dtypes)
-    trace = _current()
-    if trace is not None:
-        trace.runs.append(Run(module, target, executable, inputs, time.perf_counter() - begin))
+    synchronize(target.device)
+    trace.runs.append(Run(module, target, executable, inputs, time.perf_counter() - begin))
     return outputs
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU has been given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def leave(module: nn.Module, reason: str) -> None:

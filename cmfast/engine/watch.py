@@ -14,8 +14,9 @@ class Watch:
     Seen are: a module, parameter, buffer, hook or forward function that was added, replaced or removed; any other
     attribute of a module that was set, and dicts, lists, sets and objects among them that were changed; writes to
     parameters and buffers in place. Writes that torch does not count, through `.data` or numpy, are seen by a checksum:
-    of all of a tensor up to 256 bytes, and of 8 words and the last bytes of a larger one. Whether modules are in
-    training mode does not matter, nor whether something else evaluates them.
+    of all of a tensor up to 256 bytes, and of 8 words and the last bytes of a larger one. A GPU's memory is not read,
+    since that would wait for the GPU: such writes are not seen there, but that a tensor has other memory is. Whether
+    modules are in training mode does not matter, nor whether something else evaluates them.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -28,9 +29,10 @@ class Watch:
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
         tensors = list({id(t): t for t in held}.values())
         counted = [t for t in tensors if not t.is_inference()]
-        placed = [t for t in tensors if t.device.type == "cpu"]
+        placed = [t for t in tensors if t.device.type in ("cpu", "cuda")]
         wide = [t for t in placed if t.ndim > 1]
-        self._tensors = native.cpu().TensorSnapshot(counted, placed, wide, [_memory(t) for t in placed])
+        read = [t for t in placed if t.device.type == "cpu"]
+        self._tensors = native.cpu().TensorSnapshot(counted, placed, wide, [_memory(t) for t in read])
 
     def changed(self) -> bool:
         """Whether the network is another, as far as can be seen."""

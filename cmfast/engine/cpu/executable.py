@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,7 @@ from torch.utils import _pytree as pytree
 from ...kernels import native
 from ...kernels.cpu import memory
 from .. import arena
-from ..steps import Step, Steps
-
-
-class StepTime(NamedTuple):
-    """A step and the seconds that it took."""
-
-    step: Step
-    seconds: float
+from ..steps import Step, Steps, StepTime
 
 
 class Executable:

@@ -1,10 +1,9 @@
 """The operators that the CPU kernels serve within the engine: how each becomes a step.
 
-Each function takes the steps so far, the node, its arguments by name with tensors without data, and the dtype of
-products. Images lie as the kernels read them (`layouts.fits`). It returns the values of the node, or why the kernels
-cannot serve it.
+Each function is a `lower.Serve`; images lie as the kernels read them (`layouts.fits`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +17,14 @@ from ...kernels.cpu.conv import launch_conv2d
 from ...kernels.cpu.group_norm import launch_group_norm
 from ...kernels.cpu.moments import launch_fold_group_norm, launch_moments
 from ...kernels.layout import empty_in_order
+from ..layouts import fits
+from ..lower import Kernels, Serve
 from ..steps import Step, Steps
 
 _Values = dict[str, Any]
 
 
-def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+def _conv2d(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if given["packed"] is None:
         return "its weights were not packed"
     if not _dense(given["bias"], given["gain"], given["offset"]):
@@ -37,14 +38,14 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) 
     return out, moments
 
 
-def _channel_moments(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+def _channel_moments(steps: Steps, node: fx.Node, given: _Values) -> Any:
     x = given["x"]
     moments = steps.row(x.shape[0], 2, x.shape[1])
     steps.add(Step(node.name, "channel_moments", launch_moments, (moments, x)))
     return moments
 
 
-def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if not _dense(given["first"], given["second"]) or not _rows(given):
         return _STRIDED
     gain, offset = (steps.row(*part.shape) for part in node.meta["val"])
@@ -53,7 +54,7 @@ def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values, products: torc
     return gain, offset
 
 
-def _group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+def _group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if not _rows(given):
         return _STRIDED
     y, mean, rstd = node.meta["val"]
@@ -63,7 +64,7 @@ def _group_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dty
     return outs
 
 
-def _channel_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+def _channel_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if not _rows(given):
         return _STRIDED
     y = steps.image(given["x"].shape) if given["x"].ndim > 2 else steps.row(*given["x"].shape)
@@ -72,7 +73,7 @@ def _channel_norm(steps: Steps, node: fx.Node, given: _Values, products: torch.d
     return y
 
 
-def _attention(steps: Steps, node: fx.Node, given: _Values, products: torch.dtype) -> Any:
+def _attention(products: torch.dtype, steps: Steps, node: fx.Node, given: _Values) -> Any:
     q = given["q"]
     out, lse = steps.keep(empty_in_order(q, q.shape)), steps.row(*q.shape[:3])
     arguments = (out, lse, q, given["k"], given["v"], given["scale"], products)
@@ -98,18 +99,14 @@ def _named(launch: Callable[..., None]) -> Callable[..., None]:
     return lambda *arguments: launch(*arguments[:-1], **arguments[-1])
 
 
-#: Which outputs are rows, whose last dimension is innermost whoever computes them.
-ROWS: dict[Any, tuple[int, ...]] = {
-    torch.ops.cmfast.conv2d.default: (1,),
-    torch.ops.cmfast.channel_moments.default: (0,),
-    torch.ops.cmfast.attention.default: (1,),
-}
-
-SERVED: dict[Any, Callable[[Steps, fx.Node, _Values, torch.dtype], Any]] = {
-    torch.ops.cmfast.conv2d.default: _conv2d,
-    torch.ops.cmfast.channel_moments.default: _channel_moments,
-    torch.ops.cmfast.fold_group_norm.default: _fold_group_norm,
-    torch.ops.cmfast.group_norm.default: _group_norm,
-    torch.ops.cmfast.channel_norm.default: _channel_norm,
-    torch.ops.cmfast.attention.default: _attention,
-}
+def kernels(products: torch.dtype) -> Kernels:
+    """What the CPU kernels serve; `products` is the dtype of the operands of attention's products."""
+    served: dict[Any, Serve] = {
+        torch.ops.cmfast.conv2d.default: _conv2d,
+        torch.ops.cmfast.channel_moments.default: _channel_moments,
+        torch.ops.cmfast.fold_group_norm.default: _fold_group_norm,
+        torch.ops.cmfast.group_norm.default: _group_norm,
+        torch.ops.cmfast.channel_norm.default: _channel_norm,
+        torch.ops.cmfast.attention.default: functools.partial(_attention, products),
+    }
+    return Kernels(served, fits, "the CPU kernels have no such operator")

@@ -8,12 +8,13 @@ import torch
 from torch import fx, nn
 
 from ...kernels.conv_forms import ConvForm
+from ..give_up import giver_up
 from ..graph import CONV, Graph, arguments
+from ..lower import lower
 from .cache import Stored, fingerprint, write
 from .executable import Executable
 from .forms import attention_products, choose
-from .give_up import giver_up
-from .lower import lower
+from .served import kernels
 from .tuning import Tuner
 from .weights import Weights
 
@@ -25,7 +26,8 @@ class CpuTarget:
         weights: of the convolutions and linear layers, as they have been packed so far.
     """
 
-    device_type = "cpu"
+    device = torch.device("cpu")
+    passes: Mapping[str, Callable[[Graph], int]] = {}
 
     def __init__(self, products: torch.dtype, *, tune: bool, cache: Path | None, keep_weights: bool) -> None:
         """See `cmfast.accelerate` for the arguments; `products` is the dtype of the operands of products."""
@@ -50,7 +52,7 @@ class CpuTarget:
             write(self._stored.path, self.weights.packed)
         if isinstance(self._choose, Tuner):
             self._choose.save()
-        return Executable(lower(graph, attention_products(self._products)), rewrites)
+        return Executable(lower(graph, kernels(attention_products(self._products))), rewrites)
 
     def _fingerprint(self, network: nn.Module, graph: Graph) -> str:
         named = {**dict(network.named_parameters()), **dict(network.named_buffers())}

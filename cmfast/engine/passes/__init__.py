@@ -47,3 +47,6 @@ PASSES: dict[str, Callable[[Graph], int]] = {
     "gates": gates.fuse,
     "group_norms": group_norms.fuse,
 }
+
+#: Passes for GPUs, which run after those.
+GPU_PASSES: dict[str, Callable[[Graph], int]] = {}

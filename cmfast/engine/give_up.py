@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..graph import Graph
+from .graph import Graph
 
 
 def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cmfast.kernels.layout import channels_last
 
-from cmfast.engine.cpu.by_torch import Computed, InMemoryOrder
+from cmfast.engine.by_torch import Computed, InMemoryOrder
 
 aten = torch.ops.aten
 

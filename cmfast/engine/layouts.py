@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...kernels.layout import channels_adjoin
-from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, operands, shape, value
+from ..kernels.layout import channels_adjoin
+from .graph import CONV, PERMUTE, VIEW, Graph, arguments, operands, shape, value
 
 _aten = torch.ops.aten
 
@@ -17,6 +17,12 @@ READERS: dict[Any, tuple[str, ...]] = {
     torch.ops.cmfast.group_norm.default: ("h", "skip"),
     torch.ops.cmfast.channel_moments.default: ("x",),
     torch.ops.cmfast.channel_norm.default: ("x",),
+}
+#: operator: which of its results are rows, whose last dimension is innermost whoever computes them.
+ROWS: dict[Any, tuple[int, ...]] = {
+    CONV: (1,),
+    torch.ops.cmfast.channel_moments.default: (0,),
+    torch.ops.cmfast.attention.default: (1,),
 }
 #: What makes an image of images and is fastest where both lie alike, beside all that is done element by element.
 _IMAGES = (

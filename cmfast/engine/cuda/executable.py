@@ -1,0 +1,168 @@
+"""Steps with their memory on a GPU: what runs, captured in a CUDA graph."""
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .. import arena
+from ..steps import Steps, StepTime
+
+_log = logging.getLogger(__name__)
+
+#: Bytes that addresses of values are a multiple of, as those that the CUDA allocator gives are.
+ALIGNMENT = 256
+#: Cycles of a GPU's clock, for a step, that its work waits while the steps are enqueued: 20 us and more.
+_HEAD_START = 40_000
+
+
+class Executable:
+    """A network evaluation at one shape of its inputs.
+
+    Several threads may call it, on any streams: one evaluation at a time has its memory. Inputs are copied to where
+    the launches read them. Calls return before the GPU is done, as those of torch do. Under a stream capture of the
+    caller's, the launches become a part of what is captured.
+
+    Attributes:
+        steps: what it does.
+        rewrites: how many times each pass rewrote the graph.
+        bytes: size of the memory of all its values.
+        dtypes: those of the outputs, as the graph has them.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        rewrites: Mapping[str, int],
+        dtypes: Sequence[torch.dtype],
+        device: torch.device,
+        *,
+        graphs: bool = True,
+    ) -> None:
+        self.steps = steps
+        self.rewrites = dict(rewrites)
+        self.dtypes = list(dtypes)
+        self._device = device
+        self._graphs = graphs and device.type == "cuda"
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._last: torch.cuda.Stream | None = None
+        self._done: torch.cuda.Event | None = None
+        self._lock = threading.Lock()
+        values, counters = (arena.plan(buffers, ALIGNMENT) for buffers in (steps.buffers, steps.counters))
+        self.bytes = values + counters
+        self._values = torch.empty(values, dtype=torch.uint8, device=device)
+        self._counters = torch.zeros(counters, dtype=torch.uint8, device=device)
+        self._counts = set(steps.counters)
+        self._inputs = self._real(steps.inputs)
+        self._outputs = self._real(steps.outputs)
+        self._calls = [(step.call, self._real(step.arguments)) for step in steps.steps]
+
+    def _real(self, values: Any) -> Any:
+        """Values with their place in memory."""
+
+        def place(t: Tensor) -> Tensor:
+            if not t.is_meta:
+                return t
+            buffer = self.steps.buffer(t)
+            return arena.view(self._counters if buffer in self._counts else self._values, buffer, t)
+
+        return pytree.tree_map_only(Tensor, place, values)
+
+    def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
+        """Evaluate; outputs are contiguous tensors of the dtypes, by default those of the graph."""
+        with self._lock, self._in_turn():
+            self._run(inputs)
+            wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
+            return [torch.empty(t.shape, dtype=dtype, device=t.device).copy_(t) for t, dtype in wanted]
+
+    def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
+        """Evaluate once without a CUDA graph, and take the time of each step."""
+        with self._lock, self._in_turn():
+            measure = self._time_on_gpu if self._device.type == "cuda" else self._time_on_cpu
+            seconds = measure(inputs)
+            return list(map(StepTime, self.steps.steps, seconds))
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Within the block, the device is current, and its stream comes after the one that ran the last evaluation."""
+        if self._device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self._device):
+            if torch.cuda.is_current_stream_capturing():  # the order is that of the caller's replays
+                yield
+                return
+            stream = torch.cuda.current_stream()
+            if self._done is not None and stream != self._last:
+                stream.wait_event(self._done)
+            yield
+            self._last, self._done = stream, self._done or torch.cuda.Event()
+            self._done.record(stream)
+
+    def _run(self, inputs: Sequence[Tensor]) -> None:
+        if self._graphs and not torch.cuda.is_current_stream_capturing():
+            if self._graph is None:
+                self._graph = self._capture(inputs)
+            if self._graph is not None:
+                self._fill(inputs)
+                self._graph.replay()
+                return
+        self._launch(inputs)
+
+    def _fill(self, inputs: Sequence[Tensor]) -> None:
+        """Put the inputs in their places, where other values lie once they have been read."""
+        for slot, given in zip(self._inputs, inputs, strict=True):
+            slot.copy_(given)
+
+    def _launch(self, inputs: Sequence[Tensor]) -> None:
+        self._fill(inputs)
+        for call, given in self._calls:
+            call(*given)
+
+    def _capture(self, inputs: Sequence[Tensor]) -> "torch.cuda.CUDAGraph | None":
+        """The launches as a CUDA graph; None, from then on, where something in them cannot be captured."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are compiled and libraries prepared before the capture
+            self._launch(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                for call, given in self._calls:
+                    call(*given)
+        except RuntimeError as error:
+            self._graphs = False
+            _log.warning("an evaluation is not captured in a CUDA graph, and launched step by step: %s", error)
+            return None
+        return graph
+
+    def _time_on_cpu(self, inputs: Sequence[Tensor]) -> list[float]:
+        self._fill(inputs)
+        seconds = []
+        for call, given in self._calls:
+            begin = time.perf_counter()
+            call(*given)
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+    def _time_on_gpu(self, inputs: Sequence[Tensor]) -> list[float]:
+        self._launch(inputs)  # compiles what is not compiled yet
+        self._fill(inputs)
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(len(self._calls) + 1)]
+        # The GPU waits until the steps are enqueued, so that none waits for its launch.
+        torch.cuda._sleep(_HEAD_START * len(self._calls))
+        events[0].record()
+        for event, (call, given) in zip(events[1:], self._calls, strict=True):
+            call(*given)
+            event.record()
+        events[-1].synchronize()
+        return [1e-3 * a.elapsed_time(b) for a, b in itertools.pairwise(events)]
