@@ -27,7 +27,8 @@ def main() -> None:
     x = torch.randn(1, 3, 64, 64)
     tensor = (x.data_ptr(), 0, x.stride())
     scalars = [0.5] * 5
-    step = (x.shape, tensor, tensor, None, tensor, x.data_ptr(), x.data_ptr(), [None] * 5, scalars, -1.0, 1.0, 7, 1, 0)
+    seed = (7, 0, 1, 0, 0)
+    step = (x.shape, tensor, tensor, None, tensor, x.data_ptr(), x.data_ptr(), [None] * 5, scalars, -1.0, 1.0, *seed)
     arguments = (x, x, [None] * 5, scalars, -1.0, 1.0, None, 7, 1, 0, True, True)
     rows = {
         "native.launch of nothing": microseconds(lambda: native.launch("nothing", x)),

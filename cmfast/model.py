@@ -181,16 +181,43 @@ class ConsistencyModel(Storage):
             for start in starts:
                 size = min(batch_size, count - start)
                 noise = GaussianNoise(seed, first_sample + start)
-                zero = torch.zeros((size, *self.sample_shape), dtype=self.state_dtype, device=self.device)
-                x = self.preconditioning.initial_scale(levels[0]) * noise(zero, 0)
-                denoiser = self.denoiser(None if labels is None else labels[start : start + size], clip)
+                batch_labels = None if labels is None else labels[start : start + size]
                 batches.append(
-                    function(denoiser, x, levels, noise=noise, callback=callback, progress=progress, **sampler_options)
+                    self._sample_batch(
+                        function,
+                        levels,
+                        size,
+                        noise,
+                        batch_labels,
+                        clip,
+                        callback=callback,
+                        progress=progress,
+                        **sampler_options,
+                    )
                 )
         finally:
             for module in training:
                 module.training = True
         return torch.cat(batches)
+
+    def _sample_batch(
+        self,
+        function: Callable[..., Tensor],
+        levels: Sequence[float],
+        size: int,
+        noise: GaussianNoise,
+        labels: Tensor | None,
+        clip: Clip = "model",
+        **options: Any,
+    ) -> Tensor:
+        """A batch of `size` samples, from the noise to the sampler's last step; the options are the sampler's.
+
+        On a GPU it has no synchronisation and draws nothing on the host. Where the noise's seed and first sample are
+        tensors, the samples are a function of these, the labels [size] and the weights: all of it is device data.
+        """
+        zero = torch.zeros((size, *self.sample_shape), dtype=self.state_dtype, device=self.device)
+        x = self.preconditioning.initial_scale(levels[0]) * noise(zero, 0)
+        return function(self.denoiser(labels, clip), x, levels, noise=noise, **options)
 
     def _network(self, x: Tensor, c_noise: Tensor | float, class_labels: Tensor | None) -> Tensor:
         if not isinstance(c_noise, Tensor):

@@ -94,7 +94,8 @@ std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, s
                                    Tensor denoised, Address sample, Address model_input,
                                    std::vector<std::optional<Vector>> vectors, std::vector<double> scalars,
                                    std::optional<double> low, std::optional<double> high, std::optional<int64_t> seed,
-                                   uint32_t draw, uint32_t first_sample, Address stream, int device) {
+                                   Address seed_at, uint32_t draw, uint32_t first_sample, Address first_sample_at,
+                                   Address stream, int device) {
   StepArguments p;
   p.shape = std::move(shape);
   p.x = step_tensor(x);
@@ -104,7 +105,8 @@ std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, s
   p.sample = at(sample);
   p.model_input = at(model_input);
   p.coefficients = step_coefficients(vectors, scalars, low, high);
-  p.seed = {seed.has_value(), static_cast<uint64_t>(seed.value_or(0)), draw, first_sample};
+  p.seed = {seed.has_value(), static_cast<uint64_t>(seed.value_or(0)), draw, first_sample,
+            static_cast<const int64_t*>(at(seed_at)), static_cast<const int64_t*>(at(first_sample_at))};
   return on(device, [&] { return consistency_step(p, at(stream)); });
 }
 

@@ -35,6 +35,9 @@ from .transforms import (
 
 Coefficient = float | Tensor
 
+#: A host integer, or one int64 element on x's device, which is read when the kernel runs.
+Index = int | Tensor
+
 
 class ConsistencyStep(NamedTuple):
     """What `consistency_step` returns; fields that were not asked for are None."""
@@ -54,9 +57,9 @@ def consistency_step(
     alpha: Coefficient | None = None,
     beta: Coefficient | None = None,
     noise: Tensor | None = None,
-    seed: int | None = None,
+    seed: Index | None = None,
     draw: int = 0,
-    first_sample: int = 0,
+    first_sample: Index = 0,
     input_scale: Coefficient | None = None,
     backend: str | None = None,
 ) -> ConsistencyStep:
@@ -72,9 +75,13 @@ def consistency_step(
             beta is given.
         beta: coefficient of the noise in `sample`; without it no noise is added.
         noise: z, of the shape of x. Exclusive with seed.
-        seed: 0 ≤ seed < 2⁶⁴: z is the counter-based noise of this seed.
+        seed: 0 ≤ seed < 2⁶⁴: z is the counter-based noise of this seed. An integer, or an int64 tensor [] or [1] on the
+            device of x, of which a negative value v stands for v + 2⁶⁴. A tensor is read when the kernel runs, without
+            a synchronisation: a captured CUDA graph makes the noise of the seed that lies there at its replay.
         draw: 0 ≤ draw < 2³², the number of the draw (0 is a sampler's initial noise).
         first_sample: index of the batch's first sample; sample n of the batch has the noise of index first_sample + n.
+            An integer or a tensor, as seed is. The range of a tensor's value is not checked: indices are taken
+            modulo 2³².
         input_scale: coefficient of `sample` in `model_input`, which is computed when it is given.
         backend: name of the backend that must serve the call; None chooses.
 
@@ -84,14 +91,14 @@ def consistency_step(
 
     Derivatives:
         A kernel computes the gradients of x, model_output and noise, under torch.func.grad too, and one launch serves
-        torch.func.vmap; every element of its batch has the same counter-based noise. What no kernel computes is the
-        plain-PyTorch definition's, whatever backend is asked for: the derivative of the gradients, and value and
-        tangent in forward mode (torch.func.jvp), where coefficients have tangents as well. See
-        `cmfast.kernels.transforms`.
+        torch.func.vmap; every element of its batch has the same counter-based noise, unless seed or first_sample is a
+        tensor that it maps over. What no kernel computes is the plain-PyTorch definition's, whatever backend is asked
+        for: the derivative of the gradients, and value and tangent in forward mode (torch.func.jvp), where coefficients
+        have tangents as well. See `cmfast.kernels.transforms`.
 
     Raises:
-        ValueError: shapes, dtypes or combinations of arguments that do not fit, or a coefficient that requires a
-            gradient.
+        ValueError: shapes, dtypes or combinations of arguments that do not fit, an integer out of its range, or a
+            coefficient that requires a gradient.
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     low, high = _clip_range(clip)
@@ -100,7 +107,7 @@ def consistency_step(
     coefficients = (a, b, 1.0 if alpha is None else alpha, 0.0 if beta is None else beta, input_scale)
     vectors = [_vector(c, x) if isinstance(c, Tensor) else None for c in coefficients]
     scalars = [0.0 if c is None or isinstance(c, Tensor) else float(c) for c in coefficients]
-    if seed is not None and seed >= 1 << 63:
+    if seed is not None and not isinstance(seed, Tensor) and seed >= 1 << 63:
         seed -= 1 << 64  # the schema's integers are signed
     wants_input = input_scale is not None
     rest = (scalars, low, high, noise, seed, draw, first_sample, wants_sample, wants_input)
@@ -114,7 +121,7 @@ def consistency_step(
     ):
         outputs = apply(_ConsistencyStep, x, model_output, *rest, backend, *vectors)
     else:
-        outputs = torch.ops.cmfast.consistency_step(x, model_output, vectors, *rest, backend)
+        outputs = _operator(x, model_output, vectors, *rest, backend)
     return ConsistencyStep(outputs[0], outputs[1] if wants_sample else None, outputs[2] if wants_input else None)
 
 
@@ -133,9 +140,9 @@ def _check(
     wants_sample: bool,
     beta: Coefficient | None,
     noise: Tensor | None,
-    seed: int | None,
+    seed: Index | None,
     draw: int,
-    first_sample: int,
+    first_sample: Index,
     input_scale: Coefficient | None,
 ) -> None:
     if x.ndim < 2 or not x.is_floating_point() or not model_output.is_floating_point():
@@ -160,12 +167,24 @@ def _check(
         raise ValueError("consistency_step: beta was given without the noise: give noise or seed")
     if input_scale is not None and not wants_sample:
         raise ValueError("consistency_step: input_scale scales the sample: give alpha or beta as well")
-    if seed is not None and not 0 <= seed < 1 << 64:
+    if isinstance(seed, Tensor):
+        _check_element("seed", seed, x)
+    elif seed is not None and not 0 <= seed < 1 << 64:
         raise ValueError(f"consistency_step: seed must be in [0, 2**64), got {seed}")
     if not 0 <= draw < 1 << 32:
         raise ValueError(f"consistency_step: draw must be in [0, 2**32), got {draw}")
-    if not 0 <= first_sample <= (1 << 32) - x.shape[0]:
+    if isinstance(first_sample, Tensor):
+        _check_element("first_sample", first_sample, x)
+    elif not 0 <= first_sample <= (1 << 32) - x.shape[0]:
         raise ValueError(f"consistency_step: sample indices must be in [0, 2**32), got first_sample {first_sample}")
+
+
+def _check_element(name: str, value: Tensor, x: Tensor) -> None:
+    if value.dtype != torch.int64 or value.numel() != 1 or value.ndim > 1 or value.device != x.device:
+        raise ValueError(
+            f"consistency_step: {name} must be an integer, or an int64 tensor [] or [1] on the device of x "
+            f"({x.device}), got {list(value.shape)} {value.dtype} on {value.device}"
+        )
 
 
 def _vector(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -185,7 +204,8 @@ def _refuse_gradient(of_coefficient: bool) -> None:
 
 _ARGUMENTS = (
     "Tensor?[] vectors, float[] scalars, float? low, float? high, Tensor? noise, int? seed, SymInt draw, "
-    "SymInt first_sample, bool wants_sample, bool wants_input, str? backend"
+    "SymInt first_sample, bool wants_sample, bool wants_input, str? backend, "
+    "Tensor? seed_tensor=None, Tensor? first_sample_tensor=None"
 )
 torch.library.define(
     "cmfast::consistency_step",
@@ -200,10 +220,39 @@ torch.library.define(
 )
 
 
-@torch.library.impl("cmfast::consistency_step", "default")
-def _consistency_step(
+def _operator(
     x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend
 ):
+    """The registered operator, whose schema tells integers from tensors."""
+    seed_tensor = first_sample_tensor = None
+    if isinstance(seed, Tensor):
+        seed, seed_tensor = None, seed
+    if isinstance(first_sample, Tensor):
+        first_sample, first_sample_tensor = 0, first_sample
+    arguments = (x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input)
+    return torch.ops.cmfast.consistency_step(*arguments, backend, seed_tensor, first_sample_tensor)
+
+
+@torch.library.impl("cmfast::consistency_step", "default")
+def _consistency_step(
+    x,
+    model_output,
+    vectors,
+    scalars,
+    low,
+    high,
+    noise,
+    seed,
+    draw,
+    first_sample,
+    sample,
+    model_input,
+    backend,
+    seed_tensor=None,
+    first_sample_tensor=None,
+):
+    seed = seed if seed_tensor is None else seed_tensor
+    first_sample = first_sample if first_sample_tensor is None else first_sample_tensor
     tensors = _present(x, model_output, noise, *vectors)
     serve = resolve("consistency_step", tensors, backend)
     return serve(x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input)
@@ -217,7 +266,7 @@ def _consistency_step_backward(grads, x, model_output, vectors, scalars, low, hi
 
 @torch.library.register_fake("cmfast::consistency_step")
 def _consistency_step_fake(
-    x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend
+    x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, *_
 ):
     outputs = [empty_in_order(x, x.shape) for _ in range(2 if sample else 1)]
     return [*outputs, empty_in_order(x, x.shape, model_output.dtype)] if model_input else outputs
@@ -240,23 +289,8 @@ class _ConsistencyStep(torch.autograd.Function):
     def forward(
         x, model_output, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend, *vectors
     ):
-        return tuple(
-            torch.ops.cmfast.consistency_step(
-                x,
-                model_output,
-                vectors,
-                scalars,
-                low,
-                high,
-                noise,
-                seed,
-                draw,
-                first_sample,
-                sample,
-                model_input,
-                backend,
-            )
-        )
+        rest = (scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend)
+        return tuple(_operator(x, model_output, vectors, *rest))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -288,8 +322,15 @@ class _ConsistencyStep(torch.autograd.Function):
         if operands[6] is not None:  # the noise of the seed is that of the samples of one element of the batch
             x, seed, draw, first_sample = operands[0], *operands[6:9]
             shape = x.shape if dims[0] is None else x.select(dims[0], 0).shape
-            operands[5], operands[6] = gaussian(shape, seed, draw, first_sample, x.device), None
-            dims[5] = None
+            if dims[6] is None and dims[8] is None:
+                operands[5], dims[5] = gaussian(shape, seed, draw, first_sample, x.device), None
+            else:
+                seeds = [seed] * info.batch_size if dims[6] is None else seed.unbind(dims[6])
+                firsts = [first_sample] * info.batch_size if dims[8] is None else first_sample.unbind(dims[8])
+                noises = [gaussian(shape, s, draw, f, x.device) for s, f in zip(seeds, firsts, strict=True)]
+                operands[5], dims[5] = torch.stack(noises), 0
+            operands[6] = dims[6] = dims[8] = None
+        operands[8] = 0  # without the seed it means nothing
         return apply_folded(_ConsistencyStep, info.batch_size, dims, operands)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .backends import BackendError, available, chosen, resolve
 from .conv_arguments import ConvArguments, output_sizes, resampled_sizes
-from .conv_forms import choose_form
+from .conv_forms import ConvForm, choose_form
 from .group_norm import concatenated_shape
 from .layout import describe, empty_image
 from .transforms import refuse_gradients
@@ -40,7 +40,7 @@ class PreparedConv(NamedTuple):
 
     weight: Tensor  # [Cout, Cin, *kernel], as it was given
     bias: Tensor | None  # [Cout]
-    packed: Tensor | None  # as the CPU kernels read it, on any of their instruction sets; None without them
+    packed: Tensor | None  # as the kernels read it: of the CPU on any instruction set, or of the GPU; None without them
     tile: int  # outputs a side of a Winograd tile; 1 for the direct form
     transformed: bool  # whether Winograd's weights are packed so; else the 3 x 3 kernels, transformed at every use
     stride: tuple[int, ...]  # of each spatial dimension
@@ -76,7 +76,7 @@ def prepare_conv(
         stride: of all spatial dimensions, or one for each.
         padding: zeros on all sides, or one number for each spatial dimension, or two for each: before it and after it,
             so (top, bottom, left, right) of images.
-        dtype: float32, or bfloat16 to round both operands of the products; sums are float32.
+        dtype: float32, or bfloat16 to round both operands of the products, on a GPU float16 as well; sums are float32.
         depth: of the input, where weights have three spatial dimensions.
         height: rows of the input, after it is resampled; where weights have two or three.
         width: columns. The form is chosen for this size, and serves any.
@@ -108,20 +108,44 @@ def prepare_conv(
             f"prepare_conv: weights {list(weight.shape)} are of {dims} spatial dimensions: depth and height of others "
             f"must be 1, got {depth} and {height}"
         )
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"prepare_conv: dtype must be float32 or bfloat16, got {dtype}")
+    if dtype not in (torch.float32, torch.bfloat16) and not (weight.is_cuda and dtype == torch.float16):
+        raise ValueError(f"prepare_conv: dtype must be float32 or bfloat16, or float16 on a GPU, got {dtype}")
     outputs = output_sizes((depth, height, width)[3 - dims :], weight.shape[2:], strides, sides)
     try:
-        form = choose_form(weight.shape, strides, outputs, dtype, tile=tile, transformed=transformed)
+        choose = _only_form if weight.is_cuda else choose_form
+        form = choose(weight.shape, strides, outputs, dtype, tile=tile, transformed=transformed)
     except ValueError as error:
         raise ValueError(f"prepare_conv: {error}") from None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    packed = None
-    if available("cpu", "conv2d", (weight,))[0]:
-        from .cpu.conv import pack
+    return PreparedConv(weight, bias, _packed(weight, form), form.tile, form.transformed, strides, sides, dtype)
 
-        packed = pack(weight, *form)
-    return PreparedConv(weight, bias, packed, form.tile, form.transformed, strides, sides, dtype)
+
+def _only_form(
+    weight: Sequence[int],
+    stride: Sequence[int],
+    outputs: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    tile: int | None,
+    transformed: bool | None,
+) -> ConvForm:
+    """What `choose_form` does for a GPU."""
+    if tile not in (None, 1) or transformed:
+        raise ValueError(f"a GPU has the direct form (1, False) alone: got {(tile, transformed)}")
+    return ConvForm(1, False, dtype)
+
+
+def _packed(weight: Tensor, form: ConvForm) -> Tensor | None:
+    """The weights as the kernels of their device read them; None where there are none."""
+    if weight.is_cuda and available("triton", "conv2d", (weight,))[0]:
+        from .triton.conv import pack
+
+        return pack(weight, form.dtype)
+    if available("cpu", "conv2d", (weight,))[0]:
+        from .cpu.conv import pack as pack_for_cpu
+
+        return pack_for_cpu(weight, *form)
+    return None
 
 
 def _numbers(name: str, given: int | Sequence[int], *lengths: int) -> tuple[int, ...]:
@@ -258,7 +282,7 @@ torch.library.define(
 def _conv2d(*arguments):
     *others, backend = arguments
     a = ConvArguments(*others)
-    if a.packed is None and (name := chosen(backend)) in ("auto", "cpu"):
+    if a.packed is None and a.h.is_cpu and (name := chosen(backend)) in ("auto", "cpu"):
         if name == "cpu":
             raise BackendError(
                 "backend 'cpu' cannot serve conv2d: the weights were prepared without its kernels: prepare them here"

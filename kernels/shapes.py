@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .attention import split_qkv
+from .conv_arguments import ConvArguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +259,64 @@ def _attention_gradients() -> Iterator[Call]:
         yield attention_gradient_call(*sizes)
 
 
+# N, C of h, of skip (0: none), Cout, height and width, kernel, dtype, form: imagenet64's levels, a join, resampled
+# blocks, the first and the last layer, projections of attention and of the embedding; in float32; LSUN-256; a batch.
+_CONVOLUTIONS = (
+    (1, 192, 0, 192, 64, 3, torch.bfloat16, "residual moments"),
+    (1, 384, 0, 384, 32, 3, torch.bfloat16, "residual moments"),
+    (1, 576, 0, 576, 16, 3, torch.bfloat16, "moments"),
+    (1, 768, 0, 768, 8, 3, torch.bfloat16, "residual moments"),
+    (1, 192, 192, 192, 64, 3, torch.bfloat16, "moments"),
+    (1, 384, 0, 384, 16, 3, torch.bfloat16, "nearest moments"),
+    (1, 192, 0, 192, 64, 3, torch.bfloat16, "affine silu average moments"),
+    (1, 3, 0, 192, 64, 3, torch.bfloat16, "moments"),
+    (1, 192, 0, 3, 64, 3, torch.bfloat16, ""),
+    (1, 384, 0, 1152, 32, 1, torch.bfloat16, "affine"),
+    (1, 576, 0, 576, 16, 1, torch.bfloat16, "residual moments"),
+    (1, 768, 0, 1536, 1, 1, torch.bfloat16, "silu"),
+    (1, 192, 0, 192, 64, 3, torch.float32, "residual moments"),
+    (1, 256, 0, 256, 256, 3, torch.float16, "residual moments"),
+    (16, 192, 0, 192, 64, 3, torch.bfloat16, "residual moments"),
+)
+
+
+def conv_call(
+    n: int, channels: int, skip: int, columns: int, size: int, kernel: int, dtype: torch.dtype, form: str
+) -> Call:
+    """A convolution of square images; form names what is fused: "affine silu nearest average residual moments"."""
+    resample = next((name for name in ("nearest", "average") if name in form), None)
+    c, h = channels + skip, _meta((n, channels, size, size), dtype, "nhwc")
+    a = ConvArguments(
+        h,
+        _meta((n, skip, size, size), dtype, "nhwc") if skip else None,
+        _meta((columns, c, kernel, kernel), dtype),
+        _meta((columns,), torch.float32),
+        _meta((kernel * kernel * c, columns), dtype),
+        tile=1,
+        transformed=False,
+        stride=(1, 1),
+        padding=(kernel // 2,) * 4,
+        dtype=dtype,
+        resample=resample,
+        gain=_meta((n, c), torch.float32) if "affine" in form else None,
+        offset=_meta((n, c), torch.float32) if "affine" in form else None,
+        silu="silu" in form,
+        moments="moments" in form,
+    )
+    shape = a.output_shape()
+    if "residual" in form:
+        a = a._replace(residual=_meta(shape, dtype, "nhwc"))
+    input_flops = 0 if a.gain is None and not a.silu and resample != "average" else 6 * h.numel()
+    flops = (input_flops, 2 * math.prod(shape) * c * kernel * kernel)
+    shapes = [(n, channels, size, size), *([(n, skip, size, size)] if skip else []), (columns, c, kernel, kernel)]
+    return Call("conv2d", _size(*shapes), "nhwc", form, _name(dtype), (a,), flops)
+
+
+def _convolutions() -> Iterator[Call]:
+    for sizes in _CONVOLUTIONS:
+        yield conv_call(*sizes)
+
+
 #: The calls of each operator.
 OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     "group_norm": _group_norms,
@@ -269,4 +328,5 @@ OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     "attention_backward": _attention_gradients,
     "consistency_step": _consistency_steps,
     "consistency_step_backward": _consistency_step_gradients,
+    "conv2d": _convolutions,
 }

@@ -3,6 +3,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cmfast import ConsistencyModel, load, sampling
 from cmfast.noise import GaussianNoise
@@ -50,6 +53,54 @@ def test_seeds_and_labels_change_samples(model):
     assert torch.equal(base, model.sample(2, class_labels=torch.tensor([1, 1]), seed=0))
     assert not torch.equal(base, model.sample(2, class_labels=1, seed=1))
     assert not torch.equal(base, model.sample(2, class_labels=2, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "levels", "options"),
+    [("multistep", [80.0, 5.0, 0.5], {}), ("heun", [80.0, 5.0, 0.5, 0.0], {"s_churn": 10.0})],
+)
+def test_one_graph_of_the_sampler_serves_every_seed(model, sampler, levels, options):
+    function = sampling.SAMPLERS[sampler]
+
+    @torch.no_grad()
+    def sample(seed, first_sample, labels):
+        return model._sample_batch(function, levels, 2, GaussianNoise(seed, first_sample), labels, **options)
+
+    model.eval()
+    graph = make_fx(sample)(torch.tensor(0), torch.tensor([0]), torch.tensor([0, 1]))
+    for seed, first, labels in ((0, 0, [3, 1]), (2**40 + 1, 5, [9, 9]), (2**63 - 1, 2**32 - 2, [0, 4])):
+        expected = model.sample(
+            2, sampler=sampler, sigmas=levels, seed=seed, first_sample=first, class_labels=labels, **options
+        )
+        replayed = graph(torch.tensor(seed), torch.tensor([first]), torch.tensor(labels))
+        torch.testing.assert_close(replayed, expected, rtol=0, atol=0)
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Raise where an operator makes a tensor elsewhere than on the device."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.calls = device, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **kwargs or {})
+        self.calls += 1
+        for t in tree_leaves(outputs):
+            assert not isinstance(t, torch.Tensor) or t.device.type == self.device, func
+        return outputs
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_a_batch_is_made_without_the_host(sampler):
+    model = ConsistencyModel(tiny_unet(), Consistency()).to("meta").eval()  # its tensors have no data to read
+    levels = {"onestep": [80.0], "multistep": [80.0, 5.0]}.get(sampler, [80.0, 5.0, 0.0])
+    options = {"s_churn": 10.0} if sampler in ("heun", "dpm2") else {}
+    seed, first, labels = (torch.empty(shape, dtype=torch.int64, device="meta") for shape in ((), (1,), (2,)))
+    with torch.no_grad(), OnOneDevice("meta") as watched:
+        x = model._sample_batch(sampling.SAMPLERS[sampler], levels, 2, GaussianNoise(seed, first), labels, **options)
+    assert x.shape == (2, 1, 8, 8)
+    assert watched.calls > 50
 
 
 def test_labels_in_turn(model):

@@ -71,3 +71,14 @@ def test_a_backend_may_be_asked_for():
 def test_what_it_is_like_is_not_read():
     like = torch.full((2, 4), float("nan"))
     assert torch.equal(GaussianNoise(3)(like, 1), noise.gaussian((2, 4), seed=3, draw=1))
+
+
+@pytest.mark.parametrize("seed", [3, 2**40 + 1, 2**64 - 1])
+def test_seeds_on_the_device(seed):
+    on_device = torch.tensor([seed - 2**64 if seed >= 2**63 else seed])
+    expected = noise.gaussian((2, 3, 5), seed, draw=2, first_sample=9)
+    assert torch.equal(noise.gaussian((2, 3, 5), on_device, draw=2, first_sample=torch.tensor(9)), expected)
+    like = torch.empty(2, 3, 5)
+    assert torch.equal(GaussianNoise(on_device, torch.tensor(9))(like, 2), expected)
+    with pytest.raises(ValueError, match=r"seed must be an integer, or an int64 tensor .* got \[1\] torch.int32"):
+        GaussianNoise(on_device.int())(like, 2)

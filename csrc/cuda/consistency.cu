@@ -72,6 +72,12 @@ __device__ __forceinline__ Loaded load_coefficients(const Coefficients& c, int64
           c.low,                              c.high,                   c.clip};
 }
 
+__device__ __forceinline__ Noise load_noise(Noise noise) {
+  if (noise.seed_at) noise.seed = static_cast<uint64_t>(*noise.seed_at);
+  if (noise.first_sample_at) noise.first_sample = static_cast<uint32_t>(*noise.first_sample_at);
+  return noise;
+}
+
 __device__ __forceinline__ float denoise(const Loaded& c, float x, float model_output) {
   float value = c.a * x + c.b * model_output;
   if (c.clip) value = value < c.low ? c.low : value > c.high ? c.high : value;  // NaN stays
@@ -120,7 +126,8 @@ __global__ void __launch_bounds__(256) step_dense(DenseStep p) {
   uint32_t lane = threadIdx.x * V;
   int64_t i = start + lane;
   bool active = lane < p.tile && i < CMFAST_BOUND(1, p.size);
-  uint32_t index = p.seed.first_sample + static_cast<uint32_t>(n);
+  Noise noise = load_noise(p.seed);
+  uint32_t index = noise.first_sample + static_cast<uint32_t>(n);
 
   float x[V], model_output[V], z[V];
   if (active) {
@@ -136,7 +143,7 @@ __global__ void __launch_bounds__(256) step_dense(DenseStep p) {
       if (first + position >= positions) break;
       float four[4];
       int64_t element = int64_t{channel} * positions + first + position;
-      normals(static_cast<uint32_t>(element / 4), p.seed.draw, p.seed.seed, index, four);
+      normals(static_cast<uint32_t>(element / 4), noise.draw, noise.seed, index, four);
 #pragma unroll
       for (int j = 0; j < 4; ++j) gathered[(position + j) * p.channels + channel] = four[j];
     }
@@ -157,16 +164,16 @@ __global__ void __launch_bounds__(256) step_dense(DenseStep p) {
       float4 four = *reinterpret_cast<const float4*>(gathered + lane + j);
       z[j] = four.x, z[j + 1] = four.y, z[j + 2] = four.z, z[j + 3] = four.w;
     }
-  } else if (p.seed.seeded) {
+  } else if (noise.seeded) {
 #pragma unroll
     for (int j = 0; j < V; j += 4) {
       float four[4];
-      normals(static_cast<uint32_t>((i + j) / 4), p.seed.draw, p.seed.seed, index, four);
+      normals(static_cast<uint32_t>((i + j) / 4), noise.draw, noise.seed, index, four);
 #pragma unroll
       for (int k = 0; k < 4; ++k) z[j + k] = four[k];
     }
   }
-  bool noisy = p.noise || p.seed.seeded;
+  bool noisy = p.noise || noise.seeded;
 #pragma unroll
   for (int j = 0; j < V; ++j) x[j] = c.alpha * x[j] + (noisy ? c.beta * z[j] : 0.0f);
   store_dense<X>(p.sample, out, x);
@@ -269,9 +276,10 @@ __global__ void __launch_bounds__(256) step_strided(const StridedStep p) {
   if (first >= p.layout.size) return;
   Loaded c = load_coefficients(p.coefficients, n);
   float z[4];
-  if (p.seed.seeded)
-    normals(static_cast<uint32_t>(first / 4), p.seed.draw, p.seed.seed,
-            p.seed.first_sample + static_cast<uint32_t>(n), z);
+  if (p.seed.seeded) {
+    Noise noise = load_noise(p.seed);
+    normals(static_cast<uint32_t>(first / 4), noise.draw, noise.seed, noise.first_sample + static_cast<uint32_t>(n), z);
+  }
 #pragma unroll 1
   for (int j = 0; j < 4; ++j) {
     if (first + j >= CMFAST_BOUND(4, p.layout.size)) return;

@@ -27,10 +27,12 @@ struct Coefficients {
   float low = 0, high = 0;
 };
 
+// The seed and the first sample are those of the launch or, where an address is given, what lies there when it runs.
 struct Noise {
   bool seeded = false;
   uint64_t seed = 0;
   uint32_t draw = 0, first_sample = 0;
+  const int64_t *seed_at = nullptr, *first_sample_at = nullptr;  // on the device
 };
 
 // denoised, sample and model_input have the strides of `out`; sample and model_input are made where their data is given.

@@ -16,9 +16,9 @@ def consistency_step(
     low: float | None,
     high: float | None,
     noise: Tensor | None,
-    seed: int | None,
+    seed: int | Tensor | None,
     draw: int,
-    first_sample: int,
+    first_sample: int | Tensor,
     wants_sample: bool,
     wants_input: bool,
 ) -> list[Tensor]:
@@ -41,9 +41,9 @@ def consistency_step(
             scalars,
             low,
             high,
-            seed,
+            None if seed is None else int(seed),
             draw,
-            first_sample,
+            int(first_sample) & 0xFFFFFFFF,
         )
     return [t for t in (denoised, sample, model_input) if t is not None]
 

@@ -17,9 +17,9 @@ def consistency_step(
     low: float | None,
     high: float | None,
     noise: Tensor | None,
-    seed: int | None,
+    seed: int | Tensor | None,
     draw: int,
-    first_sample: int,
+    first_sample: int | Tensor,
     wants_sample: bool,
     wants_input: bool,
 ) -> list[Tensor]:
@@ -43,9 +43,9 @@ def consistency_step(
             scalars,
             low,
             high,
-            seed,
+            *_index(seed),
             draw,
-            first_sample,
+            *_index(first_sample),
         )
     return [t for t in (denoised, sample, model_input) if t is not None]
 
@@ -91,6 +91,11 @@ def _tensor(t: Tensor | None) -> tuple[int, int, Sequence[int]] | None:
 
 def _vector(v: Tensor | None) -> tuple[int, int] | None:
     return None if v is None else (v.data_ptr(), v.stride(0))
+
+
+def _index(value: int | Tensor | None) -> tuple[int | None, int]:
+    """A host integer, and the address that the kernel reads it from instead, or 0."""
+    return (0, value.data_ptr()) if isinstance(value, Tensor) else (value, 0)
 
 
 def _float32(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -17,15 +17,16 @@ def consistency_step(
     low: float | None,
     high: float | None,
     noise: Tensor | None,
-    seed: int | None,
+    seed: int | Tensor | None,
     draw: int,
-    first_sample: int,
+    first_sample: int | Tensor,
     wants_sample: bool,
     wants_input: bool,
 ) -> list[Tensor]:
     """Return [denoised], with sample and model_input after it where they are wanted.
 
-    The coefficients (a, b, alpha, beta, input_scale) are vectors [N] where given, and scalars elsewhere.
+    The coefficients (a, b, alpha, beta, input_scale) are vectors [N] where given, and scalars elsewhere. A seed and a
+    first_sample that are tensors have one int64 element each, on the device of x.
     """
     a, b, alpha, beta, input_scale = _coefficients(vectors, scalars, x)
     denoised = _denoised(x, model_output, a, b)

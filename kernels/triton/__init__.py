@@ -24,6 +24,7 @@ _MODULES = {
     "apply_group_norm": "apply_group_norm",
     "consistency_step": "consistency",
     "consistency_step_backward": "consistency",
+    "conv2d": "conv",
 }
 
 

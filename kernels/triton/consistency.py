@@ -137,6 +137,16 @@ def _coefficient(value, n, STRIDE: tl.constexpr):
     return value
 
 
+@triton.jit
+def _seed_words(low, high):
+    """The low and the high word of the seed: as they are or, without the high one, from the address `low`."""
+    if high is None:
+        seed = tl.load(low)
+        low = seed
+        high = seed >> 32
+    return low.to(tl.uint32), high.to(tl.uint32)
+
+
 @triton.jit(do_not_specialize=["seed_low", "seed_high", "draw", "first_sample"])
 def consistency_step_kernel(
     x,
@@ -204,7 +214,9 @@ def consistency_step_kernel(
             if SOURCE == _GIVEN:
                 z = _load(noise, n * noise_n, start, lane, mask, SIZES, NOISE)
             else:
-                key_0 = seed_low.to(tl.uint32)
+                key_0, high = _seed_words(seed_low, seed_high)
+                if first_sample.dtype.is_ptr():
+                    first_sample = tl.load(first_sample)
                 key_1 = (n + first_sample).to(tl.uint32)
                 if SOURCE == _GATHERED:
                     channel = tl.arange(0, ROWS)[:, None].to(tl.int64)
@@ -212,7 +224,7 @@ def consistency_step_kernel(
                     block = first + tl.arange(0, POSITIONS // 4)[None, :]
                 else:
                     block = start // 4 + tl.arange(0, TILE // 4)
-                z = _normals(block.to(tl.uint32), draw.to(tl.uint32), seed_high.to(tl.uint32), key_0, key_1)
+                z = _normals(block.to(tl.uint32), draw.to(tl.uint32), high, key_0, key_1)
                 if SOURCE == _GATHERED:
                     order = (lane % CHANNELS) * POSITIONS + lane // CHANNELS
                     z = tl.gather(tl.reshape(z, (TILE,)), tl.where(lane < POSITIONS * CHANNELS, order, 0), 0)
@@ -313,9 +325,9 @@ def plan_consistency_step(
     low: float | None,
     high: float | None,
     noise: Tensor | None,
-    seed: int | None,
+    seed: int | Tensor | None,
     draw: int,
-    first_sample: int,
+    first_sample: int | Tensor,
     wants_sample: bool,
     wants_input: bool,
 ) -> tuple[list[Launch], list[Tensor]]:
@@ -358,7 +370,8 @@ def plan_consistency_step(
             *(x, model_output, noise, denoised, sample, model_input),
             *_coefficients(vectors, scalars),
             *(low, high),
-            *(word(seed or 0), word((seed or 0) >> 32), word(draw), word(first_sample)),
+            *((seed, None) if isinstance(seed, Tensor) else (word(seed or 0), word((seed or 0) >> 32))),
+            *(word(draw), first_sample if isinstance(first_sample, Tensor) else word(first_sample)),
             *(size, tiles, x.stride(0), model_output.stride(0), 0 if noise is None else noise.stride(0)),
             denoised.stride(0),
         ),

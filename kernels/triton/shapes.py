@@ -8,6 +8,7 @@ from ..shapes import Call, calls
 from .apply_group_norm import plan_apply_group_norm
 from .attention import plan_attention, plan_attention_backward
 from .consistency import plan_consistency_step, plan_consistency_step_backward
+from .conv import plan_conv2d
 from .group_norm import plan_group_norm, plan_group_norm_backward
 from .launch import Launch
 from .moments import plan_channel_moments, plan_fold_group_norm
@@ -22,6 +23,7 @@ _PLANS: dict[str, Callable] = {
     "attention_backward": plan_attention_backward,
     "consistency_step": plan_consistency_step,
     "consistency_step_backward": plan_consistency_step_backward,
+    "conv2d": plan_conv2d,
 }
 
 

@@ -405,3 +405,25 @@ def test_a_sum_of_products_is_film():
     operators = run(function, draw(2, 40, 5, 6), draw(2, 80, seed=1), weight=draw(24, 40, 1, 1, seed=2) / 6)
     assert operators == ["group_norm", "conv2d"]
     run(lambda m, x, y: torch.addcmul(x, y, y, value=3), draw(2, 3), draw(2, 3, seed=1))
+
+
+def layers_each(*layers):
+    return lambda m, x: functools.reduce(lambda y, layer: layer(m, y), layers, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("padding", lambda m, x: F.conv2d(F.pad(x, (0, 1, 0, 1)), m.weight, stride=2)),
+        ("group_norm pattern", lambda m, x: F.group_norm(x, 4)),
+        ("silu pattern", lambda m, x: x * torch.sigmoid(x)),
+    ],
+)
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_a_pass_says_how_often_it_rewrote(times, name, function):
+    weight = draw(8, 8, 3, 3, seed=1) / 9
+    net = Function(layers_each(*[function] * times, lambda m, x: x + 1), weight=weight).eval().requires_grad_(False)
+    x = draw(1, 8, 16, 16)
+    fast = Accelerator(net, torch.float32)
+    torch.testing.assert_close(fast(x), net(x))
+    assert fast.executable((x,)).rewrites[name] == times

@@ -13,7 +13,7 @@ from .backends import ON_GPU, cpu_kernels, gpu_kernels
 make_faster()
 
 #: The files of the operators that a GPU serves.
-_OPERATORS = ("group_norm", "attention", "consistency", "moments", "apply_group_norm")
+_OPERATORS = ("group_norm", "attention", "consistency", "conv", "moments", "apply_group_norm")
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +34,10 @@ def _gpu_kernels(request):
 
 @pytest.fixture
 def fewer_programs(monkeypatch):
-    """Divide what Triton's interpreter gets around moments among fewer programs: it runs them one by one."""
+    """Divide what Triton's interpreter gets among fewer programs, in the same ways: it runs them one by one."""
     if ON_GPU or importlib.util.find_spec("triton") is None:
         return
-    for module in ("moments_tiles", "moments"):
+    for module in ("moments_tiles", "moments", "conv_config"):
         monkeypatch.setattr(f"cmfast.kernels.triton.{module}.PROGRAMS", 6)
 
 

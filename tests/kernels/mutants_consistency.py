@@ -3,6 +3,7 @@
 _NCHW = "test_forms and triton and seed-vectors-nchw-"
 _NHWC = "test_forms and triton and seed-vectors-nhwc-"
 _STRIDES = "test_strides and triton and (cropped-seed or cropped-noise)"
+_DEVICE = "test_indices_on_the_device and triton and high-word-nchw-"
 _OUTSIDE = "test_writes_nothing_else and triton and seed-vectors-cc"
 _NOISE = "test_forms and triton and noise-nchw-"
 _CLIP = "test_forms and triton and clip-nchw-"
@@ -16,6 +17,8 @@ _FAULTS = [
     ("first sample ignored", "(n + first_sample)", "(n + 0 * first_sample)", _NCHW),
     ("wrong quadrant", "((quadrant + 1) & 2)", "(quadrant & 2)", _NCHW),
     ("seed's high word one bit off", "(seed or 0) >> 32", "(seed or 0) >> 31", _NCHW),
+    ("low word of a seed on the device for both", "high = seed >> 32", "high = seed", _DEVICE),
+    ("first sample on the device ignored", "tl.load(first_sample)", "tl.load(first_sample) * 0", _DEVICE),
     ("channels in the order of positions", "lane % CHANNELS) * POSITIONS", "lane % CHANNELS) * CHANNELS", _NHWC),
     ("another tensor's stride", "_load(noise, n * noise_n", "_load(noise, n * x_n", _STRIDES),
     ("digits without stride", "(index % size) * stride", "(index % size)", _STRIDES),

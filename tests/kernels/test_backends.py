@@ -294,7 +294,7 @@ def test_cuda_asks_for_ampere(capability, hip, ok, monkeypatch):
 
 @needs_emulation
 def test_a_launchers_message_is_raised():
-    x, rest = (0, 0, (1, 1)), ([None] * 5, [0.0] * 5, None, None, None, 0, 0)
+    x, rest = (0, 0, (1, 1)), ([None] * 5, [0.0] * 5, None, None, None, 0, 0, 0, 0)
     with (
         native.stand_in(emulation.emulated()),
         pytest.raises(RuntimeError, match="consistency_step: x has no elements"),

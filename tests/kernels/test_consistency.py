@@ -1,6 +1,7 @@
 import contextlib
 import importlib
 import math
+import re
 from unittest import mock
 
 import pytest
@@ -267,6 +268,98 @@ def make_gradients(shape, dtypes, layout, seed=1):
 OUTPUTS = ("denoised", "sample", "model_input")
 FAR_CLIP = {"clip": 20.0}  # clipped elements are the same at every precision: nothing lies near the bound
 
+# seed, draw, first_sample
+INDICES = {
+    "small": (7, 1, 0),
+    "32-bits": (2**32 - 1, 0, 5),
+    "33-bits": (2**32, 2, 1),
+    "high-word": ((0xFEDCBA98 << 32) + 0x87654321, 2**32 - 1, 2**31 - 1),
+    "63-bits": (2**63 - 1, 1, 2**31),
+    "64-bits": (2**63, 1, 3),
+    "largest": (2**64 - 1, 3, 2**32 - 2),
+}
+
+
+def on_device(seed, first_sample):
+    """The indices as tensors: of no dimension and of one, which lies within others."""
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    return {"seed": torch.tensor(signed), "first_sample": torch.tensor([-1, first_sample, -1])[1:2]}
+
+
+def assert_same_step(x, model_output, arguments, indices, backend):
+    seed, draw, first_sample = indices
+    host = {"seed": seed, "first_sample": first_sample}
+    device = on_device(**host)
+    rest = arguments | {"draw": draw, "backend": backend}
+    expected = consistency_step(x, model_output, **rest | host)
+    for some in (device, host | {"seed": device["seed"]}, host | {"first_sample": device["first_sample"]}):
+        actual = consistency_step(x, model_output, **rest | some)
+        for name, a, e in zip(actual._fields, actual, expected, strict=True):
+            assert memory_strides(a) == memory_strides(e), name
+            assert torch.equal(a, e), name
+
+
+@pytest.mark.parametrize("backend", served("consistency_step"))
+@pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("indices", INDICES.values(), ids=INDICES)
+def test_indices_on_the_device(indices, layouts, backend):
+    x, model_output, arguments = make((2, 3, 6, 4), DTYPES["fp32"], FORMS["seed-vectors"], layouts=layouts)
+    assert_same_step(x, model_output, arguments, indices, backend)
+
+
+@pytest.mark.parametrize("backend", served("consistency_step"))
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_indices_on_the_device_in_every_shape(shape, dtypes, backend):
+    for layouts in ("cc", "ll"):
+        x, model_output, arguments = make(shape, dtypes, FORMS["seed-vectors"], layouts=layouts)
+        assert_same_step(x, model_output, arguments, INDICES["high-word"], backend)
+
+
+@pytest.mark.parametrize("backend", served("consistency_step"))
+@pytest.mark.parametrize("view", STRIDED.values(), ids=STRIDED)
+def test_indices_on_the_device_in_every_layout(view, backend):
+    x = view(torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    arguments = {"a": 0.5, "b": -0.7, "beta": 0.3, "input_scale": 1.7}
+    assert_same_step(x, x, arguments, INDICES["high-word"], backend)
+
+
+@pytest.mark.parametrize("backend", served("consistency_step"))
+def test_sample_indices_on_the_device_wrap_around(backend):
+    x = torch.zeros(3, 2, 4)
+    k = {"beta": 1.0, "seed": 3, "backend": backend}
+    actual = consistency_step(x, x, 0.0, 0.0, first_sample=torch.tensor(2**32 - 1), **k).sample
+    last, first = (
+        consistency_step(x[:n], x[:n], 0.0, 0.0, first_sample=i, **k).sample for n, i in ((1, 2**32 - 1), (2, 0))
+    )
+    assert torch.equal(actual, torch.cat((last, first)))
+
+
+@pytest.mark.parametrize("backend", served("consistency_step_backward"))
+def test_gradients_with_indices_on_the_device(backend):
+    x, model_output, arguments = make((2, 3, 5, 4), DTYPES["fp32"], FORMS["seed-vectors"] | FAR_CLIP, layouts="ll")
+    grads = make_gradients((2, 3, 5, 4), DTYPES["fp32"], "l")
+    expected = gradients(x, model_output, arguments, OUTPUTS, grads, backend)
+    arguments |= on_device(arguments["seed"], arguments["first_sample"])
+    actual = gradients(x, model_output, arguments, OUTPUTS, grads, backend)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", served("consistency_step"))
+@pytest.mark.parametrize("names", [("seed",), ("first_sample",), ("seed", "first_sample")], ids="+".join)
+def test_vmap_over_indices(names, backend):
+    x, model_output, _ = make((2, 3, 4, 4), DTYPES["fp32"], FORMS["seed"])
+    indices = {"seed": torch.tensor([5, -1, 2**40]), "first_sample": torch.tensor([[0], [4], [9]])}
+
+    def step(mapped):
+        k = {"seed": 7, "first_sample": 1} | mapped
+        return consistency_step(x, model_output, 0.5, 0.7, beta=0.3, draw=2, **k, backend=backend).sample
+
+    mapped = {name: indices[name] for name in names}
+    actual = torch.func.vmap(step)(mapped)
+    for i, sample in enumerate(actual):
+        torch.testing.assert_close(sample, step({name: values[i] for name, values in mapped.items()}))
+
 
 @pytest.mark.parametrize("backend", served("consistency_step_backward"))
 @pytest.mark.parametrize("layouts", ["cc", "ll", "lc"])
@@ -350,6 +443,9 @@ def test_opcheck(form, layout, backend):
     seed = -5 if "seed" in k else None  # of 2⁶⁴ − 5: the schema's integers are signed
     args = (x, f, vectors, scalars, -0.8, 0.8, k.get("noise"), seed, 3, 1, sample, sample, backend)
     torch.library.opcheck(torch.ops.cmfast.consistency_step.default, args)
+    if seed is not None:
+        args = (*args[:7], None, 3, 0, *args[10:], torch.tensor([-5]), torch.tensor(1))
+        torch.library.opcheck(torch.ops.cmfast.consistency_step.default, args)
     if backend in FORWARD_ONLY:
         return
     grads = [torch.randn_like(x), torch.randn_like(x) if sample else None, torch.randn_like(f) if sample else None]
@@ -377,6 +473,56 @@ def test_compiles_into_one_graph(form, backend):
     expected = torch.autograd.grad(sum(y.square().sum() for y in f(*leaves)), leaves)
     actual = torch.autograd.grad(sum(y.square().sum() for y in compiled(*leaves)), leaves)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("backend", served("consistency_step"))
+def test_one_compiled_graph_serves_every_seed_on_the_device(backend):
+    x, model_output, arguments = make((2, 3, 4, 4), DTYPES["fp32"], FORMS["seed-vectors"], layouts="ll")
+    graphs = []
+
+    def f(x, seed, first_sample):
+        k = arguments | {"seed": seed, "first_sample": first_sample}
+        return consistency_step(x, model_output, **k, backend=backend).model_input
+
+    def count(graph, example):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(f, fullgraph=True, backend=count)
+    with torch.no_grad():
+        for seed, _, first_sample in INDICES.values():
+            assert torch.equal(compiled(x, **on_device(seed, first_sample)), f(x, seed, first_sample))
+    assert len(graphs) == 1
+    leaf = x.detach().requires_grad_()
+    if backend not in FORWARD_ONLY:
+        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+        (gradient,) = torch.autograd.grad(compiled(leaf, **on_device(5, 6)).square().sum(), leaf)
+        (expected,) = torch.autograd.grad(f(leaf, 5, 6).square().sum(), leaf)
+        torch.testing.assert_close(gradient, expected)
+
+
+def step_of(x, **indices):
+    return consistency_step(x, x, 1.0, 1.0, beta=1.0, **{"seed": 1} | indices)
+
+
+@pytest.mark.parametrize("name", ["seed", "first_sample"])
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [
+        (torch.tensor(3, dtype=torch.int32), "[] torch.int32 on cpu"),
+        (torch.tensor([3.0]), "[1] torch.float32 on cpu"),
+        (torch.tensor([3, 4]), "[2] torch.int64 on cpu"),
+        (torch.tensor([[3]]), "[1, 1] torch.int64 on cpu"),
+        (torch.zeros(0, dtype=torch.int64), "[0] torch.int64 on cpu"),
+        (torch.tensor(3, device="meta"), "[] torch.int64 on meta"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_of_indices_on_the_device(name, value, given):
+    expected = f"{name} must be an integer, or an int64 tensor [] or [1] on the device of x (cpu), got {given}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        step_of(torch.ones(2, 3, 4, 4), **{name: value})
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,27 @@ def test_values_compile_nothing_anew():
     assert compile_without_interpreter(_KEYS).split() == ["1"]
 
 
+_ON_DEVICE = """
+import json
+import torch
+from cmfast.kernels.triton.consistency import plan_consistency_step
+from cmfast.kernels.triton.static import inspect
+rows = []
+for format in (torch.contiguous_format, torch.channels_last):
+    x = torch.empty(1, 3, 64, 64, device="meta").to(memory_format=format)
+    seed, first = torch.empty((), dtype=torch.int64, device="meta"), torch.empty(1, dtype=torch.int64, device="meta")
+    arguments = (x, x.clone(), [None] * 5, [0.5] * 5, -1.0, 1.0, None, seed, 1, first, True, True)
+    rows.append(inspect(plan_consistency_step(*arguments)[0][0], "sm_90"))
+print(json.dumps(rows))
+"""
+
+
+def test_a_seed_on_the_device_leaves_wide_accesses():
+    for row in json.loads(compile_without_interpreter(_ON_DEVICE)):
+        assert row["spill_bytes"] == row["stack_bytes"] == 0
+        assert row["load_bytes"] == row["store_bytes_min"] == 16  # the narrower loads are the seed's
+
+
 def test_worse_says_what():
     row = next(row for row in committed("sm_90") if row["op"] == "consistency_step")
     assert common.worse([row], [row]) == []
@@ -197,7 +218,7 @@ def test_command(capsys):
         assert text in table
 
 
-@pytest.mark.parametrize("arguments", [("--arch", "sm_70"), ("--op", "conv2d")])
+@pytest.mark.parametrize("arguments", [("--arch", "sm_70"), ("--op", "channel_norm")])
 def test_command_names_what_it_knows(arguments):
     arch, op = ([arguments[1]], None) if arguments[0] == "--arch" else (None, [arguments[1]])
     with pytest.raises(typer.BadParameter, match="is not one of"):

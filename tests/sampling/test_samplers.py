@@ -116,6 +116,15 @@ def test_reproducible_by_seed(sampler):
     assert torch.equal(runs[0], runs[2]) == (not stochastic)
 
 
+@pytest.mark.parametrize(("sampler", "options"), [("multistep", {}), ("ancestral", {}), ("heun", {"s_churn": 20.0})])
+def test_seeds_on_the_device(sampler, options):
+    function, levels = sampling.SAMPLERS[sampler], [80.0, 5.0, 1.0] if sampler == "multistep" else SIGMAS
+    seed, first = 2**33 + 5, 3
+    noises = GaussianNoise(seed, first), GaussianNoise(torch.tensor(seed), torch.tensor([first]))
+    runs = [function(denoiser, DATA["x_T"], levels, noise=noise, **options) for noise in noises]
+    assert torch.equal(*runs)
+
+
 @pytest.mark.parametrize("sampler", ["multistep", "ancestral"])
 def test_without_noise_torchs_generator_is_used(sampler):
     function, levels = sampling.SAMPLERS[sampler], [80.0, 1.0] if sampler == "multistep" else SIGMAS
