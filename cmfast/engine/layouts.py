@@ -15,6 +15,7 @@ _aten = torch.ops.aten
 READERS: dict[Any, tuple[str, ...]] = {
     CONV: ("h", "skip", "residual"),
     torch.ops.cmfast.group_norm.default: ("h", "skip"),
+    torch.ops.cmfast.apply_group_norm.default: ("h", "skip"),
     torch.ops.cmfast.channel_moments.default: ("x",),
     torch.ops.cmfast.channel_norm.default: ("x",),
 }

@@ -37,6 +37,7 @@ def kernels(device: torch.device, dtype: torch.dtype, arch: str) -> Kernels:
         for op in (
             _ops.channel_moments.default,
             _ops.fold_group_norm.default,
+            _ops.apply_group_norm.default,
             _ops.group_norm.default,
             _ops.channel_norm.default,
         )

@@ -23,6 +23,7 @@ from . import (
     tokens,
     transposed,
     views,
+    written_norms,
 )
 
 #: name: pass, in order.
@@ -49,4 +50,4 @@ PASSES: dict[str, Callable[[Graph], int]] = {
 }
 
 #: Passes for GPUs, which run after those.
-GPU_PASSES: dict[str, Callable[[Graph], int]] = {}
+GPU_PASSES: dict[str, Callable[[Graph], int]] = {"written_norms": written_norms.write}
