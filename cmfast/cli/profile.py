@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from ..engine import Accelerator
 from ..engine.accelerator import detached, products_of
@@ -22,9 +23,11 @@ from ..files import check_writable
 from ..kernels import native
 from ..kernels.conv_arguments import ConvArguments
 from ..kernels.conv_forms import ConvForm
+from ..kernels.static import GPUS
 from ..unet import UNet, UNetConfig
 from . import options
 from .options import Threads, load_model
+from .plan import print_plan
 from .results import write_json
 from .timing import Timing, measure
 from .user_network import Call, errors_of, load_call
@@ -50,7 +53,17 @@ def profile(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of an evaluation.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16: the operands of products.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16: the operands of products; with --plan float16 as well.")
+    ] = "float32",
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            metavar="GPU",
+            help=f"Measure nothing, and list what such a GPU would run, without one: {', '.join(GPUS)}.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Evaluations that are measured; the medians are shown.")] = 5,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what was captured, what each pass did, what torch does and why.")
@@ -60,8 +73,8 @@ def profile(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the steps and their times as JSON.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Time each step of an accelerated network evaluation on the CPU."""
-    if dtype not in ("float32", "bfloat16"):
+    """Time each step of an accelerated network evaluation on the CPU, or list those of a GPU."""
+    if gpu is None and dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype}")
     if source is not None:
         given = [option for name, option in _OF_MODELS.items() if _is_given(context, name)]
@@ -71,6 +84,8 @@ def profile(
         check_writable(json_file)
     if threads is not None:
         torch.set_num_threads(threads)
+    if gpu is not None:
+        return _plan(gpu, model, network, source, batch_size, dtype, json_file)
     call = _own_call(model, network, batch_size) if source is None else load_call(source)
     evaluated = detached(call.network)
     evaluated.training = False
@@ -103,6 +118,20 @@ def profile(
         print(f"wrote {json_file}")
 
 
+def _plan(
+    gpu: str, model: str, network: str | None, source: str | None, batch_size: int, dtype: str, json_file: Path | None
+) -> None:
+    if source is not None:
+        call = load_call(source)
+        with errors_of(f"the network of {source}"):
+            return print_plan(call, gpu, options.dtype_of(dtype), {"network": source}, json_file, sampled=False)
+    with torch.device("meta" if network else "cpu"):
+        unet = UNet(_configuration(network)).eval() if network else load_model(model, "cpu", "float32").unet
+    settings = {"network": network or model, "batch_size": batch_size}
+    call = _call_of(unet, batch_size)
+    print_plan(call, gpu, options.dtype_of(dtype), settings, json_file, sampled=True)
+
+
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
@@ -110,7 +139,12 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _own_call(model: str, network: str | None, batch_size: int) -> Call:
     """An evaluation of one of cmfast's own networks."""
-    unet = load_model(model, "cpu", "float32").unet if network is None else _random_network(network)
+    return _call_of(
+        load_model(model, "cpu", "float32").unet if network is None else _random_network(network), batch_size
+    )
+
+
+def _call_of(unet: nn.Module, batch_size: int) -> Call:
     config = unet.config
     assert isinstance(config, UNetConfig)
     inputs = [torch.randn(batch_size, *config.sample_shape), torch.full((batch_size,), 500.0)]
@@ -119,11 +153,15 @@ def _own_call(model: str, network: str | None, batch_size: int) -> Call:
     return Call(unet, tuple(inputs), {})
 
 
-def _random_network(name: str) -> UNet:
+def _configuration(name: str) -> UNetConfig:
     if name not in _NETWORKS:
         raise ValueError(f"--network must be one of {', '.join(_NETWORKS)}, got {name}")
+    return _NETWORKS[name]()
+
+
+def _random_network(name: str) -> UNet:
     with torch.device("meta"):
-        unet = UNet(_NETWORKS[name]())
+        unet = UNet(_configuration(name))
     unet = unet.to_empty(device="cpu")
     with torch.no_grad():
         for p in unet.parameters():
