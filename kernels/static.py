@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -67,6 +69,43 @@ ARCHITECTURES = {
         32,
         32,
     ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A card: what a plan's least times follow from.
+
+    Attributes:
+        arch: its architecture, as kernels are planned for it.
+        bandwidth: of its memory, in bytes a second.
+        limits: the rates of its architecture's GPU above.
+    """
+
+    arch: str
+    bandwidth: float
+    limits: Architecture
+
+    def flops(self, products: torch.dtype | None) -> float:
+        """Operations a second: of products of this dtype on matrix units, or (None) outside them.
+
+        Products of float32 are three of tf32 on NVIDIA's.
+        """
+        if products is None:
+            return self.limits.vector_flops
+        thirds = 3 if products == torch.float32 and self.limits.backend == "cuda" else 1
+        return self.limits.matrix_flops[str(products).removeprefix("torch.")] / thirds
+
+
+#: The cards that evaluations can be planned for.
+GPUS = {
+    "H100": Gpu("sm_90", 3.35e12, ARCHITECTURES["sm_90"]),
+    "H200": Gpu("sm_90", 4.8e12, ARCHITECTURES["sm_90"]),  # NVIDIA H200 datasheet (2023)
+    "A100": Gpu("sm_80", 2.039e12, ARCHITECTURES["sm_80"]),
+    "B200": Gpu("sm_100", 7.7e12, ARCHITECTURES["sm_100"]),
+    # NVIDIA Ada GPU architecture whitepaper (2022), appendix A
+    "RTX4090": Gpu("sm_89", 1.008e12, _nvidia(89, "RTX 4090", 1.008e12, 165.2e12, 82.6e12, 82.6e12, 100, 48, 24)),
+    "MI300X": Gpu("gfx942", 5.3e12, ARCHITECTURES["gfx942"]),
 }
 
 #: Larger is worse, and smaller is worse: the figures that a change of the kernels may not spoil.

@@ -29,7 +29,7 @@ _MODULES = {
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
-    """Serve float32, float16 and bfloat16 tensors of a GPU that Triton knows."""
+    """Serve float32, float16 and bfloat16 tensors of a GPU that Triton knows; for those without data, plan launches."""
     if not _installed():
         return False, 'the package triton is not installed: pip install "cmfast[triton]"'
     if op not in _MODULES:
@@ -39,7 +39,7 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
         usable = torch.cuda.is_available() or on_cpu
         return usable, "" if usable else "no NVIDIA or AMD GPU was found"
     devices = {t.device.type for t in tensors}
-    if devices != {"cuda"} and not (devices == {"cpu"} and on_cpu):
+    if devices not in ({"cuda"}, {"meta"}) and not (devices == {"cpu"} and on_cpu):
         return False, f"the tensors are on {' and '.join(sorted(devices))}, and Triton runs on a GPU"
     if op.startswith("attention") and not 16 <= tensors[0].shape[-1] <= 128:
         return False, f"the head size is {tensors[0].shape[-1]}, and the Triton kernels have tiles for 16 to 128"
