@@ -17,7 +17,6 @@ from torch import nn
 from ..engine import Accelerator
 from ..engine.accelerator import detached, products_of
 from ..engine.explanation import explanation, module_names
-from ..engine.passes import PASSES
 from ..engine.steps import StepTime
 from ..files import check_writable
 from ..kernels import native
@@ -73,7 +72,7 @@ def profile(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the steps and their times as JSON.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Time each step of an accelerated network evaluation on the CPU, or list those of a GPU."""
+    """Time each step of an accelerated network evaluation: on the CPU, or with --from where its network is."""
     if gpu is None and dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype}")
     if source is not None:
@@ -98,7 +97,7 @@ def profile(
         title += f", batch {batch_size}"
     with nullcontext() if source is None else errors_of(f"the network of {source}"):
         timing = measure(_accelerated(call, products, tune=tune), rounds)
-    title += f", {dtype} products, {torch.get_num_threads()} threads, {native.cpu().build_info()['isa']}"
+    title += f", {dtype} products, {_machine(timing)}"
     print(f"{title}: {1e3 * timing.whole:.2f} ms")
     names = module_names({"": evaluated})
     console = Console()
@@ -108,7 +107,7 @@ def profile(
     explained = explanation(timing.trace, {"": evaluated})
     if explain:
         print(explained)
-    gains = _gains(call, products, rounds) if passes else {}
+    gains = _gains(call, products, rounds, list(explained.passes)) if passes else {}
     for name, without in gains.items():
         print(f"without {name}: {1e3 * without:.2f} ms, {without / timing.whole:.2f} times as long")
     if json_file is not None:
@@ -130,6 +129,14 @@ def _plan(
     settings = {"network": network or model, "batch_size": batch_size}
     call = _call_of(unet, batch_size)
     print_plan(call, gpu, options.dtype_of(dtype), settings, json_file, sampled=True)
+
+
+def _machine(timing: Timing) -> str:
+    """What ran the programs."""
+    device = next((run.target.device for run in timing.trace.runs), torch.device("cpu"))
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads, {native.cpu().build_info()['isa']}"
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -218,11 +225,11 @@ def _kind(step: Any) -> str:
     return f"conv {kernel} at {sizes}, {ConvForm(given.tile, given.transformed, given.dtype)}"
 
 
-def _gains(call: Call, products: torch.dtype, rounds: int) -> Mapping[str, float]:
+def _gains(call: Call, products: torch.dtype, rounds: int, passes: Sequence[str]) -> Mapping[str, float]:
     """The median time of an evaluation without each of the passes."""
     found = {}
-    for name in track(PASSES, "leaving out passes", console=Console(file=sys.stderr)):
-        others = [other for other in PASSES if other != name]
+    for name in track(passes, "leaving out passes", console=Console(file=sys.stderr)):
+        others = [other for other in passes if other != name]
         found[name] = measure(_accelerated(call, products, passes=others), rounds).whole
     return found
 
