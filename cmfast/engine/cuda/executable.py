@@ -79,17 +79,23 @@ class Executable:
 
     def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
         """Evaluate; outputs are contiguous tensors of the dtypes, by default those of the graph."""
-        with self._lock, self._in_turn():
+        with self.turn():
             self._run(inputs)
             wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
             return [torch.empty(t.shape, dtype=dtype, device=t.device).copy_(t) for t, dtype in wanted]
 
     def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
         """Evaluate once without a CUDA graph, and take the time of each step."""
-        with self._lock, self._in_turn():
+        with self.turn():
             measure = self._time_on_gpu if self._device.type == "cuda" else self._time_on_cpu
             seconds = measure(inputs)
             return list(map(StepTime, self.steps.steps, seconds))
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Within the block the memory is the caller's alone: for one who captured the launches, and replays them."""
+        with self._lock, self._in_turn():
+            yield
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
