@@ -29,6 +29,7 @@ _OF_AN_ELEMENT = {
     _ops.group_norm.default: 10,
     _ops.apply_group_norm.default: 6,
     _ops.channel_norm.default: 8,
+    _ops.timestep_embedding.default: 20,
 }
 
 
