@@ -8,6 +8,7 @@ from torch import nn
 
 from cmfast import unet
 from cmfast.engine import Accelerator, capture
+from cmfast.engine.lower import lower
 from cmfast.engine.passes import PASSES
 
 from .test_spellings import Function, draw
@@ -92,6 +93,20 @@ def test_embeddings_of_diffusers(dim, shift, scale, flip):
         torch.testing.assert_close(fast(t), Timesteps()(t), rtol=0, atol=0)
         operators = [step.operator for step in fast.executable((t,)).steps.steps]
         assert operators == ["timestep_embedding"] + ["aten.constant_pad_nd"] * (dim % 2)
+
+
+@torch.no_grad()
+def test_a_gpu_has_one_launch_for_it():
+    pytest.importorskip("triton")
+    from cmfast.engine.cuda.served import kernels
+
+    for t in (TIMES, torch.arange(3)):
+        graph = capture(Function(lambda m, t: sinusoids(t, m.w, flip=True, scale=3), w=W), (t,))
+        for rewrite in PASSES.values():
+            rewrite(graph)
+        steps = lower(graph, kernels(torch.device("meta"), torch.bfloat16, "sm_90"))
+        assert [(step.operator, step.reason) for step in steps.steps] == [("timestep_embedding", "")]
+        assert steps.outputs[0].dtype == torch.float32
 
 
 def test_embeddings_in_either_order_of_the_same_angles():

@@ -42,7 +42,7 @@ def test_operations_are_those_of_the_network(launches):
 
 def test_there_are_few_launches(launches):
     name, _, found = launches
-    assert len(found) <= {"imagenet64": 263, "lsun256": 280}[name]
+    assert len(found) <= {"imagenet64": 260, "lsun256": 280}[name]
     assert all(launch.operator.startswith("aten.") for launch in found if launch.reason)
 
 
@@ -70,7 +70,6 @@ def test_the_least_time_is_of_bytes_or_operations(launches):
 def test_what_is_planned_runs(kind):
     unet, inputs = network(kind)
     fast = Accelerator(unet, BF16)
-    fast(*inputs)
     steps = fast.executable(inputs).steps.steps
     planned = plan(unet, inputs)
     assert [(launch.layer, launch.operator, launch.reason) for launch in planned] == [
