@@ -42,9 +42,10 @@ def accelerate(
     methods act on them as before: loading, scaling, fusing and unloading LoRAs, `save_pretrained`, `to`.
 
     The network is evaluated where its parameters are. On a GPU the kernels are Triton's, and the launches for inputs of
-    one shape are captured in a CUDA graph at the first call. Calls run on the current stream, and return before the GPU
-    is done. Several threads and streams may call the model. CMFAST_GPU_ON_CPU=1 lets Triton's interpreter
-    (TRITON_INTERPRET=1) run the same launches on CPU tensors, to test them.
+    one shape are captured in a CUDA graph at the first call. `ConsistencyModel.sample` captures a whole batch, from the
+    noise to the sampler's last step, at the first batch of a kind: see there. Calls run on the current stream, and
+    return before the GPU is done. Several threads and streams may call the model. CMFAST_GPU_ON_CPU=1 lets Triton's
+    interpreter (TRITON_INTERPRET=1) run the same launches on CPU tensors, to test them.
 
     Args:
         model: a ConsistencyModel, a diffusers pipeline, or any network with parameters on the CPU or on one GPU: any
@@ -61,7 +62,8 @@ def accelerate(
             network of a pipeline has a folder in it. For a GPU nothing is kept in it: weights are packed at each start.
         keep_weights: False frees the model's own weights one by one as they are packed, which takes less memory: the
             model that was given is then of no use, and the result cannot be saved, copied or given other weights.
-        graphs: on a GPU, capture the launches of an evaluation in a CUDA graph; False launches them one by one.
+        graphs: on a GPU, capture the launches of an evaluation, and of a whole batch of samples, in a CUDA graph; False
+            launches them one by one.
 
     Returns:
         A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode;
@@ -146,10 +148,12 @@ def _accelerate_parts(pipeline: Any, dtype: torch.dtype | None, options: dict[st
 def _install(network: nn.Module, dtype: torch.dtype | None, options: dict[str, Any]) -> None:
     from .engine import Accelerator
     from .engine.accelerator import install, products_of
+    from .replay import replayed
 
     accelerator = Accelerator(network, products_of(list(network.parameters()), dtype), **options)
     network.training = False
     install(network, accelerator)
+    network._compiled_call_impl.replayed = replayed  # type: ignore[union-attr]
 
 
 def _warm_up(network: nn.Module, sample_shape: Sequence[int], num_classes: int | None) -> None:

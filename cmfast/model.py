@@ -138,6 +138,16 @@ class ConsistencyModel(Storage):
     ) -> Tensor:
         """Draw samples. Sample i is a function of the weights, the arguments, the seed and i alone.
 
+        Where `accelerate` returned the model and it is on a GPU, the first batch of a kind is captured in a CUDA graph:
+        the initial noise, every evaluation and every step of the sampler. Later batches of the same size, sampler,
+        levels, options and dtype are one replay of that graph, whatever their seed, first sample and class labels. They
+        are the same samples. Nothing waits for the GPU until they are read, but that class labels which are on the GPU
+        are checked. The network is checked for changes before each replay; one that has changed is captured anew.
+
+        Step by step, as everywhere else, run batches with a callback, a progress bar over the steps, or an option that
+        is not a number or a string; networks that have hooks or cannot be captured as a whole; models of a subclass,
+        or with a preconditioning that is not a frozen dataclass; and `accelerate(..., graphs=False)`.
+
         Args:
             count: how many.
             class_labels: one label for all, or one a sample; None gives sample i the class i mod num_classes.
@@ -174,6 +184,8 @@ class ConsistencyModel(Storage):
             from tqdm.auto import tqdm
 
             starts, progress = tqdm(starts, desc="sampling", unit="batch"), False
+        # An accelerated network may have batches made at once: cmfast/replay.py.
+        replayed = getattr(getattr(self.unet, "_compiled_call_impl", None), "replayed", None)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -182,23 +194,14 @@ class ConsistencyModel(Storage):
                 size = min(batch_size, count - start)
                 noise = GaussianNoise(seed, first_sample + start)
                 batch_labels = None if labels is None else labels[start : start + size]
-                batches.append(
-                    self._sample_batch(
-                        function,
-                        levels,
-                        size,
-                        noise,
-                        batch_labels,
-                        clip,
-                        callback=callback,
-                        progress=progress,
-                        **sampler_options,
-                    )
-                )
+                batch = (function, levels, size, noise, batch_labels, clip)
+                options = {"callback": callback, "progress": progress, **sampler_options}
+                samples = None if replayed is None else replayed(self, *batch, **options)
+                batches.append(self._sample_batch(*batch, **options) if samples is None else samples)
         finally:
             for module in training:
                 module.training = True
-        return torch.cat(batches)
+        return torch.cat(batches) if len(batches) > 1 else batches[0]
 
     def _sample_batch(
         self,
@@ -251,7 +254,7 @@ class ConsistencyModel(Storage):
                 f"class_labels: expected one integer, or {count} of them, got {list(labels.shape)} {labels.dtype}"
             )
         self._check_labels(labels)
-        return labels.to(self.device, torch.int64)
+        return labels.to(torch.int64).to(self.device, non_blocking=True)  # to a GPU: without waiting for it
 
     def _plan(
         self,

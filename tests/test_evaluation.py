@@ -184,12 +184,12 @@ def test_each_plan_is_warmed_up_and_then_measured_in_turn(monkeypatch):
             return torch.zeros(count, 1, 8, 8)
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    plans = [Plan("a", Model("a", [9, 4, 1, 2]), "heun", 5), Plan("b", Model("b", [9, 8, 16, 12]), "euler", 2)]
+    plans = [Plan("a", Model("a", [9, 9, 4, 1, 2]), "heun", 5), Plan("b", Model("b", [9, 9, 8, 16, 12]), "euler", 2)]
     first, second = measure(plans, batch_size=6, rounds=3, seed=7)
-    assert calls[:2] == [("a", 6, "heun", 1, 0, 0), ("b", 6, "euler", 1, 0, 0)]
-    assert calls[2:4] == [("a", 6, "heun", 5, 7, 0), ("b", 6, "euler", 2, 7, 0)]
+    assert calls[:2] == [("a", 1, "heun", 5, 0, 0), ("b", 1, "euler", 2, 0, 0)]  # counted
+    assert calls[2:4] == [("a", 6, "heun", 5, 0, 0), ("b", 6, "euler", 2, 0, 0)]
     assert calls[4:] == [
-        (name, 6, *rest, 7, n) for n in (6, 12) for name, *rest in (("a", "heun", 5), ("b", "euler", 2))
+        (name, 6, *rest, 7, n) for n in (0, 6, 12) for name, *rest in (("a", "heun", 5), ("b", "euler", 2))
     ]
     assert (first.seconds, first.fastest, first.slowest, first.samples_per_second) == (2, 1, 4, 3)
     assert (second.seconds, second.fastest, second.slowest, second.samples_per_second) == (12, 8, 16, 0.5)

@@ -69,6 +69,7 @@ ROOMS = [
     "environment",
     "engine",
     "pipelines",
+    "replay",
     "accelerate",
     "explain",
     "pictures",

@@ -136,6 +136,7 @@ def checked(device) -> Iterator[shapes.Call]:
         for shape, layout in found.steps:
             yield shapes.step_call(shape, layout, dtype, True)
             yield shapes.step_gradient_call(shape, layout, dtype)
+    yield from (shapes.timesteps_call(*numbers) for numbers in ((1, 96), (3, 35)))
     yield from (call for call in found.timed if len(call.shape.split("x")) < 5 or " " in call.shape)
 
 
@@ -183,6 +184,8 @@ def values(call: shapes.Call, device, seed: int = 0) -> tuple:
     if call.op == "apply_group_norm":
         h, skip, *_ = found
         found = (h, skip, *(None if x is None else reference.channel_moments(x) for x in (h, skip)), *found[4:])
+    if call.op == "timestep_embedding":
+        found[0].mul_(300)
     if call.op == "fold_group_norm":
         for moments in tensors(found[:2]):
             moments[:, 1].square_().add_(0.5).mul_(found[2])
@@ -338,6 +341,8 @@ def _in_torch(call: shapes.Call, given: tuple) -> tuple[Callable, tuple, Any]:
         return _convolution(*given)
     if call.op == "channel_moments":
         return _moments, given, None
+    if call.op == "timestep_embedding":
+        return lambda t, frequencies: reference.timestep_embedding(t, frequencies, *given[2:]), given[:2], None
     if call.op == "fold_group_norm":
         return lambda first, second: reference.fold_group_norm(first, second, *given[2:]), given[:2], None
     if call.op == "apply_group_norm":

@@ -1,13 +1,16 @@
 """What a device must offer for the engine to run networks on it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .graph import Graph
 from .steps import Steps, StepTime
+
+if TYPE_CHECKING:
+    from .cuda.replay import Replays
 
 
 class Executable(Protocol):
@@ -50,6 +53,10 @@ class Target(Protocol):
     @property
     def bytes(self) -> int:
         """Size of the packed weights."""
+
+    @property
+    def replays(self) -> "Replays | None":
+        """What calls the network several times, captured as a whole; None where nothing is captured."""
 
     def compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int]) -> Executable:
         """Make what evaluates a graph of the network, after the passes have rewritten it."""

@@ -48,6 +48,11 @@ def tracing() -> Iterator[Trace]:
         _thread.trace = before
 
 
+def is_on() -> bool:
+    """Whether what this thread runs is noted."""
+    return _current() is not None
+
+
 def run(
     module: nn.Module,
     target: Target,

@@ -61,8 +61,8 @@ def measure(
 ) -> list[Latency]:
     """Time every plan `rounds` times, in turn, so that a slow moment of the machine falls on all of them alike.
 
-    A round draws the next batch_size samples of the run of `seed`; each model's first evaluation (allocation,
-    compilation) is outside the times. All samples of a plan go into its quality.
+    A round draws the next batch_size samples of the run of `seed`; the first batch of each plan (allocation,
+    compilation, capture) is outside the times. All samples of a plan go into its quality.
 
     Args:
         plans: what to measure.
@@ -75,22 +75,16 @@ def measure(
     Raises:
         RuntimeError: samples that are not finite; nothing is reported of such a run.
     """
+    evaluations = [_evaluations(plan) for plan in plans]
     for plan in plans:
-        plan.model.sample(batch_size, sampler=plan.sampler, steps=1)
+        plan.model.sample(batch_size, sampler=plan.sampler, steps=plan.steps)
     seconds: list[list[float]] = [[] for _ in plans]
     samples: list[list[Tensor]] = [[] for _ in plans]
-    evaluations = [0] * len(plans)
     for i in range(rounds):
         for k, plan in enumerate(plans):
-            calls = [0]
-            hook = plan.model.unet.register_forward_pre_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
-            try:
-                elapsed, drawn = _timed(plan, batch_size, i * batch_size, seed)
-            finally:
-                hook.remove()
+            elapsed, drawn = _timed(plan, batch_size, i * batch_size, seed)
             if not torch.isfinite(drawn).all():
                 raise RuntimeError(f"{plan.name} {plan.sampler} {plan.steps} gave samples that are not finite")
-            evaluations[k] = calls[0]
             seconds[k].append(elapsed)
             samples[k].append(drawn.cpu())
             if progress is not None:
@@ -106,6 +100,17 @@ def measure(
             )
         )
     return rows
+
+
+def _evaluations(plan: Plan) -> int:
+    """How many times a plan evaluates the network, counted by a hook: what is timed has none."""
+    calls: list[None] = []
+    hook = plan.model.unet.register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        plan.model.sample(1, sampler=plan.sampler, steps=plan.steps)
+    finally:
+        hook.remove()
+    return len(calls)
 
 
 def _timed(plan: Plan, batch_size: int, first_sample: int, seed: int) -> tuple[float, Tensor]:

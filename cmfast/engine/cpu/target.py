@@ -28,6 +28,7 @@ class CpuTarget:
 
     device = torch.device("cpu")
     passes: Mapping[str, Callable[[Graph], int]] = {}
+    replays: None = None
 
     def __init__(self, products: torch.dtype, *, tune: bool, cache: Path | None, keep_weights: bool) -> None:
         """See `cmfast.accelerate` for the arguments; `products` is the dtype of the operands of products."""

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 ALIGNMENT = 256
 #: Cycles of a GPU's clock, for a step, that its work waits while the steps are enqueued: 20 us and more.
 _HEAD_START = 40_000
+#: One thread captures at a time: torch empties the allocator's cache before it does.
+_capture_lock = threading.Lock()
 
 
 class Executable:
@@ -77,17 +79,23 @@ class Executable:
 
     def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
         """Evaluate; outputs are contiguous tensors of the dtypes, by default those of the graph."""
-        with self._lock, self._in_turn():
+        with self.turn():
             self._run(inputs)
             wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
             return [torch.empty(t.shape, dtype=dtype, device=t.device).copy_(t) for t, dtype in wanted]
 
     def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
         """Evaluate once without a CUDA graph, and take the time of each step."""
-        with self._lock, self._in_turn():
+        with self.turn():
             measure = self._time_on_gpu if self._device.type == "cuda" else self._time_on_cpu
             seconds = measure(inputs)
             return list(map(StepTime, self.steps.steps, seconds))
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Within the block the memory is the caller's alone: for one who captured the launches, and replays them."""
+        with self._lock, self._in_turn():
+            yield
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -136,7 +144,7 @@ class Executable:
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with _capture_lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 for call, given in self._calls:
                     call(*given)
         except RuntimeError as error:

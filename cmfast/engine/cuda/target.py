@@ -11,6 +11,7 @@ from ..graph import Graph
 from ..lower import lower
 from ..passes import GPU_PASSES
 from .executable import Executable
+from .replay import Replays
 from .served import kernels
 from .weights import Weights
 
@@ -25,6 +26,7 @@ class GpuTarget:
         dtype: in which kernels hold images and take products; sums are float32.
         passes: those that run after the passes for every target, by their names.
         weights: of the convolutions and linear layers, as they have been packed so far.
+        replays: of what calls the network several times; None without CUDA graphs.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, *, graphs: bool, keep_weights: bool) -> None:
@@ -32,6 +34,7 @@ class GpuTarget:
         self.device, self.dtype = device, dtype
         self.passes: Mapping[str, Callable[[Graph], int]] = GPU_PASSES
         self.weights = Weights()
+        self.replays: Replays | None = Replays(device) if graphs else None
         self._graphs, self._keep_weights = graphs, keep_weights
 
     @property
