@@ -7,10 +7,11 @@ pytest must be there. Then stage by stage, each bounded and in processes of its 
 the moment it ends:
 
     machine      the card as found, and its ceilings: copy, read, matrix products, launches
+    compile      Triton's kernels of the accelerated network, by several processes at once
     correctness  every operator × backend × dtype, forward and backward, against float64; twice, bit-identical
     operators    their times at the networks' shapes, cold and warm, beside torch and torch.compile
-    network      one evaluation of the ImageNet 64 network: time, launches, memory, a trace
-    sampling     one consistency step, two, and Heun's 40
+    network      one evaluation of the ImageNet 64 network, accelerated and plain: time, launches, memory, a trace
+    sampling     one consistency step, two, and Heun's 40, accelerated and plain
     conformance  the operators' tests, and compute-sanitizer, until the time is up
 
 A table of what was found ends the output; the exit status is 1 where anything was wrong. `--emulate` goes the same way
@@ -33,11 +34,12 @@ from benchmarks.gpu.supervisor import run_stage, write_json  # noqa: E402
 #: stage: (parts of the time that is left, by those of the stages that are to come; processes, and in the dry run).
 STAGES = {
     "machine": (4, 1, 1),
-    "correctness": (20, 8, 2),
-    "operators": (26, 1, 1),
-    "network": (24, 1, 1),
-    "sampling": (7, 1, 1),
-    "conformance": (19, 1, 1),
+    "compile": (9, 8, 1),
+    "correctness": (18, 8, 2),
+    "operators": (24, 1, 1),
+    "network": (26, 1, 1),
+    "sampling": (8, 1, 1),
+    "conformance": (15, 1, 1),
 }
 
 

@@ -71,7 +71,8 @@ def summary(results: dict, card: str, date: datetime.date, picture: Path) -> str
     for row in table.rows(results, "network", "called_us"):
         graph = f"{row['replayed_us'] / 1e3:.2f}" if "replayed_us" in row else "–"
         cells = (row["variant"], row["batch"], row["dtype"], f"{row['called_us'] / 1e3:.2f}", graph)
-        lines.append(f"| {' | '.join(map(str, cells))} | {row.get('launches', '–')} |")
+        launches = f"{row.get('launches', '–')}" + (f" ({row['steps']} steps)" if "steps" in row else "")
+        lines.append(f"| {' | '.join(map(str, cells))} | {launches} |")
     lines += ["", f"| operator, µs (share of the ceiling) | {' | '.join(COLORS)} |", "|---" * (1 + len(COLORS)) + "|"]
     for call, by in list(table.operators(results).items())[: table.OPERATORS]:
         cells = [f"{by[n]['cold_us']:.4g} ({by[n].get('share', 0):.0%})" if n in by else "–" for n in COLORS]

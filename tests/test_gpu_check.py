@@ -51,7 +51,7 @@ def results(folder):
 
 @needs_emulation
 def test_a_dry_run(tmp_path):
-    stages = ["machine", "correctness", "network", "sampling", "conformance"]
+    stages = ["machine", "compile", "correctness", "network", "sampling", "conformance"]
     command = [*CHECK, "--minutes", "5", "--out", str(tmp_path / "out"), "--stages", *stages]
     done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, "pass"), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,8 +64,16 @@ def test_a_dry_run(tmp_path):
     assert {row["op"] for row in rows} == set(module("gpu.calls").shapes.OPERATORS)
     assert all(0 <= row["largest_error"] < 2e-2 for row in rows)
     assert {row["ceiling"] for row in found["machine"]["rows"] if "ceiling" in row} >= {"copy", "read", "launch"}
-    assert all(row["launches"] > 50 and row["replayed_us"] > 0 for row in found["network"]["rows"])
-    assert [row["evaluations"] for row in found["sampling"]["rows"]] == [1, 2, 3]
+    alone = {"conv2d", "channel_moments", "fold_group_norm", "apply_group_norm"}
+    assert {row["op"] for row in rows if row["backend"] == "cuda"} == {row["op"] for row in rows} - alone
+    (compiled,) = found["compile"]["rows"]
+    assert 0 < compiled["compiled"] < compiled["kernels"]
+    networks = {row["variant"]: row for row in found["network"]["rows"]}
+    assert all(row["launches"] > 50 and row["replayed_us"] > 0 for row in networks.values())
+    assert networks["accelerated"]["steps"] > networks["accelerated"]["steps_by_torch"] > 0
+    assert networks["accelerated"]["relative_error"] < 2 * networks["torch channels_last"]["relative_error"]
+    of = [(row["model"], row["evaluations"]) for row in found["sampling"]["rows"]]
+    assert of == [("accelerated", 1), ("plain", 1), ("plain", 2), ("plain", 3)]
     assert found["conformance"]["rows"][0]["passed"] == 12
     table = done.stdout[done.stdout.rindex("\n\n") :].strip().splitlines()
     assert len(table) <= 60
@@ -94,10 +102,10 @@ if stage == "machine":
 @needs_emulation
 def test_faults_are_reported_and_the_other_cases_run(tmp_path):
     stages = ["machine", "correctness", "operators", "sampling"]
-    command = [*CHECK, "--minutes", "2", "--out", str(tmp_path / "out"), "--stages", *stages]
+    command = [*CHECK, "--minutes", "3", "--out", str(tmp_path / "out"), "--stages", *stages]
     started = time.time()
     done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, FAULTS), timeout=400)
-    assert time.time() - started < 180
+    assert time.time() - started < 240
     assert done.returncode == 1, done.stdout + done.stderr
     found = results(tmp_path / "out")
 
@@ -202,7 +210,15 @@ def a_run(folder):
         "machine": [{"card": "NVIDIA H100 80GB HBM3", "commit": "abc"}, {"ceiling": "copy", "bytes_per_s": 3e12}],
         "operators": [{**call, "backend": b, **figures} for b in ("cuda", "torch")] * 40,
         "network": [
-            {"variant": "cuda", "dtype": "bfloat16", "batch": 1, "called_us": 9e3, "replayed_us": 2e3, "launches": 470}
+            {"variant": "cuda", "dtype": "bfloat16", "batch": 1, "called_us": 9e3, "replayed_us": 2e3, "launches": 470},
+            {
+                "variant": "accelerated",
+                "dtype": "float16",
+                "batch": 16,
+                "called_us": 8e3,
+                "launches": 240,
+                "steps": 230,
+            },
         ],
     }
     folder.mkdir()
@@ -243,6 +259,7 @@ def test_results_are_kept_and_drawn(tmp_path):
     assert text.endswith(f"{end}\nafter\n")
     assert "an older table" not in text
     assert "| cuda | 1 | bfloat16 | 9.00 | 2.00 | 470 |" in text
+    assert "| accelerated | 16 | float16 | 8.00 | – | 240 (230 steps) |" in text
     assert "4 (50%)" in text
 
 

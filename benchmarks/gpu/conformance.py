@@ -13,6 +13,11 @@ from .supervisor import ROOT
 
 #: name: pytest's arguments, the most telling first
 SUITES = {
+    "convolution": [
+        *(f"tests/kernels/test_{op}.py" for op in ("conv", "moments", "apply_group_norm")),
+        *("-k", "triton"),
+    ],
+    "engine": ["tests/engine/cuda"],
     "group norm": ["tests/kernels/test_group_norm.py", "-k", "cuda or triton"],
     "attention": ["tests/kernels/test_attention.py", "-k", "cuda or triton"],
     "consistency step": ["tests/kernels/test_consistency.py", "tests/kernels/test_philox.py", "-k", "cuda or triton"],

@@ -1,16 +1,19 @@
-"""Stage d: one evaluation of the network: our model on each backend, plain torch, torch.compile.
+"""Stage d: one evaluation of the network: accelerated, our model on each backend, plain torch, torch.compile.
 
 As it is called from Python, and replayed from a CUDA graph; kernels launched, peak memory, a profiler's trace.
 """
 
 import contextlib
+import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 
 import cmfast
 from benchmarks.peers.plain import plain_operators
 from cmfast import UNet, UNetConfig, kernels
+from cmfast.engine.accelerator import accelerator_of
 
 from . import stage
 
@@ -20,8 +23,10 @@ ALLOWED = 2.0
 
 
 def config(device) -> UNetConfig:
-    """The released network of ImageNet 64; the bundled one, which has all of its parts, in the dry run."""
-    return cmfast.load("digits").unet.config if device.emulated else UNetConfig.imagenet64()
+    """The released network of ImageNet 64; the bundled one, which has all of its parts, in the dry run, at 4 × 4."""
+    if device.emulated:
+        return dataclasses.replace(cmfast.load("digits").unet.config, image_size=4)
+    return UNetConfig.imagenet64()
 
 
 def network(device, dtype: torch.dtype = torch.float32) -> UNet:
@@ -50,29 +55,40 @@ def inputs(device, batch: int, dtype: torch.dtype) -> tuple:
     return x, timesteps, torch.arange(batch, device=device.name) % c.num_classes
 
 
-#: name: (backend of our operators, or None for torch's; channels last)
+#: name: whether the launches of the accelerated network are captured in a CUDA graph
+ACCELERATED = {"accelerated": True, "accelerated without graphs": False}
+#: name: (backend of our operators, or None for torch's; channels last), the most telling first
 VARIANTS = {
-    "cuda": ("cuda", False),
-    "cuda channels_last": ("cuda", True),
-    "triton channels_last": ("triton", True),
-    "torch": (None, False),
     "torch channels_last": (None, True),
+    "triton channels_last": ("triton", True),
+    "cuda channels_last": ("cuda", True),
+    "torch": (None, False),
+    "cuda": ("cuda", False),
 }
 
 
 def cases(device, folder, until):
-    """Batch 1, then 16, then 64, of every variant; last torch.compile, which takes minutes."""
-    batches = (1,) if device.emulated else (1, 16, 64)
-    dtypes = DTYPES[:1] if device.emulated else DTYPES
-    variants = [v for v in VARIANTS if v.endswith("last")] if device.emulated else list(VARIANTS)
-    for batch in batches:
-        for dtype in dtypes:
-            for variant in variants:
-                work = lambda a=(variant, dtype, batch): [measure(*a, device, folder)]  # noqa: E731
-                yield stage.Case(f"{variant} {dtype} batch {batch}", work, patience=90)
+    """bfloat16 with batch 1, 16 and 64, then float16, of every variant; last torch.compile, which takes minutes."""
+    variants = [*ACCELERATED, *VARIANTS]
+    if device.emulated:
+        variants = ["accelerated", *(v for v in VARIANTS if v.endswith("last"))]
+    for dtype, batch in evaluations(device):
+        for variant in variants:
+            measured = accelerated if variant in ACCELERATED else measure
+            work = lambda of=measured, a=(variant, dtype, batch): [of(*a, device, folder)]  # noqa: E731
+            # What the stage "compile" has not compiled of the accelerated network's kernels is compiled here.
+            patience = 300 if variant in ACCELERATED else 90
+            yield stage.Case(f"{variant} {dtype} batch {batch}", work, patience=patience)
     for mode in () if device.emulated else ("reduce-overhead", "max-autotune"):
         work = lambda mode=mode: [compiled(mode, device)]  # noqa: E731
         yield stage.Case(f"torch.compile {mode}", work, patience=600, optional=True)
+
+
+def evaluations(device) -> list[tuple[str, int]]:
+    """The dtypes and batches of which every variant is measured, the most telling first."""
+    if device.emulated:
+        return [(DTYPES[0], 1)]
+    return [(DTYPES[0], 1), (DTYPES[0], 16), (DTYPES[1], 1), (DTYPES[0], 64), (DTYPES[1], 16)]
 
 
 @contextlib.contextmanager
@@ -94,17 +110,33 @@ def measure(variant: str, dtype: str, batch: int, device, folder) -> dict:
     if last:
         given = (given[0].contiguous(memory_format=torch.channels_last), *given[1:])
     with operators(backend):
-        run = lambda: unet(*given)  # noqa: E731
-        output = run()
-        row["relative_error"], allowed = _errors(output, dtype, batch, device)
-        if not row["relative_error"] <= allowed:
-            return {**row, "error": f"off by {row['relative_error']:.2g} of the norm, allowed {allowed:.2g}"}
-        row |= _times("called", device.called(run, 10))
-        trace = folder / f"trace-{variant.replace(' ', '-')}-{dtype}-{batch}.json.gz"
-        launches = device.launches(run, trace if batch == 1 and dtype == "bfloat16" else None)
-        row |= {"launches": sum(launches.values()), "kernels": dict(list(launches.items())[:40])}
-        row["peak_bytes"] = device.peak_memory(run)
-        row |= _times("replayed", device.replayed([run]))
+        return _measured(row, lambda: unet(*given), device, folder)
+
+
+def accelerated(variant: str, dtype: str, batch: int, device, folder) -> dict:
+    """The same of the accelerated network, and the number of its steps: what it launches but for copies."""
+    row = {"variant": variant, "dtype": dtype, "batch": batch}
+    fast = cmfast.accelerate(network(device, getattr(torch, dtype)), getattr(torch, dtype), graphs=ACCELERATED[variant])
+    given = inputs(device, batch, getattr(torch, dtype))
+    accelerator = accelerator_of(fast)
+    assert accelerator is not None
+    steps = accelerator.executable(given).steps.steps
+    row |= {"steps": len(steps), "steps_by_torch": sum(bool(step.reason) for step in steps)}
+    with torch.inference_mode():
+        return _measured(row, lambda: fast(*given), device, folder)
+
+
+def _measured(row: dict, run: Callable, device, folder) -> dict:
+    batch, dtype = row["batch"], row["dtype"]
+    row["relative_error"], allowed = _errors(run(), dtype, batch, device)
+    if not row["relative_error"] <= allowed:
+        return {**row, "error": f"off by {row['relative_error']:.2g} of the norm, allowed {allowed:.2g}"}
+    row |= _times("called", device.called(run, 10))
+    trace = folder / f"trace-{row['variant'].replace(' ', '-')}-{dtype}-{batch}.json.gz"
+    launches = device.launches(run, trace if batch == 1 and dtype == "bfloat16" else None)
+    row |= {"launches": sum(launches.values()), "kernels": dict(list(launches.items())[:40])}
+    row["peak_bytes"] = device.peak_memory(run)
+    row |= _times("replayed", device.replayed([run]))
     device.free()
     return {**row, "images_per_s": round(1e6 * batch / row["replayed_us"], 1)}
 

@@ -1,8 +1,8 @@
 """Stage c: each operator's time at the networks' shapes: cuda, triton, torch, and what torch.compile makes of torch's.
 
 Times are of CUDA graph replays: over buffers that together exceed the L2 cache twice (cold), and over one (warm). A row
-of the wrong result has none. The share of the ceiling is that of the cold time: bytes by the measured copy, or an
-attention's operations by the measured matrix product, whichever takes longer.
+of the wrong result has none. The share of the ceiling is that of the cold time: bytes by the measured copy, or the
+operations of an attention or a convolution by the measured matrix product, whichever takes longer.
 """
 
 import json
@@ -22,7 +22,7 @@ def cases(device, folder, until):
     ceilings = _ceilings(folder)
     timed = calls.sizes(device).timed
     for call in timed:
-        for backend in (*calls.BACKENDS, "torch"):
+        for backend in (*calls.backends_of(call), "torch"):
             work = lambda call=call, backend=backend: [measure(call, backend, device, ceilings)]  # noqa: E731
             yield stage.Case(f"{calls.name(call)} on {backend}", work)
     for call in timed[-1:] if device.emulated else timed:
@@ -68,7 +68,7 @@ def measure(call, backend: str, device, ceilings) -> dict:
 def _binder(call, backend: str, given):
     """A function of values that gives the call of them; torch.compile compiles once for all."""
     if backend in calls.BACKENDS:
-        return lambda values: calls.served(call, backend, values)
+        return lambda values: calls.launched(call, backend, values)
     compiled = calls.compile_call(call, given) if backend == "torch.compile" else None
     return lambda values: calls.in_torch(call, values, compiled)
 
@@ -91,7 +91,7 @@ def _floor_us(call, moved: int, ceilings) -> float:
     if "copy" not in ceilings:
         return 0.0
     seconds = moved / ceilings["copy"]["bytes_per_s"]
-    if call.op.startswith("attention") and f"product {call.dtype}" in ceilings:
+    if call.op.startswith(("attention", "conv2d")) and f"product {call.dtype}" in ceilings:
         seconds = max(seconds, sum(call.flops) / ceilings[f"product {call.dtype}"]["flops_per_s"])
     return 1e6 * seconds
 

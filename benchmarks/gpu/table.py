@@ -3,7 +3,17 @@
 import json
 from pathlib import Path
 
-STAGES = ("install", "emulation", "machine", "correctness", "operators", "network", "sampling", "conformance")
+STAGES = (
+    "install",
+    "emulation",
+    "machine",
+    "compile",
+    "correctness",
+    "operators",
+    "network",
+    "sampling",
+    "conformance",
+)
 LINES = 60
 #: Lines for what was wrong, and for the operators.
 PROBLEMS, OPERATORS = 14, 16
@@ -92,18 +102,20 @@ def _network(results) -> list[str]:
     found = rows(results, "network", "called_us")
     if not found:
         return []
-    lines = [f"{'the network, ms':44}{'called':>10}{'in a graph':>12}{'launches':>10}{'peak GB':>9}"]
+    lines = [f"{'the network, ms':44}{'called':>10}{'in a graph':>12}{'launches':>10}{'steps':>7}{'peak GB':>9}"]
     for row in found[:16]:
         name = f"{row['variant']}, {row['dtype']}, batch {row['batch']}"
         graph = f"{row['replayed_us'] / 1e3:12.3f}" if "replayed_us" in row else f"{'–':>12}"
-        rest = f"{row.get('launches', 0):10d}{row.get('peak_bytes', 0) / 1e9:9.2f}"
+        steps = row.get("steps", "–")
+        rest = f"{row.get('launches', 0):10d}{steps:>7}{row.get('peak_bytes', 0) / 1e9:9.2f}"
         lines.append(f"{name:44}{row['called_us'] / 1e3:10.3f}{graph}{rest}")
     return lines
 
 
 def _sampling(results) -> list[str]:
     return [
-        f"{row['sampler']}, batch {row['batch']}: {row['seconds'] * 1e3:.1f} ms, {row['samples_per_s']:.1f} samples/s"
+        f"{row['model']} {row['sampler']}, batch {row['batch']}: {row['seconds'] * 1e3:.1f} ms, "
+        f"{row['samples_per_s']:.1f} samples/s"
         + (f", {row['faster_than_heun']:.1f} times as fast as Heun" if "faster_than_heun" in row else "")
         for row in rows(results, "sampling", "seconds")
     ]

@@ -59,4 +59,6 @@ def configuration(positions: int, columns: int, sources: list[int], taps: int, i
     segments = min(steps, math.ceil(PROGRAMS / (rows * triton.cdiv(columns, block_n))))
     segment = steps // segments
     stages = 2 if arch.startswith("gfx") else 3
-    return Config(block_m, block_n, block_k, segment, math.ceil(steps / segment), 4, stages)
+    # On datacenter Blackwell a kernel of one tap, which applies gain and offset as it reads, spills with four warps.
+    warps = 8 if arch.startswith("sm_10") and taps == 1 and block_m == 64 else 4
+    return Config(block_m, block_n, block_k, segment, math.ceil(steps / segment), warps, stages)

@@ -426,10 +426,45 @@ def test_resampled_residual(layout, tile, part, dtype, backend):
 
 @pytest.mark.parametrize("backend", served("conv2d"))
 @pytest.mark.parametrize("tile", [None, 1, 2])
+@pytest.mark.parametrize("parts", [(), ("affine",)], ids=["plain", "affine"])
 @pytest.mark.parametrize("split", [1, 8, 16, 21])
-def test_pair_is_the_concatenation(split, tile, backend):
-    x, weight, bias, arguments = make((2, 40, 24, 7, 5, 3, 1, 1), pair=split, parts=("affine",))
+def test_pair_is_the_concatenation(split, parts, tile, backend):
+    x, weight, bias, arguments = make((2, 40, 24, 7, 5, 3, 1, 1), pair=split, parts=parts)
     check(x, weight, bias, arguments, 1, 1, tile, torch.float32, backend)
+
+
+@pytest.mark.parametrize("backend", [b for b in served("conv2d") if "triton" in str(b)])
+def test_a_sample_has_the_same_bits_in_any_batch(backend):
+    """Of one sample the segments of the sum are taken by a program each, of six by one program."""
+    x, weight, bias, arguments = make((6, 20, 33, 5, 6, 3, 1, 1), parts=("residual",))
+    prepared = prepare_conv(weight, bias, padding=1, height=5, width=6)
+    y, moments = conv2d(x, prepared, **arguments, moments=True, backend=backend)
+    for i in (0, 5):
+        residual = arguments["residual"][i : i + 1]
+        alone = conv2d(x[i : i + 1], prepared, residual=residual, moments=True, backend=backend)
+        assert torch.equal(alone.out[0], y[i])
+        assert torch.equal(alone.moments[0], moments[i])
+
+
+@pytest.mark.skipif(ON_GPU, reason="launches with the interpreter")
+def test_launches_of_triton_leave_their_tickets_at_zero():
+    triton = pytest.importorskip("cmfast.kernels.triton.conv", exc_type=ImportError)
+    x, weight, bias, _ = make((1, 20, 33, 9, 10, 3, 1, 1))
+    packed = triton.pack(weight, torch.float32)
+    sides = ((1, 1), (1, 1, 1, 1), torch.float32)
+    arguments = ConvArguments(x, None, weight, bias, packed, 1, False, *sides, moments=True)
+    launches, (out, moments) = triton.plan_conv2d(arguments)
+    tickets = [t for a in launches for t in a.args if isinstance(t, torch.Tensor) and t.dtype == torch.int32]
+    assert len(tickets) == 2
+    results = []
+    for _ in range(2):
+        for t in (out, moments):
+            t.fill_(torch.nan)
+        for launch in launches:
+            launch.run()
+        assert not any(t.any() for t in tickets)
+        results.append((out.clone(), moments.clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def smaller(size):

@@ -65,8 +65,10 @@ def test_committed_figures(arch):
         assert row["arch"] == arch
         if row["op"].startswith("consistency_step"):
             assert row["load_bytes_min"] == row["store_bytes_min"] == 16
-        if row["op"] in ("channel_moments", "apply_group_norm"):
+        if row["op"] in ("channel_moments", "apply_group_norm", "conv2d"):
             assert row["load_bytes"] == 16
+        if row["kernel"] == "conv_product_kernel":
+            assert set(row["matrix_instructions"]) & {"HMMA", "HGMMA", "tcgen05", "MFMA"}
         if row["op"] == "apply_group_norm":
             assert row["store_bytes_min"] == 16
 
