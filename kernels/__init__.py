@@ -1,4 +1,4 @@
-"""The fused operators of cmfast: group norm, attention, the consistency step and convolution.
+"""The fused operators of cmfast: group norm, attention, the consistency step, convolution and others.
 
 Each operator has one file with its contract, and is served by one of several backends (see `backends`).
 """
@@ -18,6 +18,7 @@ from .conv import ConvOutput, PreparedConv, conv2d, prepare_conv
 from .conv_forms import CONV_FORMS
 from .group_norm import group_norm
 from .moments import channel_moments, fold_group_norm
+from .timestep_embedding import timestep_embedding
 
 __all__ = [
     "CONV_FORMS",
@@ -36,5 +37,6 @@ __all__ = [
     "group_norm",
     "prepare_conv",
     "split_qkv",
+    "timestep_embedding",
     "use_backend",
 ]

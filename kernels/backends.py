@@ -31,6 +31,7 @@ OPERATORS = (
     "fold_group_norm",
     "apply_group_norm",
     "channel_norm",
+    "timestep_embedding",
 )
 
 _log = logging.getLogger("cmfast.kernels")

@@ -317,6 +317,23 @@ def _convolutions() -> Iterator[Call]:
         yield conv_call(*sizes)
 
 
+# N, F: imagenet64's, LSUN-256's, a latent model's, a batch.
+_TIMESTEPS = ((1, 96), (1, 128), (1, 160), (16, 96))
+
+
+def timesteps_call(n: int, count: int) -> Call:
+    """The sinusoids of timesteps [N] for F = `count` frequencies."""
+    t, frequencies = _meta((n,), torch.float32), _meta((count,), torch.float32)
+    flops = (40 * n * count,)  # two polynomials, and the reduction of the angle
+    arguments = (t, frequencies, 1.0, False)
+    return Call("timestep_embedding", _size(t.shape, frequencies.shape), "", "", "float32", arguments, flops)
+
+
+def _timestep_embeddings() -> Iterator[Call]:
+    for sizes in _TIMESTEPS:
+        yield timesteps_call(*sizes)
+
+
 #: The calls of each operator.
 OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     "group_norm": _group_norms,
@@ -329,4 +346,5 @@ OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     "consistency_step": _consistency_steps,
     "consistency_step_backward": _consistency_step_gradients,
     "conv2d": _convolutions,
+    "timestep_embedding": _timestep_embeddings,
 }

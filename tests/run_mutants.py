@@ -41,6 +41,8 @@ RELATED = {
         f"tests/engine/test_{name}.py" for name in ("spellings", "patterns", "convolutions", "passes")
     ),
     "cmfast/engine/cpu/": tuple(f"tests/engine/test_{name}.py" for name in ("homemade", "accelerate", "drop_in")),
+    "cmfast/engine/cuda/": ("tests/engine/cuda",),
+    "cmfast/engine/dtypes.py": ("tests/engine/cuda",),
     "cmfast/engine/explanation.py": ("tests/engine/test_explain.py",),
     "cmfast/engine/trace.py": ("tests/engine/test_explain.py", "tests/engine/test_parts.py"),
     "cmfast/engine/cuda/replay.py": ("tests/engine/cuda/test_replay_streams.py",),

@@ -29,7 +29,7 @@ Dtype = Annotated[str, typer.Option(help="float32, float16 or bfloat16: what the
 Backend = Annotated[str, typer.Option(help="Which kernels serve the operators; auto takes the fastest.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Accelerate = Annotated[
-    bool, typer.Option("--accelerate", help="Evaluate the network with the engine's CPU kernels; dtype: of products.")
+    bool, typer.Option("--accelerate", help="Evaluate the network by the engine; dtype: of products.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; torch's choice by default.")]
 

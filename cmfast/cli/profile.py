@@ -12,19 +12,21 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import nn
 
 from ..engine import Accelerator
 from ..engine.accelerator import detached, products_of
 from ..engine.explanation import explanation, module_names
-from ..engine.passes import PASSES
 from ..engine.steps import StepTime
 from ..files import check_writable
 from ..kernels import native
 from ..kernels.conv_arguments import ConvArguments
 from ..kernels.conv_forms import ConvForm
+from ..kernels.static import GPUS
 from ..unet import UNet, UNetConfig
 from . import options
 from .options import Threads, load_model
+from .plan import print_plan
 from .results import write_json
 from .timing import Timing, measure
 from .user_network import Call, errors_of, load_call
@@ -50,7 +52,17 @@ def profile(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of an evaluation.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16: the operands of products.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32 or bfloat16: the operands of products; with --plan float16 as well.")
+    ] = "float32",
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            metavar="GPU",
+            help=f"Measure nothing, and list what such a GPU would run, without one: {', '.join(GPUS)}.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Evaluations that are measured; the medians are shown.")] = 5,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what was captured, what each pass did, what torch does and why.")
@@ -60,8 +72,8 @@ def profile(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the steps and their times as JSON.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Time each step of an accelerated network evaluation on the CPU."""
-    if dtype not in ("float32", "bfloat16"):
+    """Time each step of an accelerated network evaluation: on the CPU, or with --from where its network is."""
+    if gpu is None and dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype}")
     if source is not None:
         given = [option for name, option in _OF_MODELS.items() if _is_given(context, name)]
@@ -71,6 +83,8 @@ def profile(
         check_writable(json_file)
     if threads is not None:
         torch.set_num_threads(threads)
+    if gpu is not None:
+        return _plan(gpu, model, network, source, batch_size, dtype, json_file)
     call = _own_call(model, network, batch_size) if source is None else load_call(source)
     evaluated = detached(call.network)
     evaluated.training = False
@@ -83,7 +97,7 @@ def profile(
         title += f", batch {batch_size}"
     with nullcontext() if source is None else errors_of(f"the network of {source}"):
         timing = measure(_accelerated(call, products, tune=tune), rounds)
-    title += f", {dtype} products, {torch.get_num_threads()} threads, {native.cpu().build_info()['isa']}"
+    title += f", {dtype} products, {_machine(timing)}"
     print(f"{title}: {1e3 * timing.whole:.2f} ms")
     names = module_names({"": evaluated})
     console = Console()
@@ -93,7 +107,7 @@ def profile(
     explained = explanation(timing.trace, {"": evaluated})
     if explain:
         print(explained)
-    gains = _gains(call, products, rounds) if passes else {}
+    gains = _gains(call, products, rounds, list(explained.passes)) if passes else {}
     for name, without in gains.items():
         print(f"without {name}: {1e3 * without:.2f} ms, {without / timing.whole:.2f} times as long")
     if json_file is not None:
@@ -103,6 +117,28 @@ def profile(
         print(f"wrote {json_file}")
 
 
+def _plan(
+    gpu: str, model: str, network: str | None, source: str | None, batch_size: int, dtype: str, json_file: Path | None
+) -> None:
+    if source is not None:
+        call = load_call(source)
+        with errors_of(f"the network of {source}"):
+            return print_plan(call, gpu, options.dtype_of(dtype), {"network": source}, json_file, sampled=False)
+    with torch.device("meta" if network else "cpu"):
+        unet = UNet(_configuration(network)).eval() if network else load_model(model, "cpu", "float32").unet
+    settings = {"network": network or model, "batch_size": batch_size}
+    call = _call_of(unet, batch_size)
+    print_plan(call, gpu, options.dtype_of(dtype), settings, json_file, sampled=True)
+
+
+def _machine(timing: Timing) -> str:
+    """What ran the programs."""
+    device = next((run.target.device for run in timing.trace.runs), torch.device("cpu"))
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads, {native.cpu().build_info()['isa']}"
+
+
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
@@ -110,7 +146,12 @@ def _is_given(context: typer.Context, name: str) -> bool:
 
 def _own_call(model: str, network: str | None, batch_size: int) -> Call:
     """An evaluation of one of cmfast's own networks."""
-    unet = load_model(model, "cpu", "float32").unet if network is None else _random_network(network)
+    return _call_of(
+        load_model(model, "cpu", "float32").unet if network is None else _random_network(network), batch_size
+    )
+
+
+def _call_of(unet: nn.Module, batch_size: int) -> Call:
     config = unet.config
     assert isinstance(config, UNetConfig)
     inputs = [torch.randn(batch_size, *config.sample_shape), torch.full((batch_size,), 500.0)]
@@ -119,11 +160,15 @@ def _own_call(model: str, network: str | None, batch_size: int) -> Call:
     return Call(unet, tuple(inputs), {})
 
 
-def _random_network(name: str) -> UNet:
+def _configuration(name: str) -> UNetConfig:
     if name not in _NETWORKS:
         raise ValueError(f"--network must be one of {', '.join(_NETWORKS)}, got {name}")
+    return _NETWORKS[name]()
+
+
+def _random_network(name: str) -> UNet:
     with torch.device("meta"):
-        unet = UNet(_NETWORKS[name]())
+        unet = UNet(_configuration(name))
     unet = unet.to_empty(device="cpu")
     with torch.no_grad():
         for p in unet.parameters():
@@ -180,11 +225,11 @@ def _kind(step: Any) -> str:
     return f"conv {kernel} at {sizes}, {ConvForm(given.tile, given.transformed, given.dtype)}"
 
 
-def _gains(call: Call, products: torch.dtype, rounds: int) -> Mapping[str, float]:
+def _gains(call: Call, products: torch.dtype, rounds: int, passes: Sequence[str]) -> Mapping[str, float]:
     """The median time of an evaluation without each of the passes."""
     found = {}
-    for name in track(PASSES, "leaving out passes", console=Console(file=sys.stderr)):
-        others = [other for other in PASSES if other != name]
+    for name in track(passes, "leaving out passes", console=Console(file=sys.stderr)):
+        others = [other for other in passes if other != name]
         found[name] = measure(_accelerated(call, products, passes=others), rounds).whole
     return found
 

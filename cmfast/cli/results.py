@@ -11,9 +11,12 @@ from ..environment import describe
 from ..files import whole_file
 
 
-def write_json(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
-    """Write {"environment", "date", "settings", "rows"}."""
-    document = {"environment": describe(), "date": _now(), "settings": dict(settings), "rows": [dict(r) for r in rows]}
+def write_json(
+    path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], total: Mapping[str, Any] | None = None
+) -> None:
+    """Write {"environment", "date", "settings", "rows"}, and the entries of `total` before them."""
+    document = {**(total or {}), "environment": describe(), "date": _now(), "settings": dict(settings)}
+    document["rows"] = [dict(r) for r in rows]
     with whole_file(path) as file:
         file.write_text(json.dumps(document, indent=2) + "\n")
 

@@ -10,6 +10,7 @@ from .consistency import consistency_step, consistency_step_backward
 from .conv import conv2d
 from .group_norm import group_norm, group_norm_backward
 from .moments import apply_group_norm, channel_moments, fold_group_norm
+from .timestep_embedding import timestep_embedding
 
 __all__ = [
     "apply_group_norm",
@@ -24,6 +25,7 @@ __all__ = [
     "fold_group_norm",
     "group_norm",
     "group_norm_backward",
+    "timestep_embedding",
 ]
 
 

@@ -25,6 +25,7 @@ _MODULES = {
     "consistency_step": "consistency",
     "consistency_step_backward": "consistency",
     "conv2d": "conv",
+    "timestep_embedding": "timestep_embedding",
 }
 
 

@@ -57,7 +57,8 @@ def plan_conv2d(a: ConvArguments, *, arch: str | None = None) -> tuple[list[Laun
     moments = a.h.new_empty((shape[0], 2, shape[1]) if a.moments else 0, dtype=torch.float32)
     if not out.numel():
         return [], (out, moments)
-    a = a._replace(h=_last(a.h), skip=_last(a.skip), residual=_last(a.residual))
+    h = a.h if channels_adjoin(a.h) else channels_last(a.h)
+    a = a._replace(h=h, skip=_last(a.skip), residual=_last(a.residual))
     a = a._replace(gain=_row(a.gain), offset=_row(a.offset))
     launches = []
     taps = math.prod(a.weight.shape[2:])

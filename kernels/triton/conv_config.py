@@ -10,8 +10,6 @@ import triton
 
 #: Programs that a launch for one sample should have at least: an H100 has 132 multiprocessors.
 PROGRAMS = 132
-#: Segments of a sum up to which a tile is not made smaller: each writes its part to memory.
-_MOST_SEGMENTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +53,8 @@ def configuration(positions: int, columns: int, sources: list[int], taps: int, i
         block_k = 32
     steps = taps * sum(triton.cdiv(c, block_k) for c in sources)
     rows = triton.cdiv(positions, block_m)
-    while block_n > 16 and rows * triton.cdiv(columns, block_n) * min(steps, _MOST_SEGMENTS) < PROGRAMS:
+    # Narrower tiles come before parts of sums, which are written and read; the narrowest where 8 parts would not do.
+    while block_n > 16 and rows * triton.cdiv(columns, block_n) * min(steps, 1 if block_n > 32 else 8) < PROGRAMS:
         block_n //= 2
     segments = min(steps, math.ceil(PROGRAMS / (rows * triton.cdiv(columns, block_n))))
     segment = steps // segments

@@ -66,8 +66,8 @@ def conv_product_kernel(
     h += n * multiple(h_n, H_UNIT)
     h_shape = (h_z, h_y, h_x, first)
     skip_shape = (skip_z, skip_y, skip_x, second)
-    corner = (z * STRIDE[0] - PADDING[0], y * STRIDE[1] - PADDING[1], x * STRIDE[2] - PADDING[2])
-    corner += (_taps(corner, valid, depth, height, width, KERNEL, INSIDE),)
+    z_0, y_0, x_0 = z * STRIDE[0] - PADDING[0], y * STRIDE[1] - PADDING[1], x * STRIDE[2] - PADDING[2]
+    corner = (z_0, y_0, x_0, _taps(z_0, y_0, x_0, valid, depth, height, width, KERNEL, INSIDE))
     if skip is not None:
         skip += n * multiple(skip_n, SKIP_UNIT)
     if AFFINE:
@@ -124,11 +124,8 @@ def conv_product_kernel(
 
 
 @triton.jit
-def _taps(
-    corner, valid, depth, height, width, KERNEL: tl.constexpr, INSIDE: tl.constexpr
-):  # fmt: skip
+def _taps(z, y, x, valid, depth, height, width, KERNEL: tl.constexpr, INSIDE: tl.constexpr):
     """For each position, a bit for each tap of the kernel (up to 64) that says whether it reads within the input."""
-    z, y, x = corner
     if INSIDE:
         return tl.where(valid, -1, 0)
     HEIGHT: tl.constexpr = KERNEL[1]

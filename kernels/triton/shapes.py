@@ -12,6 +12,7 @@ from .conv import plan_conv2d
 from .group_norm import plan_group_norm, plan_group_norm_backward
 from .launch import Launch
 from .moments import plan_channel_moments, plan_fold_group_norm
+from .timestep_embedding import plan_timestep_embedding
 
 _PLANS: dict[str, Callable] = {
     "group_norm": plan_group_norm,
@@ -24,6 +25,7 @@ _PLANS: dict[str, Callable] = {
     "consistency_step": plan_consistency_step,
     "consistency_step_backward": plan_consistency_step_backward,
     "conv2d": plan_conv2d,
+    "timestep_embedding": plan_timestep_embedding,
 }
 
 

@@ -13,7 +13,7 @@ from .backends import ON_GPU, cpu_kernels, gpu_kernels
 make_faster()
 
 #: The files of the operators that a GPU serves.
-_OPERATORS = ("group_norm", "attention", "consistency", "conv", "moments", "apply_group_norm")
+_OPERATORS = ("group_norm", "attention", "consistency", "conv", "moments", "apply_group_norm", "timestep_embedding")
 
 
 @pytest.fixture(autouse=True)

@@ -73,6 +73,28 @@ def _channel_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     return y
 
 
+def _timestep_embedding(steps: Steps, node: fx.Node, given: _Values) -> Any:
+    """By torch, written in place: the angles lie where the second half of the result will."""
+    n, columns = node.meta["val"].shape
+    y = steps.row(n, columns)
+    halves = y[:, : columns // 2], y[:, columns // 2 :]
+    arguments = (*halves, given["t"][:, None], given["frequencies"], given["scale"], given["sin_first"])
+    steps.add(Step(node.name, "timestep_embedding", _sinusoids, arguments, "torch's cosines and sines are as fast"))
+    return y
+
+
+def _sinusoids(first: Tensor, second: Tensor, t: Tensor, frequencies: Tensor, scale: float, sin_first: bool) -> None:
+    torch.mul(t, frequencies, out=second)
+    if scale != 1:
+        second.mul_(scale)
+    if sin_first:
+        torch.sin(second, out=first)
+        second.cos_()
+    else:
+        torch.cos(second, out=first)
+        second.sin_()
+
+
 def _attention(products: torch.dtype, steps: Steps, node: fx.Node, given: _Values) -> Any:
     q = given["q"]
     out, lse = steps.keep(empty_in_order(q, q.shape)), steps.row(*q.shape[:3])
@@ -107,6 +129,7 @@ def kernels(products: torch.dtype) -> Kernels:
         torch.ops.cmfast.fold_group_norm.default: _fold_group_norm,
         torch.ops.cmfast.group_norm.default: _group_norm,
         torch.ops.cmfast.channel_norm.default: _channel_norm,
+        torch.ops.cmfast.timestep_embedding.default: _timestep_embedding,
         torch.ops.cmfast.attention.default: functools.partial(_attention, products),
     }
     return Kernels(served, fits, "the CPU kernels have no such operator")

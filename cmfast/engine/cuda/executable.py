@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 ALIGNMENT = 256
 #: Cycles of a GPU's clock, for a step, that its work waits while the steps are enqueued: 20 us and more.
 _HEAD_START = 40_000
+#: One thread captures at a time: torch empties the allocator's cache before it does.
+_capture_lock = threading.Lock()
 
 
 class Executable:
@@ -142,7 +144,7 @@ class Executable:
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with _capture_lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 for call, given in self._calls:
                     call(*given)
         except RuntimeError as error:

@@ -3,11 +3,10 @@
 The graph is that of the target, by the same passes, and so are the launches; only the weights have no memory.
 """
 
-import dataclasses
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,17 +22,17 @@ from .served import kernels
 
 _ops = torch.ops.cmfast
 #: Multiplications and additions for each element, of operators that do a few.
-_OF_AN_ELEMENT = {
+_OF_AN_ELEMENT: dict[Any, int] = {
     _ops.channel_moments.default: 4,
     _ops.fold_group_norm.default: 12,
     _ops.group_norm.default: 10,
     _ops.apply_group_norm.default: 6,
     _ops.channel_norm.default: 8,
+    _ops.timestep_embedding.default: 20,
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedLaunch:
+class PlannedLaunch(NamedTuple):
     """One launch of an evaluation, or one call of torch's.
 
     Attributes:
@@ -43,6 +42,7 @@ class PlannedLaunch:
         programs: of its grid; 0 where torch makes the launch.
         flops: multiplications and additions.
         bytes: what it reads and writes, each tensor once, but what stays within the launch both written and read.
+        scratch_bytes: of those, what stays within the launch.
         floor_seconds: the least time for these operations and bytes on the GPU.
         reason: why torch serves it; "" for a kernel.
     """
@@ -53,6 +53,7 @@ class PlannedLaunch:
     programs: int
     flops: int
     bytes: int
+    scratch_bytes: int
     floor_seconds: float
     reason: str
 
@@ -103,7 +104,7 @@ def plan_step(sample: Tensor, *, dtype: torch.dtype, gpu: str) -> PlannedLaunch:
     moved = _bytes([x, x.to(dtype), *outputs])
     floor = _floor(GPUS[gpu], torch.float32, moved, 0)
     return PlannedLaunch(
-        "step", "consistency_step", tuple(x.shape), math.prod(launch.grid), 7 * x.numel(), moved, floor, ""
+        "step", "consistency_step", tuple(x.shape), math.prod(launch.grid), 7 * x.numel(), moved, 0, floor, ""
     )
 
 
@@ -125,17 +126,19 @@ def _planned(
 ) -> PlannedLaunch:
     tensors = {id(t): t for t in pytree.tree_leaves(step.arguments) if isinstance(t, Tensor)}
     inside = [t for t in tensors.values() if t.is_meta and steps.buffer(t).first == steps.buffer(t).last == i]
-    moved = _bytes(tensors.values()) + _bytes(inside)
+    scratch = 2 * _bytes(inside)
+    moved = _bytes(tensors.values()) - _bytes(inside) + scratch
     flops = _flops(node) if is_last else 0
-    grid = getattr(step.call, "args", (None,))[0]
+    grid = () if step.reason else step.call.args[0].grid  # type: ignore[attr-defined]
     out = value(node)
     return PlannedLaunch(
         layer=step.name,
         operator=step.operator,
         shape=tuple((out if isinstance(out, Tensor) else out[0]).shape),
-        programs=0 if step.reason else math.prod(grid.grid),
+        programs=math.prod(grid) if grid else 0,
         flops=flops,
         bytes=moved,
+        scratch_bytes=scratch,
         floor_seconds=_floor(card, dtype if node.target in (CONV, _ops.attention.default) else None, moved, flops),
         reason=step.reason,
     )

@@ -40,6 +40,7 @@ def kernels(device: torch.device, dtype: torch.dtype, arch: str) -> Kernels:
             _ops.apply_group_norm.default,
             _ops.group_norm.default,
             _ops.channel_norm.default,
+            _ops.timestep_embedding.default,
         )
     }
     served[_ops.conv2d.default] = functools.partial(_conv2d, device, arch)

@@ -7,7 +7,7 @@ and after each, so that any of them can be left out. `patterns` come first: they
 from collections.abc import Callable
 
 from ..graph import Graph
-from ..patterns import attention_products, channel_norm, group_norm, identities, silu
+from ..patterns import attention_products, channel_norm, group_norm, identities, silu, timestep_embedding
 from . import (
     activations,
     concatenation,
@@ -35,6 +35,7 @@ PASSES: dict[str, Callable[[Graph], int]] = {
     "constants": constants.fold,
     "group_norm pattern": group_norm.recognise,
     "channel_norm pattern": channel_norm.recognise,
+    "timestep_embedding pattern": timestep_embedding.recognise,
     "transposed": transposed.rewrite,
     "convolutions": convolutions.prepare,
     "linears": linears.merge,
