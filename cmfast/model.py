@@ -146,7 +146,7 @@ class ConsistencyModel(Storage):
 
         Step by step, as everywhere else, run batches with a callback, a progress bar over the steps, or an option that
         is not a number or a string; networks that have hooks or cannot be captured as a whole; models of a subclass,
-        or with a preconditioning that is not a frozen dataclass; and `accelerate(..., graphs=False)`.
+        or with a preconditioning that is not a frozen dataclass of such values; and `accelerate(..., graphs=False)`.
 
         Args:
             count: how many.

@@ -1,5 +1,6 @@
 """Sampling as one replay: which batches of samples are made by replaying a CUDA graph, and which step by step."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,5 +92,8 @@ def _is_as_written(model: ConsistencyModel) -> bool:
     own = vars(ConsistencyModel)
     if type(model) is not ConsistencyModel or any(name in own for name in vars(model)):
         return False
-    parameters = vars(type(model.preconditioning)).get("__dataclass_params__")
-    return parameters is not None and parameters.frozen and type(model.preconditioning).__hash__ is not None
+    preconditioning = model.preconditioning
+    parameters = vars(type(preconditioning)).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        return False
+    return _is_plain(tuple(getattr(preconditioning, field.name) for field in dataclasses.fields(preconditioning)))

@@ -1,8 +1,10 @@
 """Sampling as one replay: which batches are, and that they are the same samples."""
 
 import copy
+import dataclasses
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -208,15 +210,28 @@ def _overridden(fast):
 
 class Halved(Consistency):
     def coefficients(self, sigma, sigma_next=None):
-        a, b, c_in, c_noise = super().coefficients(sigma, sigma_next)
-        return type(super().coefficients(1.0))(a / 2, b / 2, c_in, c_noise)
+        found = super().coefficients(sigma, sigma_next)
+        return found._replace(a=found.a / 2, b=found.b / 2)
 
 
 def _preconditioned(fast):
     fast.preconditioning = Halved()
 
 
-@pytest.mark.parametrize("change", [_guided, _overridden, _preconditioned])
+@dataclasses.dataclass(frozen=True)
+class Scaled(Consistency):
+    factors: list = dataclasses.field(default_factory=lambda: [0.5])
+
+    def coefficients(self, sigma, sigma_next=None):
+        found = super().coefficients(sigma, sigma_next)
+        return found._replace(a=found.a * self.factors[0], b=found.b * self.factors[0])
+
+
+def _preconditioned_by_a_list(fast):
+    fast.preconditioning = Scaled()
+
+
+@pytest.mark.parametrize("change", [_guided, _overridden, _preconditioned, _preconditioned_by_a_list])
 def test_what_could_change_unnoticed_runs_step_by_step(fast, change):
     plain = fast.sample(1, clip=None)
     before = ready(fast)
@@ -274,6 +289,13 @@ def test_numbers_out_of_range_are_refused(fast, arguments):
         with pytest.raises(ValueError, match=r"seed must be|sample indices"):
             fast.sample(2, **arguments)
         fast.sample(2)
+
+
+def test_numbers_of_other_types_run_step_by_step(fast):
+    samples = fast.sample(1, seed=3)
+    before = ready(fast)
+    assert torch.equal(fast.sample(1, seed=np.int64(3)), samples)
+    assert ready(fast) == before
 
 
 def test_wrong_options_raise_as_they_do_step_by_step(fast):
