@@ -41,11 +41,14 @@ RELATED = {
         f"tests/engine/test_{name}.py" for name in ("spellings", "patterns", "convolutions", "passes")
     ),
     "cmfast/engine/cpu/": tuple(f"tests/engine/test_{name}.py" for name in ("homemade", "accelerate", "drop_in")),
+    "cmfast/engine/cuda/replay.py": ("tests/engine/cuda/test_replay_streams.py",),
     "cmfast/engine/cuda/": ("tests/engine/cuda",),
+    "cmfast/engine/accelerator.py": tuple(
+        f"tests/engine/test_{name}.py" for name in ("parts", "drop_in", "accelerate")
+    ),
     "cmfast/engine/dtypes.py": ("tests/engine/cuda",),
     "cmfast/engine/explanation.py": ("tests/engine/test_explain.py",),
     "cmfast/engine/trace.py": ("tests/engine/test_explain.py", "tests/engine/test_parts.py"),
-    "cmfast/engine/cuda/replay.py": ("tests/engine/cuda/test_replay_streams.py",),
     "cmfast/engine/": tuple(f"tests/engine/test_{name}.py" for name in ("drop_in", "homemade", "accelerate")),
     "cmfast/cli/kernels.py": ("tests/kernels/test_static.py",),
     "cmfast/cli/": ("tests/test_cli.py", "tests/test_cli_profile_from.py"),

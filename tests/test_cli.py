@@ -183,6 +183,26 @@ def test_profile(cmfast, tmp_path):
     assert settings.items() <= found["settings"].items()
 
 
+def test_plan(cmfast, tmp_path):
+    path = tmp_path / "plan.json"
+    status, out, err = cmfast("profile", "--plan", "H200", "--dtype", "float16", "--batch-size", 2, "--json", path)
+    assert status == 0, err
+    found = json.loads(path.read_text())
+    assert f"digits on H200, float16: {found['launches']} launches" in out
+    assert {row["operator"] for row in found["rows"]} >= {"conv2d", "attention", "consistency_step", "aten.embedding"}
+    for name in ("flops", "bytes", "floor_seconds"):
+        assert found[name] == pytest.approx(sum(row[name] for row in found["rows"]))
+    assert found["launches"] == len(found["rows"])
+    settings = {"network": "digits", "batch_size": 2, "gpu": "H200", "dtype": "float16"}
+    assert found["settings"] == settings
+
+
+def test_plan_for_an_unknown_gpu(cmfast):
+    status, _, err = cmfast("profile", "--plan", "H10")
+    assert status == 2
+    assert "--plan must be one of H100, H200, A100, B200, RTX4090, MI300X, got H10" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
