@@ -59,3 +59,9 @@ def resampled_sizes(sizes: Sequence[int], resample: str | None) -> list[int]:
 def resample_factors(dims: int) -> tuple[int, ...]:
     """By how much each of so many spatial dimensions is resampled: by 2, but not a video's first one."""
     return (1, 2, 2) if dims == 3 else (2,) * dims
+
+
+def in_three(sizes: Sequence[int], missing: int = 1) -> tuple[int, int, int]:
+    """Sizes of the depth, the height and the width; those of dimensions that are not there are `missing`."""
+    depth, height, width = (*(missing,) * (3 - len(sizes)), *sizes)
+    return depth, height, width

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..conv_arguments import ConvArguments
+from ..conv_arguments import ConvArguments, in_three
 from ..layout import channels_adjoin, channels_last, empty_channels_last
 from . import memory
 
@@ -60,10 +60,10 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
         "conv2d",
         _shape(a.weight.shape, a.tile, a.transformed, a.dtype),
         a.h.shape[0],
-        _three((*height, *a.h.shape[2:])),
-        _three(out.shape[2:]),
-        _three(a.stride),
-        _three(a.padding[::2], 0),
+        in_three((*height, *a.h.shape[2:])),
+        in_three(out.shape[2:]),
+        in_three(a.stride),
+        in_three(a.padding[::2], 0),
         _RESAMPLE[a.resample],
         native.DTYPES[a.h.dtype],
         _image(a.h),
@@ -83,13 +83,7 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
 
 
 def _shape(weight: Sequence[int], tile: int, transformed: bool, dtype: torch.dtype) -> _Shape:
-    return weight[1], weight[0], _three(weight[2:]), tile, transformed, dtype == torch.bfloat16
-
-
-def _three(sizes: Sequence[int], missing: int = 1) -> _Sizes:
-    """Sizes of the depth, the height and the width; those of dimensions that are not there are `missing`."""
-    depth, height, width = (*(missing,) * (3 - len(sizes)), *sizes)
-    return depth, height, width
+    return weight[1], weight[0], in_three(weight[2:]), tile, transformed, dtype == torch.bfloat16
 
 
 def _channels_last(t: Tensor | None) -> Tensor | None:
@@ -101,4 +95,4 @@ def _float32(t: Tensor | None) -> Tensor | None:
 
 
 def _image(t: Tensor | None) -> tuple[int, int, int, int, int, int] | None:
-    return None if t is None else (t.data_ptr(), t.shape[1], t.stride(0), *_three(t.stride()[2:], 0))
+    return None if t is None else (t.data_ptr(), t.shape[1], t.stride(0), *in_three(t.stride()[2:], 0))

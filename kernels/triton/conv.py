@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..conv_arguments import ConvArguments, resampled_sizes
+from ..conv_arguments import ConvArguments, in_three, resampled_sizes
 from ..layout import channels_adjoin, channels_last, empty_channels_last
 from . import conv_config
 from .conv_config import Config, configuration
@@ -78,7 +78,7 @@ def _plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
     channels = c if a.gate or a.skip is None else c + a.skip.shape[1]
     sizes = resampled_sizes(sizes, a.resample) if pool else sizes
     u = a.h.new_empty((n, *sizes, channels), dtype=a.dtype).movedim(-1, 1)
-    _, height, width = _three(sizes)
+    _, height, width = in_three(sizes)
     positions = math.prod(sizes)
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
     block_p = min(32, triton.next_power_of_2(positions))
@@ -130,8 +130,8 @@ def _plan_product(a: ConvArguments, out: Tensor, moments: Tensor, arch: str) -> 
     if a.moments:
         slots = out.new_empty((n, tiles_m, 2, columns), dtype=torch.float32)
         moment_tickets = out.new_zeros(n * tiles_n, dtype=torch.int32)
-    depth, height, width = _three(resampled_sizes(h.shape[2:], a.resample))
-    _, out_height, out_width = _three(sizes)
+    depth, height, width = in_three(resampled_sizes(h.shape[2:], a.resample))
+    _, out_height, out_width = in_three(sizes)
     return Launch(
         conv_product_kernel,
         (tiles, config.segments if split else 1),
@@ -142,9 +142,9 @@ def _plan_product(a: ConvArguments, out: Tensor, moments: Tensor, arch: str) -> 
             *(out_height, out_width, positions, tiles_m, tiles_n),
         ),
         dict(
-            KERNEL=_three(kernel),
-            STRIDE=_three(a.stride),
-            PADDING=_three(a.padding[::2], 0),
+            KERNEL=in_three(kernel),
+            STRIDE=in_three(a.stride),
+            PADDING=in_three(a.padding[::2], 0),
             INSIDE=inside,
             UP=_shifts(len(a.h.shape) - 2, a.resample),
             AFFINE=a.gain is not None,
@@ -199,15 +199,9 @@ def _shifts(dims: int, resample: str | None) -> tuple[int, int, int]:
     return 0, up if dims > 1 else 0, up
 
 
-def _three(sizes: Sequence[int], missing: int = 1) -> tuple[int, int, int]:
-    """Sizes of the depth, the height and the width; those of dimensions that are not there are `missing`."""
-    depth, height, width = (*(missing,) * (3 - len(sizes)), *sizes)
-    return depth, height, width
-
-
 def _image(t: Tensor | None) -> tuple:
     """An image, and its strides along samples, depth, height and width."""
-    return (None, 0, 0, 0, 0) if t is None else (t, t.stride(0), *_three(t.stride()[2:], 0))
+    return (None, 0, 0, 0, 0) if t is None else (t, t.stride(0), *in_three(t.stride()[2:], 0))
 
 
 def _rows(t: Tensor | None) -> tuple[Tensor | None, int]:
