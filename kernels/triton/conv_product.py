@@ -100,8 +100,10 @@ def conv_product_kernel(
             )  # fmt: skip
     if last:
         inside = valid[:, None] & (column < columns)[None, :]
+        added = tl.zeros((BLOCK_N,), tl.float32)
         if bias is not None:
-            total += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+            added = tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
+            total += added[None, :]
         if RESIDUAL != NO_RESIDUAL:
             residual += n * multiple(residual_n, RESIDUAL_UNIT)
             strides = (residual_z, residual_y, residual_x)
@@ -114,12 +116,15 @@ def conv_product_kernel(
         tl.store(out + rows[None, :] + column[:, None], values, mask=tl.trans(inside))
         if moments is not None:
             slot = slots + (n * tiles_m + tile) * 2 * columns
-            _write_moments(slot, total, valid, tl.minimum(positions - tile * BLOCK_M, BLOCK_M), column, columns)
+            # Less the bias, since a large one would leave the tiles' means few digits for their differences.
+            _write_moments(
+                slot, total - added[None, :], valid, tl.minimum(positions - tile * BLOCK_M, BLOCK_M), column, columns
+            )
             if _is_last(moment_tickets + n * tiles_n + column_tile, tiles_m):
                 slot = slots + n * tiles_m * 2 * columns
                 mean, deviation = _merge(slot, column, columns, positions, tiles_m, BLOCK_M, BLOCK_N)
                 to = moments + n * 2 * columns + column
-                tl.store(to, mean, mask=column < columns)
+                tl.store(to, mean + added, mask=column < columns)
                 tl.store(to + columns, deviation, mask=column < columns)
 
 
