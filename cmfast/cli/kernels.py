@@ -43,13 +43,11 @@ def kernels(
     bytes or operations on the architecture's GPU, whichever is longer, without the launch; bytes are those of the
     launch's tensors, and with --backend cuda of all the call's.
     """
-    from ..kernels import shapes
-
-    known_arches, report = _report(backend)
-    arches, ops = arch or known_arches, op or list(shapes.OPERATORS)
+    known_arches, known_ops, report = _report(backend)
+    arches, ops = arch or known_arches, op or known_ops
     for value, known, option in (
         *((a, known_arches, "--arch") for a in arches),
-        *((o, list(shapes.OPERATORS), "--op") for o in ops),
+        *((o, known_ops, "--op") for o in ops),
     ):
         if value not in known:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}", param_hint=option)
@@ -60,19 +58,21 @@ def kernels(
         _print(rows)
 
 
-def _report(backend: str) -> tuple[list[str], Callable[[list[str], list[str]], Iterator[dict[str, Any]]]]:
-    """The architectures that a backend has code for, and its report."""
+def _report(backend: str) -> tuple[list[str], list[str], Callable[[list[str], list[str]], Iterator[dict[str, Any]]]]:
+    """The architectures and the operators that a backend has code for, and its report."""
+    from ..kernels import cuda, shapes
+
     if backend == "triton":
         try:
             from ..kernels.triton import static as triton_static
         except ImportError as error:
             raise typer.BadParameter(f'{error}; pip install "cmfast[triton]"') from error
-        return list(triton_static.ARCHITECTURES), triton_static.report
+        return list(triton_static.ARCHITECTURES), list(shapes.OPERATORS), triton_static.report
     if backend == "cuda":
         from ..kernels.cuda import static as cuda_static
 
         try:
-            return cuda_static.architectures(), cuda_static.report
+            return cuda_static.architectures(), list(cuda.OPERATORS), cuda_static.report
         except ImportError as error:
             raise typer.BadParameter(str(error), param_hint="--backend") from error
     raise typer.BadParameter(f"{backend!r} is not one of triton, cuda", param_hint="--backend")

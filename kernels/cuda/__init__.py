@@ -25,6 +25,9 @@ __all__ = [
     "group_norm_backward",
 ]
 
+#: The operators that have a kernel here.
+OPERATORS = tuple(name for name in __all__ if name != "available")
+
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     """Serve float32, float16 and bfloat16 tensors of an NVIDIA GPU of compute capability 8.0 or more."""
@@ -32,7 +35,7 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
         native.cuda()
     except ImportError as error:
         return False, str(error)
-    if op not in __all__:
+    if op not in OPERATORS:
         return False, f"there is no CUDA kernel for {op}"
     if not tensors:
         return _usable()

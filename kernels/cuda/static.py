@@ -36,9 +36,9 @@ class Kernel:
 
 
 def report(arches: Sequence[str], ops: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a row a launch of each call of the operators (None: all of them), for each architecture."""
+    """Yield a row a launch of each call of the operators (None: all that have a kernel), for each architecture."""
     for arch in arches:
-        for call in calls(ops):
+        for call in calls(cuda.OPERATORS if ops is None else ops):
             yield from rows(call, arch)
 
 

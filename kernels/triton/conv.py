@@ -15,8 +15,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ..backends import BackendError
 from ..conv_arguments import ConvArguments, in_three, resampled_sizes
-from ..layout import channels_adjoin, channels_last, empty_channels_last
+from ..layout import channels_adjoin, channels_last, describe, empty_channels_last
 from . import conv_config
 from .conv_config import Config, configuration
 from .conv_input import GATES, conv_input_kernel
@@ -57,6 +58,8 @@ def plan_conv2d(a: ConvArguments, *, arch: str | None = None) -> tuple[list[Laun
     moments = a.h.new_empty((shape[0], 2, shape[1]) if a.moments else 0, dtype=torch.float32)
     if not out.numel():
         return [], (out, moments)
+    for image in (a.h, a.skip, a.residual, out):
+        _check_reach(image)
     h = a.h if channels_adjoin(a.h) else channels_last(a.h)
     a = a._replace(h=h, skip=_last(a.skip), residual=_last(a.residual))
     a = a._replace(gain=_row(a.gain), offset=_row(a.offset))
@@ -69,6 +72,17 @@ def plan_conv2d(a: ConvArguments, *, arch: str | None = None) -> tuple[list[Laun
         a = a._replace(h=u, skip=None, gain=None, offset=None, silu=False, gate=None, resample=resample)
     launches.append(_plan_product(a, out, moments, arch or architecture(a.h.device)))
     return launches, (out, moments)
+
+
+def _check_reach(image: Tensor | None) -> None:
+    """Raise BackendError for a sample that reaches too far: the kernels count its elements in 32 bits."""
+    if image is not None:
+        reach = sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))
+        if reach >= 1 << 31:
+            raise BackendError(
+                "backend 'triton' cannot serve conv2d: a sample may reach over 2^31 elements of memory, got "
+                f"{describe(image)}, which reaches over {reach + 1}"
+            )
 
 
 def _plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .attention_tiles import INTERPRETED, multiple, narrow
+from .moments_tiles import is_last, load_written, merge_slots
 
 # How a residual is read.
 NO_RESIDUAL = tl.constexpr(0)
@@ -25,6 +26,8 @@ PLAIN = tl.constexpr(1)
 NEAREST = tl.constexpr(2)
 AVERAGE = tl.constexpr(3)
 
+#: Taps of a kernel that an integer has bits for.
+_MOST_BITS = tl.constexpr(63)
 #: Slots of moments that are merged at a time.
 _SLOTS = tl.constexpr(16)
 
@@ -64,10 +67,13 @@ def conv_product_kernel(
 
     channels = first + second
     h += n * multiple(h_n, H_UNIT)
-    h_shape = (h_z, h_y, h_x, first)
-    skip_shape = (skip_z, skip_y, skip_x, second)
+    h_shape = (h_z, h_y, h_x, first, depth, height, width)
+    skip_shape = (skip_z, skip_y, skip_x, second, depth, height, width)
     z_0, y_0, x_0 = z * STRIDE[0] - PADDING[0], y * STRIDE[1] - PADDING[1], x * STRIDE[2] - PADDING[2]
-    corner = (z_0, y_0, x_0, _taps(z_0, y_0, x_0, valid, depth, height, width, KERNEL, INSIDE))
+    bits = valid
+    if not INSIDE and KERNEL[0] * KERNEL[1] * KERNEL[2] <= _MOST_BITS:
+        bits = _taps(z_0, y_0, x_0, valid, depth, height, width, KERNEL, VIDEO)
+    corner = (z_0, y_0, x_0, bits)
     if skip is not None:
         skip += n * multiple(skip_n, SKIP_UNIT)
     if AFFINE:
@@ -86,11 +92,11 @@ def conv_product_kernel(
         element = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         partial = partials + tl.program_id(0).to(tl.int64) * (BLOCK_M * BLOCK_N) + element
         tl.store(partial + segment.to(tl.int64) * tiles * (BLOCK_M * BLOCK_N), total)
-        last = _is_last(sum_tickets + tl.program_id(0), SEGMENTS)
+        last = is_last(sum_tickets + tl.program_id(0), SEGMENTS)
         if last:
             total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for i in range(SEGMENTS):
-                total += tl.load(partial + tl.cast(i, tl.int64) * tiles * (BLOCK_M * BLOCK_N))
+                total += load_written(partial + tl.cast(i, tl.int64) * tiles * (BLOCK_M * BLOCK_N), None)
     else:
         for i in range(1, SEGMENTS):
             total += _segment(
@@ -120,19 +126,19 @@ def conv_product_kernel(
             _write_moments(
                 slot, total - added[None, :], valid, tl.minimum(positions - tile * BLOCK_M, BLOCK_M), column, columns
             )
-            if _is_last(moment_tickets + n * tiles_n + column_tile, tiles_m):
-                slot = slots + n * tiles_m * 2 * columns
-                mean, deviation = _merge(slot, column, columns, positions, tiles_m, BLOCK_M, BLOCK_N)
+            if is_last(moment_tickets + n * tiles_n + column_tile, tiles_m):
+                first_slots = slots + n * tiles_m * 2 * columns + column
+                mean, deviation = merge_slots(
+                    first_slots, columns, column < columns, tiles_m, BLOCK_M, positions, _SLOTS
+                )
                 to = moments + n * 2 * columns + column
                 tl.store(to, mean + added, mask=column < columns)
                 tl.store(to + columns, deviation, mask=column < columns)
 
 
 @triton.jit
-def _taps(z, y, x, valid, depth, height, width, KERNEL: tl.constexpr, INSIDE: tl.constexpr):
-    """For each position, a bit for each tap of the kernel (up to 64) that says whether it reads within the input."""
-    if INSIDE:
-        return tl.where(valid, -1, 0)
+def _taps(z, y, x, valid, depth, height, width, KERNEL: tl.constexpr, VIDEO: tl.constexpr):
+    """For each position, a bit for each tap of the kernel that says whether it reads within the input."""
     HEIGHT: tl.constexpr = KERNEL[1]
     WIDTH: tl.constexpr = KERNEL[2]
     ROWS: tl.constexpr = KERNEL[0] * HEIGHT
@@ -142,7 +148,7 @@ def _taps(z, y, x, valid, depth, height, width, KERNEL: tl.constexpr, INSIDE: tl
     taps = tl.zeros_like(of_row)
     for i in tl.static_range(ROWS):
         there = valid & _within(y + i % HEIGHT, height)
-        if ROWS > HEIGHT:
+        if VIDEO:
             there = there & _within(z + i // HEIGHT, depth)
         taps |= tl.where(there, of_row << i * WIDTH, 0)
     return taps
@@ -193,9 +199,9 @@ def _add_products(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the products of the steps `begin` to `end` - 1 of an image: a tap and BLOCK_K channels each."""
-    stride_z, stride_y, stride_x, size = shape
+    stride_z, stride_y, stride_x, size, depth, height, width = shape
     stride_z, stride_y, stride_x = multiple(stride_z, UNIT), multiple(stride_y, UNIT), multiple(stride_x, UNIT)
-    z, y, x, taps = corner
+    z, y, x, taps = corner  # the positions themselves, where there are no bits of taps
     c = tl.arange(0, BLOCK_K)
     if UP == (0, 0, 0):
         image += (z * stride_z + y * stride_y + x * stride_x)[:, None] + c[None, :]
@@ -207,7 +213,13 @@ def _add_products(
         tap_z = tap // (KERNEL[1] * KERNEL[2]) if KERNEL[0] > 1 else 0
         tap_y = tap // KERNEL[2] % KERNEL[1] if KERNEL[0] > 1 else tap // KERNEL[2]
         tap_x = tap % KERNEL[2]
-        inside = (taps >> tap & 1)[:, None] != 0
+        if INSIDE:
+            inside = taps[:, None]
+        elif TAPS <= _MOST_BITS:
+            inside = (taps >> tap & 1)[:, None] != 0
+        else:
+            there = _within(z + tap_z, depth) & _within(y + tap_y, height) & _within(x + tap_x, width)
+            inside = (taps & there)[:, None]
         if not C_WHOLE:
             inside = inside & (first + c < size)[None, :]
         if UP == (0, 0, 0):
@@ -278,39 +290,3 @@ def _write_moments(slot, values, valid, count, column, columns):
     deviation = tl.where(valid[:, None], values - mean[None, :], 0.0)
     tl.store(slot + column, mean, mask=column < columns)
     tl.store(slot + columns + column, tl.sum(deviation * deviation, 0), mask=column < columns)
-
-
-@triton.jit
-def _merge(slots, column, columns, positions, tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The moments of all tiles of ROWS positions (Chan, Golub and LeVeque 1983), from those of each in their order."""
-    inside = (column < columns)[None, :]
-    origin = tl.load(slots + column, mask=column < columns, other=0.0)
-    shift = tl.zeros((COLUMNS,), tl.float32)  # the mean less the first tile's
-    for begin in range(0, tiles, _SLOTS):
-        tile = begin + tl.arange(0, _SLOTS)
-        count = tl.minimum(positions - tile * ROWS, ROWS).to(tl.float32)
-        there = (tile < tiles)[:, None] & inside
-        pointers = slots + (tile * 2)[:, None] * columns + column[None, :]
-        mean = tl.load(pointers, mask=there, other=0.0)
-        shift += tl.sum(tl.where(there, (mean - origin[None, :]) * count[:, None], 0.0), 0)
-    shift /= positions
-    deviation = tl.zeros((COLUMNS,), tl.float32)
-    for begin in range(0, tiles, _SLOTS):
-        tile = begin + tl.arange(0, _SLOTS)
-        count = tl.minimum(positions - tile * ROWS, ROWS).to(tl.float32)
-        there = (tile < tiles)[:, None] & inside
-        pointers = slots + (tile * 2)[:, None] * columns + column[None, :]
-        distance = tl.load(pointers, mask=there, other=0.0) - origin[None, :] - shift[None, :]
-        part = tl.load(pointers + columns, mask=there, other=0.0)
-        deviation += tl.sum(tl.where(there, part + distance * distance * count[:, None], 0.0), 0)
-    return origin + shift, deviation
-
-
-@triton.jit
-def _is_last(ticket, programs):
-    """Whether all other programs of as many have passed here; what they wrote before is then seen."""
-    tl.debug_barrier()
-    last = tl.atomic_add(ticket, 1, sem="acq_rel") == programs - 1
-    if last:
-        tl.store(ticket, 0)
-    return last

@@ -13,7 +13,7 @@ from .group_norm_tiles import (
     tile_pointers,
     which_exist,
 )
-from .moments_tiles import fold_groups
+from .moments_tiles import fold_groups, is_last, merge_slots
 
 
 @triton.jit
@@ -61,51 +61,10 @@ def channel_moments_kernel(
         slot = base + split.to(tl.int64) * 2 * channels + c
         tl.store(slot, mean, mask=valid)
         tl.store(slot + channels, deviation, mask=valid)
-        # All threads of the program have written; then one of them says so, and sees what those before it wrote.
-        tl.debug_barrier()
-        counter = counters + n * tl.num_programs(1) + tl.program_id(1)
-        if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
-            mean, deviation = _merge(base + c, channels, valid, splits, rows, positions, BLOCK_S)
+        if is_last(counters + n * tl.num_programs(1) + tl.program_id(1), splits):
+            mean, deviation = merge_slots(base + c, channels, valid, splits, rows, positions, BLOCK_S)
             tl.store(out, mean, mask=valid)
             tl.store(out + channels, deviation, mask=valid)
-            tl.store(counter, 0)
-
-
-@triton.jit
-def _merge(slots, channels, valid, splits, rows, positions, BLOCK_S: tl.constexpr):
-    """Mean and squared deviations of all splits (Chan, Golub and LeVeque 1983), relative to the first one's mean."""
-    origin = _load_slots(slots[None, :], None if valid is None else valid[None, :])
-    total = tl.zeros([BLOCK_S, slots.shape[0]], tl.float32)
-    for start in range(0, splits, BLOCK_S):
-        at, mask, count = _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S)
-        total += tl.where(mask, count * (_load_slots(at, mask) - origin), 0.0)
-    shift = tl.sum(total, 0) / tl.cast(positions, tl.float32)
-    total = tl.zeros([BLOCK_S, slots.shape[0]], tl.float32)
-    for start in range(0, splits, BLOCK_S):
-        at, mask, count = _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S)
-        apart = _load_slots(at, mask) - origin - shift[None, :]
-        total += tl.where(mask, _load_slots(at + channels, mask) + count * apart * apart, 0.0)
-    return tl.sum(origin, 0) + shift, tl.sum(total, 0)
-
-
-@triton.jit
-def _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S: tl.constexpr):
-    """Pointers to the means of BLOCK_S splits [S, C], which of them exist, and the positions that each stands for."""
-    split = (start + tl.arange(0, BLOCK_S)).to(tl.int64)[:, None]
-    mask = split < splits
-    if valid is not None:
-        mask = mask & valid[None, :]
-    count = tl.minimum(positions - split * rows, rows).to(tl.float32)
-    return slots[None, :] + split * 2 * channels, mask, count
-
-
-@triton.jit
-def _load_slots(at, mask):
-    """Load what other programs of this launch have written: from the cache that they share."""
-    if mask is None:
-        return tl.load(at, cache_modifier=".cg")
-    else:
-        return tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""How the kernels around moments divide a tensor among programs, and the folding that two of them share.
+"""How the kernels around moments divide a tensor among programs, and what several of them share.
 
 Tiles are chosen by the shape of one sample: the results of a sample do not depend on its batch.
 """
@@ -95,3 +95,56 @@ def fold_groups(
     rest = tl.sum(apart, 1) / per_group
     variance = tl.sum(deviations / tl.cast(size, tl.float32) + apart * apart, 1) / per_group - rest * rest
     return mean + rest, tl.rsqrt(tl.maximum(variance, 0.0) + eps)
+
+
+@triton.jit
+def is_last(counter, programs):
+    """Whether the other programs of as many have passed here; it then sees what they wrote, by `load_written`.
+
+    The last one sets the counter back to 0.
+    """
+    tl.debug_barrier()  # all threads of the program have written; then one of them says so
+    last = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+@triton.jit
+def merge_slots(slots, channels, valid, splits, rows, positions, BLOCK_S: tl.constexpr):
+    """The moments [C] of all splits, from the slots [S, 2, C] that they wrote, in their order.
+
+    They are relative to the first one's mean (Chan, Golub and LeVeque 1983).
+    """
+    origin = load_written(slots[None, :], None if valid is None else valid[None, :])
+    total = tl.zeros([BLOCK_S, slots.shape[0]], tl.float32)
+    for start in range(0, splits, BLOCK_S):
+        at, mask, count = _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S)
+        total += tl.where(mask, count * (load_written(at, mask) - origin), 0.0)
+    shift = tl.sum(total, 0) / tl.cast(positions, tl.float32)
+    total = tl.zeros([BLOCK_S, slots.shape[0]], tl.float32)
+    for start in range(0, splits, BLOCK_S):
+        at, mask, count = _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S)
+        apart = load_written(at, mask) - origin - shift[None, :]
+        total += tl.where(mask, load_written(at + channels, mask) + count * apart * apart, 0.0)
+    return tl.sum(origin, 0) + shift, tl.sum(total, 0)
+
+
+@triton.jit
+def _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S: tl.constexpr):
+    """Pointers to the means of BLOCK_S splits [S, C], which of them exist, and the positions that each stands for."""
+    split = (start + tl.arange(0, BLOCK_S)).to(tl.int64)[:, None]
+    mask = split < splits
+    if valid is not None:
+        mask = mask & valid[None, :]
+    count = tl.minimum(positions - split * rows, rows).to(tl.float32)
+    return slots[None, :] + split * 2 * channels, mask, count
+
+
+@triton.jit
+def load_written(at, mask):
+    """Load what other programs of this launch have written: from the cache that they share."""
+    if mask is None:
+        return tl.load(at, cache_modifier=".cg")
+    else:
+        return tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")

@@ -24,7 +24,7 @@ MUTANTS = [
     ("a sum for an average", _APPLY, "value *= 1.0 / TAPS", "value *= 1.0", _VIDEO),
     ("the first tile again", _APPLY, "activated(tiles[i * TAPS],", "activated(tiles[0],", _WHOLE),
     ("squares about zero", _MOMENTS, _ORIGIN, "subtract(tiles[i], origin * 0.0,", _MEAN),
-    ("splits of one size", _MOMENTS, "tl.minimum(positions - split * rows, rows)", "(rows + 0 * split)", _SUMS),
-    ("means of the splits apart", _MOMENTS, " + count * apart * apart, 0.0)", ", 0.0)", _SUMS),
-    ("counter not reset", _MOMENTS, "            tl.store(counter, 0)\n", "", _COUNTER),
+    ("splits of one size", _TILES, "tl.minimum(positions - split * rows, rows)", "(rows + 0 * split)", _SUMS),
+    ("means of the splits apart", _TILES, " + count * apart * apart, 0.0)", ", 0.0)", _SUMS),
+    ("counter not reset", _TILES, "        tl.store(counter, 0)\n", "        pass\n", _COUNTER),
 ]

@@ -2,6 +2,7 @@
 
 _PRODUCT = "kernels/triton/conv_product.py"
 _INPUT = "kernels/triton/conv_input.py"
+_SHARED = "kernels/triton/moments_tiles.py"
 
 _PLAIN = "test_parts and triton and None--float32-l"
 _UP = "test_parts and triton and None-nearest-float32-l"
@@ -25,10 +26,10 @@ MUTANTS = [
     ("a tap above the image", _PRODUCT, _WITHIN, "return i < size", _PLAIN),
     ("the tail of the channels", _PRODUCT, _TAIL, "        if not C_WHOLE and False:\n", _PLAIN),
     ("the rows of another stride", _PRODUCT, "y * STRIDE[1] - ", "y * STRIDE[2] * 0 + y - ", _STRIDE),
-    ("a sum before the others are there", _PRODUCT, "== programs - 1", "== programs - 2", _BITS),
+    ("a sum before the others are there", _SHARED, "== programs - 1", "== programs - 2", _BITS),
     ("segments in another order", _PRODUCT, _SEGMENTS, "for i in range(SEGMENTS - 1, -1, -1):", _BITS),
     ("a segment of its own from the start", _PRODUCT, "tl.maximum(begin - steps, 0)", "0 * begin", _PAIR),
-    ("ticket not reset", _PRODUCT, "        tl.store(ticket, 0)\n", "        pass\n", _TICKETS),
+    ("ticket not reset", _SHARED, "        tl.store(counter, 0)\n", "        pass\n", _TICKETS),
     ("the weights of the second as the first's", _PRODUCT, "weight += tl.cast(first, ", "weight += tl.cast(0, ", _PAIR),
     ("taps of one of a pair", _PRODUCT, _SEAM, _SEAM.replace("channels", "size"), _PAIR),
     ("the second's channels from the first's on", _INPUT, "(c - first)[None, :]", "c[None, :]", _JOINED),
@@ -37,5 +38,5 @@ MUTANTS = [
     ("the residual's average of two rows", _PRODUCT, _HALVED, "", _RESIDUAL),
     ("the residual's second column", _PRODUCT, "pointers + stride_y + stride_x", "pointers + stride_y", _RESIDUAL),
     ("the last tile's mean as of a whole one", _PRODUCT, _COUNT, "BLOCK_M + 0 * tile", _MOMENTS),
-    ("means of the tiles apart", _PRODUCT, " + distance * distance * count[:, None]", "", _MOMENTS),
+    ("means of the tiles apart", _SHARED, " + count * apart * apart, 0.0)", ", 0.0)", _MOMENTS),
 ]

@@ -165,7 +165,8 @@ def test_reasons(monkeypatch):
     assert triton_backend.available("consistency_step", [X]) == (True, "")
     assert triton_backend.available("consistency_step", []) == (True, "")
     assert "float64" in triton_backend.available("consistency_step", [X, X.double()])[1]
-    assert "meta" in triton_backend.available("consistency_step", [X.to("meta")])[1]
+    assert triton_backend.available("consistency_step", [X.to("meta")]) == (True, "")  # launches can be planned
+    assert "cpu and meta" in triton_backend.available("consistency_step", [X, X.to("meta")])[1]
     with FakeTensorMode():
         gpu = torch.empty(1, device="cuda")
         assert triton_backend.available("consistency_step", [gpu]) == (True, "")

@@ -44,7 +44,7 @@ def conv_cases():
     test_conv.check(x, weight, bias, arguments, 1, 1, 4, torch.float32, "cpu", transformed=False)
     x, weight, bias, arguments = test_conv.make((1, 17, 50, 8, 8, 3, 1, 1), parts=("residual",))
     test_conv.check(x, weight, bias, arguments | {"relu": True}, 1, 1, 4, torch.float32, "cpu")
-    gated_cases("F4")
+    gated_cases("3x3")
     for part in ("residual_nearest", "residual_average"):
         test_conv.test_resampled_residual("l", 4, part, torch.float32, "cpu")
     test_conv.test_moments((1, 8, 16, 40, 41), 4, 0.0, "cpu")

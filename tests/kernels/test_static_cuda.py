@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import typer
 from cmfast.kernels import cuda, native, shapes
 from cmfast.kernels.cuda import static
 
@@ -43,7 +44,7 @@ def rows():
 def test_every_call_of_every_operator_has_its_launches(rows):
     assert static.architectures() == ["sm_80", "sm_90", "sm_100", "sm_120"]
     found = {(r["arch"], r["op"], r["shape"], r["layout"], r["form"], r["dtype"]) for r in rows}
-    expected = {(c.op, c.shape, c.layout, c.form, c.dtype) for c in shapes.calls()}
+    expected = {(c.op, c.shape, c.layout, c.form, c.dtype) for c in shapes.calls(cuda.OPERATORS)}
     assert found == {(arch, *key) for arch in static.architectures() for key in expected}
 
 
@@ -105,3 +106,5 @@ def test_command(rows, monkeypatch, capsys):
     table = capsys.readouterr().out
     assert "CUDA C++ kernels" in table
     assert "attention_forward_kernel<bfloat16, 64, 0>" in table
+    with pytest.raises(typer.BadParameter, match=r"'conv2d' is not one of attention, .*group_norm"):
+        command.kernels(["sm_90"], ["conv2d"], "cuda", False)
