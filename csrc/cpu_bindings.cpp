@@ -305,7 +305,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
       .def(py::init<const std::vector<py::dict>&>())
       .def("first_difference", &Snapshot::first_difference);
   py::class_<TensorSnapshot>(m, "TensorSnapshot", py::module_local())
-      .def(py::init<Objects, Objects, Objects, Parts>())
+      .def(py::init<const Tensors&, const Parts&>())
       .def("same", &TensorSnapshot::same);
   m.def("build_info", [] {
     const Kernels* found = kernels();

@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "cpu/checksum.h"
+#include "dlpack.h"
 
 namespace cmfast {
 
@@ -15,8 +18,7 @@ class Snapshot {
  public:
   explicit Snapshot(const std::vector<py::dict>& dicts) {
     for (const py::dict& dict : dicts) {
-      dicts_.push_back(dict.ptr());
-      sizes_.push_back(PyDict_Size(dict.ptr()));
+      dicts_.push_back({dict.ptr(), PyDict_Size(dict.ptr()), items_.size(), changes(dict.ptr())});
       Py_ssize_t at = 0;
       PyObject *key, *value;
       while (PyDict_Next(dict.ptr(), &at, &key, &value)) {
@@ -27,79 +29,140 @@ class Snapshot {
   }
 
   // The first of the dicts that holds anything else now; -1 where none does.
-  int64_t first_difference() const {
-    const PyObject* const* item = items_.data();
+  int64_t first_difference() {
     for (size_t i = 0; i < dicts_.size(); ++i) {
-      if (PyDict_Size(dicts_[i]) != sizes_[i]) return (int64_t)i;
-      if (!sizes_[i]) continue;
-      Py_ssize_t at = 0;
-      PyObject *key, *value;
-      while (PyDict_Next(dicts_[i], &at, &key, &value)) {
-        if (key != item[0] || value != item[1]) return (int64_t)i;
-        item += 2;
-      }
+      Dict& dict = dicts_[i];
+      if (COUNTS_CHANGES && changes(dict.object) == dict.changes) continue;
+      if (!same(dict)) return (int64_t)i;
+      dict.changes = changes(dict.object);
     }
     return -1;
   }
 
  private:
-  std::vector<PyObject*> dicts_, items_;
-  std::vector<Py_ssize_t> sizes_;
+  struct Dict {
+    PyObject* object;
+    Py_ssize_t size;
+    size_t first;  // of its items
+    uint64_t changes;
+  };
+
+  // Up to Python 3.12 each change gives a dict a number that no dict had before (PEP 509).
+#if PY_VERSION_HEX < 0x030D0000
+  static constexpr bool COUNTS_CHANGES = true;
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  static uint64_t changes(PyObject* dict) { return ((PyDictObject*)dict)->ma_version_tag; }
+#pragma GCC diagnostic pop
+#else
+  static constexpr bool COUNTS_CHANGES = false;
+  static uint64_t changes(PyObject*) { return 0; }
+#endif
+
+  bool same(const Dict& dict) const {
+    if (PyDict_Size(dict.object) != dict.size) return false;
+    PyObject* const* item = items_.data() + dict.first;
+    Py_ssize_t at = 0;
+    PyObject *key, *value;
+    for (; PyDict_Next(dict.object, &at, &key, &value); item += 2)
+      if (key != item[0] || value != item[1]) return false;
+    return true;
+  }
+
+  std::vector<Dict> dicts_;
+  std::vector<PyObject*> items_;
 };
 
-using Objects = std::vector<py::object>;
+// Tensors, with whether torch counts the writes to each and whether it has elements in this memory.
+using Tensors = std::vector<std::tuple<py::object, bool, bool>>;
 using Parts = std::vector<std::pair<uintptr_t, int64_t>>;
 
-// How often torch has counted writes to tensors, where their elements are, their strides, and a checksum of a sample of
-// the elements. `counted` are those whose writes torch counts, `placed` those with elements in this memory, and of `wide`
-// the strides matter; `parts` are addresses and sizes of the elements.
+// How often torch has counted writes to tensors, where their elements are, their strides, and a sample of the elements,
+// whose addresses and sizes in bytes are the parts.
 class TensorSnapshot {
  public:
-  TensorSnapshot(Objects counted, Objects placed, Objects wide, Parts parts)
-      : counted_(std::move(counted)), placed_(std::move(placed)), wide_(std::move(wide)), parts_(std::move(parts)) {
+  TensorSnapshot(const Tensors& tensors, const Parts& parts) : sample_(parts) {
     py::object type = py::module_::import("torch").attr("Tensor");
     data_ptr_ = type.attr("data_ptr");
     stride_ = type.attr("stride");
-    for (const py::object& t : counted_) versions_.push_back(number(py::getattr(t, version_)));
-    for (const py::object& t : placed_) places_.push_back(number(data_ptr_(t)));
-    for (const py::object& t : wide_) strides_.push_back(stride_(t));
-    sum_ = sampled_checksum(parts_);
+    version_ = type.attr("_version");
+    if (Py_TYPE(version_.ptr()) != &PyGetSetDescr_Type) throw py::type_error("torch.Tensor._version is no attribute of C");
+    if (py::hasattr(type, "__dlpack_c_exchange_api__")) {  // from torch 2.10 on: nanoseconds, where a method takes 100
+      py::capsule capsule = type.attr("__dlpack_c_exchange_api__");
+      auto* exchange = capsule.get_pointer<dlpack::Exchange>();
+      if (exchange->header.version.major == 1) describe_ = exchange->tensor_from_py_object;
+    }
+    for (const auto& [t, counted, placed] : tensors) {
+      dlpack::Tensor found;
+      bool described = placed && describe_ && describe_(t.ptr(), &found) == 0;
+      PyErr_Clear();  // a dtype that DLPack does not have
+      Seen seen{t, counted, placed, described, counted ? version(t) : 0, {}};
+      if (placed) seen.place = place(seen);
+      seen_.push_back(std::move(seen));
+    }
+    sum_ = sample_.checksum();
   }
 
   // The elements are looked at last: where their addresses are others, the old ones may not be read any more.
   bool same() const {
-    for (size_t i = 0; i < counted_.size(); ++i)
-      if (number(owned(PyObject_GetAttr(counted_[i].ptr(), version_.ptr()))) != versions_[i]) return false;
-    for (size_t i = 0; i < placed_.size(); ++i)
-      if (number(call(data_ptr_, placed_[i])) != places_[i]) return false;
-    for (size_t i = 0; i < wide_.size(); ++i) {
-      int equal = PyObject_RichCompareBool(call(stride_, wide_[i]).ptr(), strides_[i].ptr(), Py_EQ);
-      if (equal < 0) throw py::error_already_set();
-      if (!equal) return false;
+    for (const Seen& seen : seen_) {
+      if (seen.counted && version(seen.tensor) != seen.version) return false;
+      if (seen.placed && !same_place(seen)) return false;
     }
-    return sampled_checksum(parts_) == sum_;
+    return sample_.checksum() == sum_;
   }
 
  private:
-  static py::object owned(PyObject* found) {
-    if (!found) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(found);
-  }
-  static py::object call(const py::object& method, const py::object& t) {
-    return owned(PyObject_CallFunctionObjArgs(method.ptr(), t.ptr(), nullptr));
-  }
-  static uint64_t number(const py::object& x) {
-    uint64_t found = PyLong_AsUnsignedLongLong(x.ptr());
+  struct Place {
+    uint64_t address = 0;
+    std::vector<int64_t> strides;
+  };
+  struct Seen {
+    py::object tensor;
+    bool counted, placed, described;  // described: by DLPack
+    uint64_t version;
+    Place place;
+  };
+
+  uint64_t version(const py::object& t) const {
+    // Without the search for the attribute's name, which takes as long as reading it.
+    const PyGetSetDef* attribute = ((PyGetSetDescrObject*)version_.ptr())->d_getset;
+    PyObject* found = attribute->get(t.ptr(), attribute->closure);
+    uint64_t number = found ? PyLong_AsUnsignedLongLong(found) : 0;
+    Py_XDECREF(found);
     if (PyErr_Occurred()) throw py::error_already_set();
-    return found;
+    return number;
   }
 
-  Objects counted_, placed_, wide_;
-  Parts parts_;
-  py::str version_{py::reinterpret_steal<py::str>(PyUnicode_InternFromString("_version"))};
-  py::object data_ptr_, stride_;
-  std::vector<uint64_t> versions_, places_;
-  Objects strides_;
+  Place place(const Seen& seen) const {
+    if (!seen.described)
+      return {data_ptr_(seen.tensor).cast<uint64_t>(), stride_(seen.tensor).cast<std::vector<int64_t>>()};
+    dlpack::Tensor found = description(seen);
+    return {address(found), {found.strides, found.strides + found.ndim}};
+  }
+
+  bool same_place(const Seen& seen) const {
+    const Place& before = seen.place;
+    if (!seen.described) {
+      Place now = place(seen);
+      return now.address == before.address && now.strides == before.strides;
+    }
+    dlpack::Tensor found = description(seen);
+    return address(found) == before.address &&
+           std::equal(found.strides, found.strides + found.ndim, before.strides.begin(), before.strides.end());
+  }
+
+  dlpack::Tensor description(const Seen& seen) const {
+    dlpack::Tensor found;
+    if (describe_(seen.tensor.ptr(), &found)) throw py::error_already_set();
+    return found;
+  }
+  static uint64_t address(const dlpack::Tensor& t) { return (uint64_t)t.data + t.byte_offset; }
+
+  py::object data_ptr_, stride_, version_;
+  int (*describe_)(void*, dlpack::Tensor*) = nullptr;
+  std::vector<Seen> seen_;
+  Sample sample_;
   uint64_t sum_ = 0;
 };
 

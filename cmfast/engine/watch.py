@@ -28,11 +28,10 @@ class Watch:
         self._others = [(value, copy.copy(value)) for value in others]
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
         tensors = list({id(t): t for t in held}.values())
-        counted = [t for t in tensors if not t.is_inference()]
-        placed = [t for t in tensors if t.device.type in ("cpu", "cuda")]
-        wide = [t for t in placed if t.ndim > 1]
-        read = [t for t in placed if t.device.type == "cpu"]
-        self._tensors = native.cpu().TensorSnapshot(counted, placed, wide, [_memory(t) for t in read])
+        placed = [t.device.type in ("cpu", "cuda") for t in tensors]
+        seen = [(t, not t.is_inference(), there) for t, there in zip(tensors, placed, strict=True)]
+        read = [_memory(t) for t in tensors if t.device.type == "cpu"]
+        self._tensors = native.cpu().TensorSnapshot(seen, read)
 
     def changed(self) -> bool:
         """Whether the network is another, as far as can be seen."""

@@ -53,25 +53,35 @@ uint64_t checksum(const void* data, int64_t bytes, int threads) {
   return sum;
 }
 
-uint64_t sampled_checksum(const std::vector<std::pair<uintptr_t, int64_t>>& parts) {
-  uint64_t sum = mix(parts.size());
+Sample::Sample(const std::vector<std::pair<uintptr_t, int64_t>>& parts) {
   for (auto [address, bytes] : parts) {
     auto* data = (const unsigned char*)address;
-    if (bytes <= SMALL) {
-      sum = mix(sum + of_chunk(data, bytes));
+    if (bytes < 8) {
+      pieces_.push_back({data, (int)bytes});
       continue;
     }
     // One in each of as many equal stretches, so that they lie neither in a row nor in a column of a matrix.
-    int64_t words = bytes / 8, stretch = words / SAMPLES;
-    uint64_t sampled = 0;
-    for (int i = 0; i < SAMPLES; ++i) {
-      uint64_t word;
-      std::memcpy(&word, data + 8 * (i * stretch + (int64_t)(mix(i + 1) % stretch)), 8);
-      sampled += mix(word ^ mix(i));
-    }
-    sum = mix(sum + sampled + of_chunk(data + bytes - 8, 8));
+    int64_t words = bytes / 8, samples = bytes <= SMALL ? words : SAMPLES, stretch = words / samples;
+    for (int64_t i = 0; i < samples; ++i) words_.push_back(data + 8 * (i * stretch + (int64_t)(mix(i + 1) % stretch)));
+    words_.push_back(data + bytes - 8);
   }
-  return sum;
+}
+
+uint64_t Sample::checksum() const {
+  uint64_t sums[4] = {1, 2, 3, 4};  // chains that run beside one another
+  auto add = [](uint64_t& sum, const unsigned char* word) {
+    uint64_t value;
+    std::memcpy(&value, word, 8);
+    sum = (sum ^ value) * 0x9E3779B97F4A7C15u;
+    sum ^= sum >> 32;
+  };
+  size_t i = 0;
+  for (; i + 4 <= words_.size(); i += 4)
+    for (int chain = 0; chain < 4; ++chain) add(sums[chain], words_[i + chain]);
+  for (; i < words_.size(); ++i) add(sums[0], words_[i]);
+  for (auto [data, bytes] : pieces_)
+    for (int at = 0; at < bytes; ++at) sums[1] = mix(sums[1] ^ data[at]);
+  return mix(sums[0] + mix(sums[1] + mix(sums[2] + mix(sums[3]))));
 }
 
 }  // namespace cmfast

@@ -1,0 +1,86 @@
+"""What a watch sees of a network that changes: dicts in every way they can be, and tensors of every kind."""
+
+import pytest
+import torch
+from cmfast.kernels import native
+from torch import nn
+
+from cmfast.engine.watch import Watch
+
+WAYS = {
+    "set": lambda d: d.__setitem__("b", object()),
+    "added": lambda d: d.update(c=1),
+    "deleted": lambda d: d.__delitem__("a"),
+    "popped": lambda d: d.popitem(),
+    "cleared": lambda d: d.clear(),
+    "merged": lambda d: d.__ior__({"c": 1}),
+    "default": lambda d: d.setdefault("c"),
+    "in another order": lambda d: d.update(a=d.pop("a")),
+    "another key": lambda d: d.update(c=d.pop("b")),
+}
+
+
+@pytest.mark.parametrize("change", WAYS.values(), ids=WAYS)
+def test_every_way_to_change_a_dict_is_seen(change):
+    dicts = [{}, {"a": object(), "b": object()}, {"a": 1}]
+    snapshot = native.cpu().Snapshot(dicts)
+    assert snapshot.first_difference() == -1
+    change(dicts[1])
+    assert snapshot.first_difference() == 1
+    assert snapshot.first_difference() == 1
+
+
+def test_what_was_changed_back_is_no_change():
+    a, b = object(), object()
+    dicts = [{"a": a, "b": b}, {}]
+    snapshot = native.cpu().Snapshot(dicts)
+    dicts[0]["b"] = a
+    dicts[1][0] = 1
+    dicts[0]["b"] = b
+    del dicts[1][0]
+    assert snapshot.first_difference() == -1
+    dicts[1][0] = 1
+    assert snapshot.first_difference() == 1
+
+
+def _quantized(x):
+    return torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)  # a dtype that DLPack does not have
+
+
+KINDS = {
+    "float32": lambda x: x,
+    "float16": torch.Tensor.half,
+    "float8": lambda x: x.to(torch.float8_e4m3fn),
+    "complex": lambda x: x.to(torch.complex64),
+    "boolean": lambda x: x > 0,
+    "quantized": pytest.param(
+        _quantized, marks=pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+    ),
+    "in inference mode": torch.inference_mode()(torch.Tensor.clone),
+    "every second": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "of seven bytes": lambda x: x.to(torch.int8).flatten()[:7],
+    "of no elements": lambda x: x[:0],
+    "of no dimensions": lambda x: x[0, 0],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_tensors_of_every_kind(kind):
+    net = nn.Module()
+    net.register_buffer("state", kind(torch.randn(8, 8)))
+    watch = Watch(net)
+    assert not watch.changed()
+    before = net.state
+    with torch.inference_mode(before.is_inference()):
+        before.data = before.clone() if before.numel() else before.new_empty(0, 4)
+    assert net.state is before
+    assert watch.changed()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "of seven bytes", "of no dimensions"])
+def test_writes_that_torch_does_not_count(kind):
+    net = nn.Module()
+    net.register_buffer("state", KINDS[kind](torch.randn(8, 8)))
+    watch = Watch(net)
+    net.state.detach().numpy()[...] += 1
+    assert watch.changed()
