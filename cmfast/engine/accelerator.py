@@ -266,16 +266,26 @@ def products_of(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> torc
     """
     if any(p.is_meta for p in parameters):
         raise ValueError("accelerate: expected parameters on a GPU or on the CPU, got some on meta")
-    gpu = _on_gpu(device_of(parameters))
+    known = check_dtype(dtype, device_of(parameters))
+    if any(p.dtype == torch.float64 for p in parameters):
+        raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
+    own = parameters[0].dtype if parameters and parameters[0].dtype in known else torch.float32
+    return dtype or own
+
+
+def check_dtype(dtype: torch.dtype | None, device: torch.device) -> tuple[torch.dtype, ...]:
+    """The dtypes of products that a device serves.
+
+    Raises:
+        ValueError: as `cmfast.accelerate` says, for a dtype that is none of them.
+    """
+    gpu = _on_gpu(device)
     known = (torch.float32, torch.bfloat16, torch.float16) if gpu else (torch.float32, torch.bfloat16)
     if dtype not in (None, *known):
         names = "float32, bfloat16 or float16" if gpu else "float32 or bfloat16"
         hint = "" if gpu or dtype != torch.float16 else ", which GPUs alone serve"
         raise ValueError(f"accelerate: dtype must be {names}, got {dtype}{hint}")
-    if any(p.dtype == torch.float64 for p in parameters):
-        raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
-    own = parameters[0].dtype if parameters and parameters[0].dtype in known else torch.float32
-    return dtype or own
+    return known
 
 
 def device_of(tensors: Sequence[Tensor]) -> torch.device:

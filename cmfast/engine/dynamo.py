@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .accelerator import Accelerator, products_of
+from .accelerator import Accelerator, check_dtype, products_of
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def backend(
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Callable[..., Any]:
-    """Return what evaluates a graph of torch.compile's: the engine where it can, for inference on the CPU, else torch.
+    """Return what evaluates a graph of torch.compile's: the engine where it can, for inference, else torch.
 
     Each size of the inputs has a program of its own, with `dynamic=True` too, and so has each value of an argument
     that is a number: timesteps are better given as tensors. Graphs that are called with gradients enabled for inputs or
@@ -44,22 +44,23 @@ def backend(
         options: `dtype` (a torch.dtype or its name), `tune` and `cache`, as `cmfast.accelerate` takes them.
 
     Raises:
-        ValueError: a mode, an unknown option, or a dtype that is neither float32 nor bfloat16.
+        ValueError: a mode, an unknown option, or a dtype that the device does not serve.
     """
-    settings = _settings(mode, options)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     weights = {i for i, node in enumerate(placeholders) if _is_weight(node)}
+    device = _device(graph, placeholders)
+    settings = _settings(mode, options, device)
     if not weights and not any(True for _ in graph.parameters()):
         _log.debug("a graph without weights is left to torch")
         return graph.forward
-    reason = _refusal(graph, placeholders)
+    reason = _refusal(graph, placeholders, device)
     if reason:
         _say(f"torch runs a graph of torch.compile's: {reason}")
         return graph.forward
-    return _Compiled(graph, placeholders, weights, settings)
+    return _Compiled(graph, placeholders, weights, settings, device)
 
 
-def _settings(mode: str | None, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def _settings(mode: str | None, options: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
     if mode not in (None, "default"):
         raise ValueError(f'torch.compile(backend="cmfast") has no modes, got mode={mode!r}: see its options')
     found: dict[str, Any] = {"dtype": None, "tune": False, "cache": None}
@@ -69,7 +70,7 @@ def _settings(mode: str | None, options: Mapping[str, Any] | None) -> dict[str, 
         found[name] = value
     if isinstance(found["dtype"], str):
         found["dtype"] = getattr(torch, found["dtype"], found["dtype"])
-    products_of([], found["dtype"])
+    check_dtype(found["dtype"], device)
     return found
 
 
@@ -83,17 +84,26 @@ def _example(node: fx.Node) -> Any:
     return node.meta.get("example_value", node.meta.get("val"))
 
 
-def _refusal(graph: fx.GraphModule, placeholders: Sequence[fx.Node]) -> str:
+def _device(graph: fx.GraphModule, placeholders: Sequence[fx.Node]) -> torch.device:
+    """That of the first tensor of a graph that is not one number."""
+    tensors = [*map(_example, placeholders), *graph.parameters()]
+    return next((t.device for t in tensors if isinstance(t, Tensor) and t.ndim), torch.device("cpu"))
+
+
+def _refusal(graph: fx.GraphModule, placeholders: Sequence[fx.Node], device: torch.device) -> str:
     """Why the engine does not take a graph; "" where nothing is known against it."""
+    if device.type not in ("cpu", "cuda"):
+        return f"the engine takes tensors on the CPU or on a GPU (CUDA or ROCm), and there are some on {device}"
     for node in placeholders:
         value = _example(node)
         if not isinstance(value, Tensor) or _is_number(node):
             continue
-        if value.device.type != "cpu":
-            return f"the engine takes tensors on the CPU, and {node.name} is on {value.device}"
+        if value.device != device and (value.ndim or value.device.type != "cpu"):
+            return f"the engine takes tensors on one device, and there are some on {device} and {value.device}"
         if (value.dtype == torch.float64 and not _is_factor(node)) or value.is_complex():
             return f"the engine computes in float32, and {node.name} is {value.dtype}"
-    if torch.is_autocast_enabled("cpu") or any("_enter_autocast" in str(node.target) for node in graph.graph.nodes):
+    within = any("_enter_autocast" in str(node.target) for node in graph.graph.nodes)
+    if within or torch.is_autocast_enabled(device.type):
         return 'it is called under autocast: give options={"dtype": "bfloat16"} instead'
     return ""
 
@@ -121,10 +131,15 @@ class _Compiled:
     """Calls a graph of torch.compile's by the engine."""
 
     def __init__(
-        self, graph: fx.GraphModule, placeholders: Sequence[fx.Node], weights: set[int], settings: Mapping[str, Any]
+        self,
+        graph: fx.GraphModule,
+        placeholders: Sequence[fx.Node],
+        weights: set[int],
+        settings: Mapping[str, Any],
+        device: torch.device,
     ) -> None:
         self._graph = graph
-        self._still = _without_moves(graph)
+        self._still = _without_moves(graph, device)
         self._settings = settings
         self._weights = weights
         self._numbers = {i for i, node in enumerate(placeholders) if _is_number(node)}
@@ -215,22 +230,25 @@ class _Network(nn.Module):
                 yield torch.tensor(value, dtype=torch.float64) if i in self._numbers else value
 
 
-def _without_moves(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a graph, all of which is on the CPU, in which no tensor is moved there: without data, none can be."""
+def _without_moves(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
+    """A copy of a graph, all of which is on a device, in which no tensor is moved there: without data, none can be."""
     found = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     for node in found.graph.find_nodes(op="call_method", target="to"):
-        node.args = tuple(x for x in node.args if not _is_cpu(x))
-        node.kwargs = {name: x for name, x in node.kwargs.items() if not _is_cpu(x)}
+        node.args = tuple(x for x in node.args if not _names(x, device))
+        node.kwargs = {name: x for name, x in node.kwargs.items() if not _names(x, device)}
     for node in found.graph.nodes:
-        if node.op == "call_method" and node.target in ("to", "cpu") and len(node.args) == 1 and not node.kwargs:
+        if node.op == "call_method" and node.target in ("to", device.type) and len(node.args) == 1 and not node.kwargs:
             node.replace_all_uses_with(node.args[0])
             found.graph.erase_node(node)
     found.recompile()
     return found
 
 
-def _is_cpu(value: Any) -> bool:
-    return value == "cpu" or (isinstance(value, torch.device) and value.type == "cpu")
+def _names(value: Any, device: torch.device) -> bool:
+    """Whether a value is a device, or the name of one, that is this one; where it says no number, of this type."""
+    if isinstance(value, str):
+        value = torch.device(value)
+    return isinstance(value, torch.device) and value.type == device.type and value.index in (None, device.index)
 
 
 def _name(place: int) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from cmfast.engine import accelerator, dynamo
@@ -334,7 +335,7 @@ def test_other_devices_dtypes_and_autocast_are_torchs_own(served, caplog):
     with caplog.at_level(logging.WARNING, "cmfast"):
         compiled = torch.compile(nn.Conv2d(3, 4, 1, device="meta"), backend="cmfast")
         assert compiled(torch.empty(2, 3, 8, 8, device="meta")).is_meta
-        assert "the engine takes tensors on the CPU, and" in caplog.text
+        assert "the CPU or on a GPU (CUDA or ROCm), and there are some on meta" in caplog.text
         net = Net().eval().double()
         check(torch.compile(net, backend="cmfast"), net, draw(2, 3, 8, 8).double())
         assert "is torch.float64" in caplog.text
@@ -432,3 +433,74 @@ def test_a_scalar_of_numpys_is_served(served):
     net = Wide().eval()
     check(torch.compile(net, backend="cmfast"), net, draw(2, 3, 8, 8), torch.tensor(0.3, dtype=torch.float64))
     assert len(served) == 1
+
+
+class Moves(nn.Module):
+    """A network that moves its values to where they are, in every way there is."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = torch.device(device)
+        self.register_buffer("weight", torch.empty(8, 3, 3, 3, device=device))
+        self.register_buffer("gain", torch.empty(8, 1, 1, device=device))
+
+    def forward(self, x):
+        x = F.conv2d(x, self.weight).to(self.device).to(device=self.device, dtype=x.dtype).to(str(self.device))
+        x = x.cpu() if self.device.type == "cpu" else x  # without CUDA, torch traces no cuda()
+        return x * self.gain.to(self.device, x.dtype)
+
+
+@pytest.mark.parametrize(("device", "other"), [("cpu", "cuda:0"), ("cuda:0", "cuda:1")])
+@torch.no_grad()
+def test_graphs_of_one_device_are_the_engines(device, other):
+    graphs = []
+
+    def note(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with FakeTensorMode():
+        torch.compile(Moves(device), backend=note, fullgraph=True)(torch.empty(2, 3, 8, 8, device=device))
+    (graph,) = graphs
+    nodes = graph.graph.find_nodes(op="placeholder")
+    assert dynamo._device(graph, nodes) == torch.device(device)
+    assert dynamo._refusal(graph, nodes, torch.device(device)) == ""
+    assert f"on one device, and there are some on {other} and {device}" in dynamo._refusal(
+        graph, nodes, torch.device(other)
+    )
+
+    def moves(graph):
+        """The devices that values are moved to."""
+        calls = [node for node in graph.graph.nodes if node.op == "call_method" and node.target in ("to", "cpu")]
+        given = [
+            x for call in calls for x in ("cpu" if call.target == "cpu" else None, *call.args, *call.kwargs.values())
+        ]
+        return [str(x) for x in given if isinstance(x, str | torch.device)]
+
+    assert set(moves(graph)) == {device}
+    assert not moves(dynamo._without_moves(graph, torch.device(device)))
+    assert moves(dynamo._without_moves(graph, torch.device(other))) == moves(graph)
+
+
+@pytest.mark.parametrize(
+    ("value", "device", "expected"),
+    [
+        ("cuda", "cuda:1", True),
+        ("cuda:1", "cuda:1", True),
+        ("cuda:0", "cuda:1", False),
+        (torch.device("cuda"), "cuda:1", True),
+        ("cpu", "cuda:1", False),
+        ("cpu", "cpu", True),
+        (torch.float32, "cpu", False),
+        (None, "cpu", False),
+    ],
+)
+def test_names_of_devices(value, device, expected):
+    assert dynamo._names(value, torch.device(device)) == expected
+
+
+def test_options_know_the_device():
+    net, x = Net().eval(), draw(2, 3, 8, 8)
+    with pytest.raises(Exception, match=r"must be float32 or bfloat16, got torch.float16, which GPUs alone serve"):
+        torch.compile(net, backend="cmfast", options={"dtype": "float16"})(x)
+    assert dynamo._settings(None, {"dtype": "float16"}, torch.device("cuda:0"))["dtype"] == torch.float16
