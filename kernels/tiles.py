@@ -18,12 +18,21 @@ class Operand:
 
 
 def make_operand(x: Tensor, like: Tensor) -> Operand:
-    """View x as [N, C, P], its positions in the order in which they lie in `like`; a copy where no one stride can."""
+    """View x as [N, C, P], its positions in the order in which they lie in `like`; a copy where no one stride can.
+
+    The positions of `like` follow one another in memory.
+    """
     order = sorted((d for d in range(2, x.ndim) if x.shape[d] > 1), key=like.stride, reverse=True)
-    if any(x.stride(a) != x.stride(b) * x.shape[b] for a, b in itertools.pairwise(order)):
+    if not _evenly_spaced(x, order):
         x = empty_in_order(like, x.shape).copy_(x)
+        assert _evenly_spaced(x, order)
     n, c = (x.stride(d) if x.shape[d] > 1 else 0 for d in (0, 1))
     return Operand(x, (n, c, x.stride(order[-1]) if order else 0))
+
+
+def _evenly_spaced(x: Tensor, order: Sequence[int]) -> bool:
+    """Whether one stride leads through the dimensions `order` of x, the last of which is the innermost."""
+    return all(x.stride(a) == x.stride(b) * x.shape[b] for a, b in itertools.pairwise(order))
 
 
 def make_output(h: Tensor, shape: Sequence[int]) -> Operand:
