@@ -12,11 +12,11 @@ demo: .venv/runtime
 	$(BIN)/cmfast bench latency --model digits --steps 5,10,40 --rounds 3 --plot latency.png
 
 test: .venv/development
-	$(BIN)/pytest -n auto --dist loadfile --cov --cov-report=term
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 # The same with the newest torch and triton (a build for GPUs of several GB), in an environment of its own.
 test-newest: .venv-newest/development
-	.venv-newest/bin/pytest -n auto --dist loadfile
+	.venv-newest/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Do the tests notice? Single faults seeded into cmfast/, one a copy, and the related tests run on each: about an hour on
 # two cores. ARGS="--only cmfast/sampling" takes one folder, --count, --seed and --list are others.

@@ -211,6 +211,28 @@ def _applied_norms() -> Iterator[Call]:
         yield applied_norm_call(*norm)
 
 
+# Shape, layout, dtype and form: a latent model's tokens, then images of networks with layer and RMS norms.
+_CHANNEL_NORMS = (
+    ((4096, 320), "tokens", torch.bfloat16, "layer affine"),
+    ((1024, 640), "tokens", torch.float16, "layer affine"),
+    ((64, 1280), "tokens", torch.float32, "layer affine"),
+    ((1, 64, 64, 64), "nhwc", torch.bfloat16, "rms affine film silu"),
+    ((1, 128, 32, 32), "nchw", torch.bfloat16, "layer affine"),
+)
+
+
+def channel_norm_call(shape: Sequence[int], layout: str, dtype: torch.dtype, form: str) -> Call:
+    """Layer norm or RMS norm of x [N, C, *spatial]; form is "layer ..." or "rms ...", with "affine", "film", "silu"."""
+    x, _, weight, bias, _, scale, shift, silu = _norm_arguments((shape,), layout, dtype, form)
+    arguments = (x, weight, bias, 1e-5, "layer" in form, 0.0, scale, shift, silu)
+    return Call("channel_norm", _size(shape), layout, form, _name(dtype), arguments, (8 * x.numel(),))
+
+
+def _channel_norms() -> Iterator[Call]:
+    for norm in _CHANNEL_NORMS:
+        yield channel_norm_call(*norm)
+
+
 # N, H, T, S, D, dtype, form: imagenet64's three levels, LSUN-256's widest, a latent model's cross-attention.
 _ATTENTIONS = (
     (1, 6, 1024, 1024, 64, torch.bfloat16, "packed 3hd"),
@@ -341,6 +363,7 @@ OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
     "channel_moments": _channel_moments,
     "fold_group_norm": _fold_group_norms,
     "apply_group_norm": _applied_norms,
+    "channel_norm": _channel_norms,
     "attention": _attentions,
     "attention_backward": _attention_gradients,
     "consistency_step": _consistency_steps,

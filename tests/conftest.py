@@ -17,9 +17,23 @@ settings.load_profile("reproducible")
 # The networks here are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
 
+#: Files whose tests take minutes. They come first, so that no process is left with one when the others have ended.
+_LONG = (
+    "test_conv.py",
+    "test_mutants.py",
+    "test_gpu_check.py",
+    "test_group_norm.py",
+    "test_peers.py",
+    "test_cpu_faults.py",
+)
+
 # Without a GPU, Triton's interpreter runs its kernels on CPU tensors; it must be chosen before they are imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in _LONG)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_a_dry_run(tmp_path):
     assert {row["op"] for row in rows} == set(module("gpu.calls").shapes.OPERATORS)
     assert all(0 <= row["largest_error"] < 2e-2 for row in rows)
     assert {row["ceiling"] for row in found["machine"]["rows"] if "ceiling" in row} >= {"copy", "read", "launch"}
-    alone = {"conv2d", "channel_moments", "fold_group_norm", "apply_group_norm", "timestep_embedding"}
+    alone = {"conv2d", "channel_moments", "fold_group_norm", "apply_group_norm", "channel_norm", "timestep_embedding"}
     assert {row["op"] for row in rows if row["backend"] == "cuda"} == {row["op"] for row in rows} - alone
     (compiled,) = found["compile"]["rows"]
     assert 0 < compiled["compiled"] < compiled["kernels"]

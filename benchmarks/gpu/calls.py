@@ -1,6 +1,7 @@
 """The operators' calls that are checked and timed: their sizes, values, exact results, and peers in plain torch."""
 
 import dataclasses
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,12 @@ from tests.kernels.tolerance import assert_as_accurate, error
 
 BACKENDS = ("cuda", "triton")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+#: Shape, layout and form of the layer and RMS norms that are checked, everywhere.
+CHANNEL_NORMS = (
+    ((35, 320), "tokens", "layer affine"),
+    ((2, 67, 9, 5), "nhwc", "rms affine film silu"),
+    ((1, 40, 7, 9), "nchw", "layer affine"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +137,8 @@ def checked(device) -> Iterator[shapes.Call]:
             yield shapes.applied_norm_call(norm, layout, dtype, form + " average", groups)
             yield shapes.norm_call(norm, layout, dtype, form, groups)
             yield shapes.norm_gradient_call(norm, layout, dtype, form, groups)
+        for shape, layout, form in CHANNEL_NORMS:
+            yield shapes.channel_norm_call(shape, layout, dtype, form)
         for *numbers, form in found.attentions:
             yield shapes.attention_call(*numbers, dtype, form)
             yield shapes.attention_gradient_call(*numbers, dtype, form)
@@ -343,6 +352,8 @@ def _in_torch(call: shapes.Call, given: tuple) -> tuple[Callable, tuple, Any]:
         return _moments, given, None
     if call.op == "timestep_embedding":
         return lambda t, frequencies: reference.timestep_embedding(t, frequencies, *given[2:]), given[:2], None
+    if call.op == "channel_norm":
+        return _channel_norm, given, None
     if call.op == "fold_group_norm":
         return lambda first, second: reference.fold_group_norm(first, second, *given[2:]), given[:2], None
     if call.op == "apply_group_norm":
@@ -409,6 +420,19 @@ def _norm(groups: int, eps: float, silu: bool, resample: str | None = None) -> C
         return _resampled(F.silu(y) if silu else y, resample)
 
     return norm
+
+
+def _channel_norm(x, weight, bias, eps, centred, least, scale, shift, silu):
+    tokens = x.movedim(1, -1)
+    norm = functools.partial(F.layer_norm, bias=bias) if centred else F.rms_norm
+    y = norm(tokens, tokens.shape[-1:], weight=weight, eps=eps)
+    y = y if centred or bias is None else y + bias
+
+    def rows(value):
+        return value.reshape(len(value), *(1,) * (x.ndim - 2), -1)
+
+    y = y if scale is None else y * (1 + rows(scale)) + rows(shift)
+    return (F.silu(y) if silu else y).movedim(-1, 1)
 
 
 def _step(scalars, low, high, wants_sample: bool, wants_input: bool, noise: Callable | None) -> Callable:

@@ -19,6 +19,7 @@ _MODULES = {
     "group_norm_backward": "group_norm",
     "attention": "attention",
     "attention_backward": "attention",
+    "channel_norm": "channel_norm",
     "channel_moments": "moments",
     "fold_group_norm": "moments",
     "apply_group_norm": "apply_group_norm",

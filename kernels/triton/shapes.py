@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..shapes import Call, calls
 from .apply_group_norm import plan_apply_group_norm
 from .attention import plan_attention, plan_attention_backward
+from .channel_norm import plan_channel_norm
 from .consistency import plan_consistency_step, plan_consistency_step_backward
 from .conv import plan_conv2d
 from .group_norm import plan_group_norm, plan_group_norm_backward
@@ -20,6 +21,7 @@ _PLANS: dict[str, Callable] = {
     "channel_moments": plan_channel_moments,
     "fold_group_norm": plan_fold_group_norm,
     "apply_group_norm": plan_apply_group_norm,
+    "channel_norm": plan_channel_norm,
     "attention": plan_attention,
     "attention_backward": plan_attention_backward,
     "consistency_step": plan_consistency_step,

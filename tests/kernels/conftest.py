@@ -13,7 +13,16 @@ from .backends import ON_GPU, cpu_kernels, gpu_kernels
 make_faster()
 
 #: The files of the operators that a GPU serves.
-_OPERATORS = ("group_norm", "attention", "consistency", "conv", "moments", "apply_group_norm", "timestep_embedding")
+_OPERATORS = (
+    "group_norm",
+    "attention",
+    "consistency",
+    "conv",
+    "moments",
+    "apply_group_norm",
+    "channel_norm",
+    "timestep_embedding",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ SHAPES = {
     "audio": (2, 35, 57),
     "video": (1, 18, 3, 5, 7),
     "two-threads": (2, 33, 17, 31),
+    "many-channels": (2, 8200, 1),
 }
 FORMS = {
     "layer": {},

@@ -13,10 +13,7 @@ make_faster()
 def _gpu_on_cpu(monkeypatch):
     """Let the target for GPUs take CPU tensors, launches by Triton's interpreter; the definitions serve the rest."""
     monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
-    if not ON_GPU:  # the interpreter takes some milliseconds for a program, half of them to look for overflows
-        from triton.runtime.interpreter import InterpreterOptions, interpreter_builder
-
-        monkeypatch.setattr(interpreter_builder, "options", InterpreterOptions(sanitize_overflow=False))
+    if not ON_GPU:  # the interpreter takes some milliseconds for a program
         for module in ("conv_config", "group_norm_grid", "moments_tiles", "moments"):
             monkeypatch.setattr(f"cmfast.kernels.triton.{module}.PROGRAMS", 3)
     with kernels.use_backend("reference"):
