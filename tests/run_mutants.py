@@ -51,6 +51,7 @@ RELATED = {
     "cmfast/engine/trace.py": ("tests/engine/test_explain.py", "tests/engine/test_parts.py"),
     "cmfast/engine/": tuple(f"tests/engine/test_{name}.py" for name in ("drop_in", "homemade", "accelerate")),
     "cmfast/cli/kernels.py": ("tests/kernels/test_static.py",),
+    "cmfast/cli/convert.py": ("tests/checkpoints/test_convert.py",),
     "cmfast/cli/": ("tests/test_cli.py", "tests/test_cli_profile_from.py"),
     "cmfast/explain.py": ("tests/engine/test_explain.py",),
     "cmfast/accelerate.py": ("tests/engine/test_accelerate.py", "tests/engine/test_drop_in.py"),
