@@ -34,12 +34,13 @@ from benchmarks.gpu.supervisor import run_stage, write_json  # noqa: E402
 #: stage: (parts of the time that is left, by those of the stages that are to come; processes, and in the dry run).
 STAGES = {
     "machine": (4, 1, 1),
-    "compile": (9, 8, 1),
+    "compile": (14, 8, 1),
     "correctness": (18, 8, 2),
     "operators": (24, 1, 1),
     "network": (26, 1, 1),
     "sampling": (8, 1, 1),
     "conformance": (15, 1, 1),
+    "tiles": (8, 1, 1),
 }
 
 

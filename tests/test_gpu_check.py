@@ -51,7 +51,7 @@ def results(folder):
 
 @needs_emulation
 def test_a_dry_run(tmp_path):
-    stages = ["machine", "compile", "correctness", "network", "sampling", "conformance"]
+    stages = ["machine", "compile", "correctness", "network", "sampling", "conformance", "tiles"]
     command = [*CHECK, "--minutes", "5", "--out", str(tmp_path / "out"), "--stages", *stages]
     done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, "pass"), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -66,8 +66,13 @@ def test_a_dry_run(tmp_path):
     assert {row["ceiling"] for row in found["machine"]["rows"] if "ceiling" in row} >= {"copy", "read", "launch"}
     alone = {"conv2d", "channel_moments", "fold_group_norm", "apply_group_norm", "channel_norm", "timestep_embedding"}
     assert {row["op"] for row in rows if row["backend"] == "cuda"} == {row["op"] for row in rows} - alone
-    (compiled,) = found["compile"]["rows"]
+    compiled, of_tiles = found["compile"]["rows"]
     assert 0 < compiled["compiled"] < compiled["kernels"]
+    tiles = found["tiles"]["rows"]
+    assert of_tiles["tiles"] > 0
+    assert len({(row["block_m"], row["block_n"], row["block_k"], row["num_warps"]) for row in tiles}) > 2
+    assert [row["rule"] for row in tiles] == [True] + [False] * (len(tiles) - 1)
+    assert all(row["relative_error"] < 1e-2 and row["tile_us"] > 0 for row in tiles)
     networks = {row["variant"]: row for row in found["network"]["rows"]}
     assert all(row["launches"] > 50 and row["replayed_us"] > 0 for row in networks.values())
     assert networks["accelerated"]["steps"] > networks["accelerated"]["steps_by_torch"] > 0

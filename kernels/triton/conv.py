@@ -9,7 +9,7 @@ tf32 halves (`input_precision="tf32x3"`) by NVIDIA's matrix instructions, and as
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
@@ -46,11 +46,14 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
     return out if ordered else out.contiguous(), moments
 
 
-def plan_conv2d(a: ConvArguments, *, arch: str | None = None) -> tuple[list[Launch], tuple[Tensor, Tensor]]:
+def plan_conv2d(
+    a: ConvArguments, *, arch: str | None = None, choose: Callable[..., Config] = configuration
+) -> tuple[list[Launch], tuple[Tensor, Tensor]]:
     """The launches of `conv2d`, and the outputs that they fill: out, channels last, and moments.
 
     Reads no data, so tensors may be without any; but images whose channels are not adjacent are copied. `arch` is the
-    architecture to plan for, "sm_90" or "gfx942" say; None means that of the device of h.
+    architecture to plan for, "sm_90" or "gfx942" say; None means that of the device of h. `choose` gives the product's
+    tiles, from the arguments of `conv_config.configuration`.
     """
     assert a.packed is not None
     shape = a.output_shape()
@@ -70,7 +73,7 @@ def plan_conv2d(a: ConvArguments, *, arch: str | None = None) -> tuple[list[Laun
         launches.append(launch)
         resample = None if a.resample == "average" else a.resample
         a = a._replace(h=u, skip=None, gain=None, offset=None, silu=False, gate=None, resample=resample)
-    launches.append(_plan_product(a, out, moments, arch or architecture(a.h.device)))
+    launches.append(_plan_product(a, out, moments, arch or architecture(a.h.device), choose))
     return launches, (out, moments)
 
 
@@ -120,12 +123,12 @@ def _plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
     return launch, u
 
 
-def _plan_product(a: ConvArguments, out: Tensor, moments: Tensor, arch: str) -> Launch:
+def _plan_product(a: ConvArguments, out: Tensor, moments: Tensor, arch: str, choose: Callable[..., Config]) -> Launch:
     assert a.packed is not None
     n, columns, *sizes = out.shape
     kernel, taps = a.weight.shape[2:], math.prod(a.weight.shape[2:])
     sources = [a.h.shape[1]] if a.skip is None else [a.h.shape[1], a.skip.shape[1]]
-    config = configuration(math.prod(sizes), columns, sources, taps, a.packed.element_size(), arch)
+    config = choose(math.prod(sizes), columns, sources, taps, a.packed.element_size(), arch)
     inside = a.resample is None and not any(a.padding)
     h, skip, residual, to = a.h, a.skip, a.residual, out
     if inside and set(a.stride) == {1} and taps == 1 and a.gain is None and not a.moments and not a.residual_resample:

@@ -51,14 +51,56 @@ def configuration(positions: int, columns: int, sources: list[int], taps: int, i
     block_k = min(64 if itemsize == 2 else 32, max(16, triton.next_power_of_2(max(sources))))
     if block_k == 64 and any(c % 64 for c in sources) and all(c % 32 == 0 for c in sources):
         block_k = 32
-    steps = taps * sum(triton.cdiv(c, block_k) for c in sources)
+    steps = _steps(sources, taps, block_k)
     rows = triton.cdiv(positions, block_m)
     # Narrower tiles come before parts of sums, which are written and read; the narrowest where 8 parts would not do.
     while block_n > 16 and rows * triton.cdiv(columns, block_n) * min(steps, 1 if block_n > 32 else 8) < PROGRAMS:
         block_n //= 2
-    segments = min(steps, math.ceil(PROGRAMS / (rows * triton.cdiv(columns, block_n))))
-    segment = steps // segments
     stages = 2 if arch.startswith("gfx") else 3
     # On datacenter Blackwell a kernel of one tap, which applies gain and offset as it reads, spills with four warps.
     warps = 8 if arch.startswith("sm_10") and taps == 1 and block_m == 64 else 4
-    return Config(block_m, block_n, block_k, segment, math.ceil(steps / segment), warps, stages)
+    return _divided(positions, columns, steps, Config(block_m, block_n, block_k, 0, 0, warps, stages))
+
+
+#: Positions, output channels and input channels of a tile, warps and stages, for a measurement to choose from.
+_TILES = (
+    (64, 64, 64, 4, 4),
+    (64, 64, 64, 8, 3),
+    (64, 64, 32, 4, 4),
+    (64, 128, 64, 4, 3),
+    (128, 64, 64, 4, 3),
+    (128, 64, 64, 8, 3),
+    (128, 128, 64, 8, 3),
+    (128, 128, 32, 8, 4),
+    (64, 32, 64, 4, 4),
+    (32, 64, 64, 4, 4),
+    (32, 32, 64, 4, 4),
+    (64, 16, 64, 4, 4),
+)
+
+
+def candidates(positions: int, columns: int, sources: list[int], taps: int, itemsize: int, arch: str) -> list[Config]:
+    """The tiles that a measurement may choose from: those of `configuration`, whose arguments these are, and others.
+
+    Of each there are two: its sum in parts, so that there are PROGRAMS programs, and as a whole.
+    """
+    rule = configuration(positions, columns, sources, taps, itemsize, arch)
+    found = [rule]
+    for block_m, block_n, block_k, warps, stages in _TILES:
+        fits = block_m <= 4 * positions and block_n <= 4 * columns and block_k <= 4 * max(sources)
+        if fits and (itemsize == 2 or block_k == 32):
+            steps = _steps(sources, taps, block_k)
+            whole = Config(block_m, block_n, block_k, steps, 1, warps, stages)
+            found += [_divided(positions, columns, steps, whole), whole]
+    return list(dict.fromkeys(found))
+
+
+def _steps(sources: list[int], taps: int, block_k: int) -> int:
+    return taps * sum(triton.cdiv(c, block_k) for c in sources)
+
+
+def _divided(positions: int, columns: int, steps: int, tile: Config) -> Config:
+    """A tile with its sum in as many parts as it takes to have PROGRAMS programs."""
+    tiles = triton.cdiv(positions, tile.block_m) * triton.cdiv(columns, tile.block_n)
+    segment = steps // min(steps, math.ceil(PROGRAMS / tiles))
+    return dataclasses.replace(tile, segment=segment, segments=math.ceil(steps / segment))

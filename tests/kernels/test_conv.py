@@ -453,6 +453,39 @@ def test_a_sample_has_the_same_bits_in_any_batch(backend):
 
 
 @pytest.mark.skipif(ON_GPU, reason="launches with the interpreter")
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [((1, 33, 20, 5, 6, 3, 1, 1), ("residual",)), ((2, 33, 70, 5, 7, 1, 1, 0), ("affine", "residual"))],
+    ids=["3x3", "1x1"],
+)
+def test_every_tile_that_may_be_chosen(shape, parts):
+    triton = pytest.importorskip("cmfast.kernels.triton.conv", exc_type=ImportError)
+    config = pytest.importorskip("cmfast.kernels.triton.conv_config", exc_type=ImportError)
+    x, weight, bias, arguments = make(shape, torch.bfloat16, parts=parts)
+    packed = triton.pack(weight, torch.bfloat16)
+    sides = ((1, 1), (shape[-1],) * 4, torch.bfloat16)
+    a = ConvArguments(x, None, weight, bias, packed, 1, False, *sides, **arguments, moments=True)
+    prepared = prepare_conv(weight, bias, padding=shape[-1], height=shape[3], width=shape[4])
+    expected, moments = conv2d(x, prepared, **arguments, moments=True, backend="reference")
+    used = []
+    for i in range(40):
+
+        def choose(*given, i=i):
+            found = config.candidates(*given)
+            used.append(found[min(i, len(found) - 1)])
+            return used[-1]
+
+        launches, outputs = triton.plan_conv2d(a, choose=choose)
+        for launch in launches:
+            launch.run()
+        assert ((outputs[0] - expected).norm() / expected.norm()).item() < 5e-3
+        torch.testing.assert_close(outputs[1], moments, rtol=2e-2, atol=2e-2)
+        if i and used[-1] == used[-2]:
+            break
+    assert len(set(used)) == len(used) - 1 > 5
+
+
+@pytest.mark.skipif(ON_GPU, reason="launches with the interpreter")
 def test_launches_of_triton_leave_their_tickets_at_zero():
     triton = pytest.importorskip("cmfast.kernels.triton.conv", exc_type=ImportError)
     x, weight, bias, _ = make((1, 20, 33, 9, 10, 3, 1, 1))
