@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import cmfast
 from cmfast.engine import CaptureError
-from cmfast.engine.accelerator import accelerator_of
+from cmfast.engine.accelerator import Accelerator, accelerator_of
 from cmfast.engine.watch import Watch
 
 from .networks import network
@@ -223,6 +223,29 @@ def test_the_least_recently_used_program_goes(net):
         fast(X, 0)
     assert accelerator_of(fast).executable((X, 0)) is first
     assert len(accelerator_of(fast)._made.programs) == 8
+
+
+@torch.no_grad()
+def test_a_pipelines_networks_have_folders_of_their_own(tmp_path):
+    class Pipeline:
+        def __init__(self):
+            self.unet, self.vae = Versatile().eval(), nn.Module()
+            self.vae.decoder = nn.Conv2d(3, 4, 1).eval()
+
+    pipeline = cmfast.accelerate(Pipeline(), cache=tmp_path)
+    pipeline.unet(X, 1)
+    pipeline.vae.decoder(X)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["unet", "vae.decoder"]
+    assert all(any(path.iterdir()) for path in tmp_path.iterdir())
+
+
+def test_what_is_done_unless_something_else_is_asked_for(net):
+    accelerator = Accelerator(net, torch.float32)
+    assert accelerator.graphs
+    assert accelerator.keep_weights
+    assert not accelerator.tune
+    assert not accelerator.whole
+    assert accelerator.cache is accelerator.passes is None
 
 
 # --- never stale
