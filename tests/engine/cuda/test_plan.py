@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from cmfast.kernels.triton import conv_config
 from torch import nn
 
 from cmfast import UNet, UNetConfig
@@ -93,3 +94,18 @@ def test_cards_and_dtypes_differ():
 def test_unknown_cards():
     with pytest.raises(ValueError, match=r"one of H100, .*MI300X, got 'H10'"):
         plan(nn.Identity(), (torch.ones(1, 3, 4, 4),), gpu="H10")
+
+
+def test_bytes_are_those_of_the_tensors_and_of_parts_of_sums():
+    net = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 32, 1)).eval()
+    first, second = plan(net, (torch.empty(1, 64, 8, 8, device="meta"),))
+    config = conv_config.configuration(64, 64, [64], 9, 2, "sm_90")
+    tiles = 64 // config.block_n
+    assert config.segments > 1
+    parts = (
+        4 * config.segments * tiles * config.block_m * config.block_n + 4 * tiles
+    )  # and tickets
+    assert first.scratch_bytes == 2 * parts
+    assert first.bytes == 2 * (64 * 64 + 64 * 64 * 9 + 64 * 64) + 4 * 64 + first.scratch_bytes
+    assert second.scratch_bytes == 0
+    assert second.bytes == 2 * (64 * 64 + 64 * 32 + 32 * 64) + 4 * 32

@@ -72,13 +72,28 @@ def test_narrow_dtypes_err_no_more_than_torch(kind, dtype):
 def test_several_shapes_share_the_weights():
     net, _ = small()
     fast = gpu(net, BF16)
-    sizes = set()
+    sizes, places = set(), set()
     for batch, size in ((1, 6), (3, 6), (2, 9), (1, 6)):
         x = torch.randn(batch, 3, size, size + 1, device=DEVICE)
         expected = exact(net, [x])
         assert error(fast(x), expected) < 2 * error(narrow(net, [x], BF16), expected)
         sizes.add(fast.target.bytes)
+        places.add(tuple(t.data_ptr() for t in fast.target.weights.packed.values()))
     assert sizes == {2 * 27 * 8 + 2 * 72 * 4}
+    assert len(places) == 1
+
+
+@torch.no_grad()
+def test_convolutions_that_no_kernel_serves(monkeypatch):
+    monkeypatch.setattr("cmfast.engine.cuda.weights._is_served", lambda node, *_: node.name != "conv2d_default")
+    net, inputs = small()
+    fast = gpu(net, BF16)
+    for x in (*inputs, torch.cat((*inputs, *inputs))):
+        expected = exact(net, [x])
+        assert error(fast(x), expected) < 2 * error(narrow(net, [x], BF16), expected)
+    weights = fast.target.weights
+    assert (list(weights.converted), list(weights.packed)) == (["first.weight"], ["last.weight"])
+    assert weights.converted["first.weight"].dtype == BF16
 
 
 @torch.no_grad()
