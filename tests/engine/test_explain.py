@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import cmfast
+from cmfast.engine.passes import PASSES
 
 from .tiny_pipelines import pipeline
 
@@ -58,6 +59,7 @@ def test_a_network_that_is_captured_as_a_whole():
     assert found.torch[operator, reason] == 1
     assert found.passes["group_norms"] == 1
     assert found.passes["resampling"] == 0
+    assert found.passes.keys() == PASSES.keys()  # and none of another device
     assert found.value_bytes > 0
     assert found.weight_bytes >= 8 * 8 * 9 * 4
     lines = str(found).splitlines()
