@@ -12,7 +12,8 @@ the moment it ends:
     operators    their times at the networks' shapes, cold and warm, beside torch and torch.compile
     network      one evaluation of the ImageNet 64 network, accelerated and plain: time, launches, memory, a trace
     sampling     one consistency step, two, and Heun's 40, accelerated and plain
-    conformance  the operators' tests, and compute-sanitizer, until the time is up
+    conformance  the operators' tests, and compute-sanitizer, as long as its share of the time lasts
+    tiles        the network's convolutions with other tiles than the rule's
 
 A table of what was found ends the output; the exit status is 1 where anything was wrong. `--emulate` goes the same way
 without a GPU, on Triton's interpreter and csrc/emulation, with small sizes: its times say nothing.

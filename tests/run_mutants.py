@@ -54,6 +54,7 @@ RELATED = {
     "cmfast/cli/convert.py": ("tests/checkpoints/test_convert.py",),
     "cmfast/cli/": ("tests/test_cli.py", "tests/test_cli_profile_from.py"),
     "cmfast/explain.py": ("tests/engine/test_explain.py",),
+    "cmfast/pipelines.py": ("tests/engine/test_pipelines.py",),
     "cmfast/accelerate.py": ("tests/engine/test_accelerate.py", "tests/engine/test_drop_in.py"),
     "cmfast/environment.py": ("tests/test_cli.py",),
     "cmfast/checkpoints/": ("tests/checkpoints",),

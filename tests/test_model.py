@@ -155,6 +155,14 @@ def test_diffusion_models_sample_with_heun():
     assert len(calls) == 2 * 18 - 1
 
 
+@pytest.mark.parametrize("levels", [{"sigmas": [20.0, 2.0]}, {"timesteps": [0, 9], "grid_steps": 10}])
+def test_levels_of_ones_own_are_those_of_multistep(levels):
+    teacher = ConsistencyModel(tiny_unet(), EDM())
+    expected = teacher.sample(1, seed=2, sampler="multistep", **levels)
+    assert torch.equal(teacher.sample(1, seed=2, **levels), expected)
+    assert not torch.equal(teacher.sample(1, seed=2, sampler="heun", **levels), expected)
+
+
 @pytest.mark.parametrize("scheme", [TrigFlow(), Flow(), LatentConsistency(), TrajectoryConsistency()])
 def test_other_schemes(scheme):
     model = ConsistencyModel(tiny_unet(), scheme)

@@ -6,6 +6,8 @@ import weakref
 import pytest
 import torch
 from cmfast.kernels import native
+from torch import nn
+from torch.nn import functional as F
 
 import cmfast
 from cmfast import ConsistencyModel, UNet
@@ -300,6 +302,23 @@ def test_packed_weights_are_kept_in_a_folder(tmp_path, packs):
         unet.out[2].weight[0, 0, 0, 0] += 1
     assert error(cmfast.accelerate(unet, cache=tmp_path / "cache")(*inputs), exact(unet, inputs)) < 1e-5
     assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+@torch.no_grad()
+def test_weights_of_which_others_are_made_are_given_up_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return F.conv2d(x, self.conv.weight * 3.0, self.conv.bias)
+
+    net, x = Scaled().eval(), torch.randn(1, 3, 6, 6)
+    expected = net(x)
+    torch.testing.assert_close(cmfast.accelerate(net, keep_weights=False)(x), expected, rtol=1e-5, atol=1e-5)
+    assert net.conv.weight.is_meta
+    assert not net.conv.bias.is_meta
 
 
 def test_weights_can_be_given_up(tmp_path):

@@ -40,3 +40,13 @@ def test_a_constant_is_one_value_however_often_it_is_read():
 
     graph = capture(Twice(), [torch.zeros(4)])
     assert len([node for node in graph.nodes.nodes if node.op == "get_attr"]) == 1
+
+
+def test_a_view_is_of_values_that_lie_in_any_way():
+    class Tokens(nn.Module):
+        def forward(self, x):
+            return (x * 2).flatten(1).view(2, 3, 4, 5)
+
+    graph = capture(Tokens(), [torch.randn(2, 3, 4, 5)])
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(graph.run(x), 2 * x)

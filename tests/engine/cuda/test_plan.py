@@ -102,9 +102,7 @@ def test_bytes_are_those_of_the_tensors_and_of_parts_of_sums():
     config = conv_config.configuration(64, 64, [64], 9, 2, "sm_90")
     tiles = 64 // config.block_n
     assert config.segments > 1
-    parts = (
-        4 * config.segments * tiles * config.block_m * config.block_n + 4 * tiles
-    )  # and tickets
+    parts = 4 * config.segments * tiles * config.block_m * config.block_n + 4 * tiles  # and tickets
     assert first.scratch_bytes == 2 * parts
     assert first.bytes == 2 * (64 * 64 + 64 * 64 * 9 + 64 * 64) + 4 * 64 + first.scratch_bytes
     assert second.scratch_bytes == 0
