@@ -303,7 +303,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   });
   py::class_<Snapshot>(m, "Snapshot", py::module_local())
       .def(py::init<const std::vector<py::dict>&>())
-      .def("first_difference", &Snapshot::first_difference);
+      .def("first_difference", &Snapshot::first_difference)
+      .def("accept", &Snapshot::accept);
   py::class_<TensorSnapshot>(m, "TensorSnapshot", py::module_local())
       .def(py::init<const Tensors&, const Parts&>())
       .def("same", &TensorSnapshot::same);

@@ -18,13 +18,8 @@ class Snapshot {
  public:
   explicit Snapshot(const std::vector<py::dict>& dicts) {
     for (const py::dict& dict : dicts) {
-      dicts_.push_back({dict.ptr(), PyDict_Size(dict.ptr()), items_.size(), changes(dict.ptr())});
-      Py_ssize_t at = 0;
-      PyObject *key, *value;
-      while (PyDict_Next(dict.ptr(), &at, &key, &value)) {
-        items_.push_back(key);
-        items_.push_back(value);
-      }
+      dicts_.push_back({dict.ptr(), 0, {}});
+      accept(dicts_.size() - 1);
     }
   }
 
@@ -39,12 +34,24 @@ class Snapshot {
     return -1;
   }
 
+  // Remember one of the dicts as it is now.
+  void accept(size_t i) {
+    Dict& dict = dicts_.at(i);
+    dict.changes = changes(dict.object);
+    dict.items.clear();
+    Py_ssize_t at = 0;
+    PyObject *key, *value;
+    while (PyDict_Next(dict.object, &at, &key, &value)) {
+      dict.items.push_back(key);
+      dict.items.push_back(value);
+    }
+  }
+
  private:
   struct Dict {
     PyObject* object;
-    Py_ssize_t size;
-    size_t first;  // of its items
     uint64_t changes;
+    std::vector<PyObject*> items;  // keys and values
   };
 
   // Up to Python 3.12 each change gives a dict a number that no dict had before (PEP 509).
@@ -60,8 +67,8 @@ class Snapshot {
 #endif
 
   bool same(const Dict& dict) const {
-    if (PyDict_Size(dict.object) != dict.size) return false;
-    PyObject* const* item = items_.data() + dict.first;
+    if (2 * (size_t)PyDict_Size(dict.object) != dict.items.size()) return false;
+    PyObject* const* item = dict.items.data();
     Py_ssize_t at = 0;
     PyObject *key, *value;
     for (; PyDict_Next(dict.object, &at, &key, &value); item += 2)
@@ -70,7 +77,6 @@ class Snapshot {
   }
 
   std::vector<Dict> dicts_;
-  std::vector<PyObject*> items_;
 };
 
 // Tensors, with whether torch counts the writes to each and whether it has elements in this memory.

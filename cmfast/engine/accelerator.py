@@ -22,14 +22,15 @@ from .parts import Parts
 from .passes import PASSES
 from .structure import Structure, flatten
 from .target import Executable, Target
+from .turns import Turns
 from .watch import Watch, attributes
 
 #: Calls, by the shapes of their tensors and all that is no tensor, that are kept ready; each has memory for its values.
 _MOST_PROGRAMS = 8
 #: Calls that are remembered because the network cannot be captured for them.
 _MOST_REFUSALS = 64
-#: A capture puts other parameters into modules that several accelerated networks may share: one at a time does so.
-_capture_lock = threading.RLock()
+#: A capture puts other parameters into modules that several accelerated networks may share.
+_turns = Turns()
 _thread = threading.local()
 
 
@@ -99,7 +100,8 @@ class Accelerator:
         self.passes = None if passes is None else tuple(passes)
         self.whole = whole
         self._lock = threading.RLock()
-        self._made = self._start()
+        with _turns.beside():
+            self._made = self._start()
         self._parts = Parts(module, self._accelerate_part)
         self._refused: OrderedDict[Any, str] = OrderedDict()
 
@@ -128,7 +130,7 @@ class Accelerator:
             if not self._has_parts:
                 raise (error.error if isinstance(error, _RaisedError) else error) from None
             reason = str(error)
-        with torch.no_grad(), _in_eval_mode(self.module):
+        with _turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
             return self._parts(reason, args, kwargs)
 
     @property
@@ -156,7 +158,8 @@ class Accelerator:
         with torch.no_grad():
             program = self._program(tensors, structure) if all(t.numel() for t in tensors) else None
             if program is None:  # there is nothing to compute
-                return _without_hooks(self.module)(*args, **kwargs)
+                with _turns.beside():
+                    return _without_hooks(self.module)(*args, **kwargs)
             dtypes = self._output_dtypes(program, tensors, structure)
             outputs = trace.run(self.module, program.target, program.executable, tensors, dtypes)
         return program.structure.build(outputs)
@@ -172,28 +175,40 @@ class Accelerator:
 
     def _program(self, tensors: Sequence[Tensor], structure: Structure) -> _Program:
         key = structure, tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
-        # In inference mode composite operators do not show their parts, and tensors cannot be used outside it.
-        with self._lock:
-            if key in self._refused:  # whatever has changed: its forward may change something at every call
-                raise CaptureError(self._refused[key])
-            if self._made.watch is None or self._made.watch.changed():
-                self._made = self._start()
-            programs = self._made.programs
-            _check_devices(tensors, self._made.target.device)
-            if key not in programs:
-                try:
-                    with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
-                        programs[key] = self._make(self._made.target, tensors, structure)
-                except CaptureError as error:
-                    if self.whole or self._has_parts:
-                        self._refused[key] = str(error)
-                    while len(self._refused) > _MOST_REFUSALS:
-                        self._refused.popitem(last=False)
-                    raise
-                while len(programs) > _MOST_PROGRAMS:
-                    programs.popitem(last=False)
-            programs.move_to_end(key)
-            return programs[key]
+        with _turns.beside(), self._lock:
+            program = self._made_already(key, tensors)
+        if program is not None:
+            return program
+        with _turns.alone(), self._lock:
+            program = self._made_already(key, tensors)  # by another thread
+            if program is None:
+                program = self._made.programs[key] = self._make_or_refuse(key, tensors, structure)
+                while len(self._made.programs) > _MOST_PROGRAMS:
+                    self._made.programs.popitem(last=False)
+            return program
+
+    def _made_already(self, key: Any, tensors: Sequence[Tensor]) -> _Program | None:
+        if key in self._refused:  # whatever has changed: its forward may change something at every call
+            raise CaptureError(self._refused[key])
+        if self._made.watch is None or self._made.watch.changed():
+            self._made = self._start()
+        _check_devices(tensors, self._made.target.device)
+        program = self._made.programs.get(key)
+        if program is not None:
+            self._made.programs.move_to_end(key)
+        return program
+
+    def _make_or_refuse(self, key: Any, tensors: Sequence[Tensor], structure: Structure) -> _Program:
+        try:
+            # In inference mode composite operators do not show their parts, and tensors cannot be used outside it.
+            with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
+                return self._make(self._made.target, tensors, structure)
+        except CaptureError as error:
+            if self.whole or self._has_parts:
+                self._refused[key] = str(error)
+            while len(self._refused) > _MOST_REFUSALS:
+                self._refused.popitem(last=False)
+            raise
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
@@ -248,14 +263,13 @@ class Accelerator:
 
     def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:
         given = tuple(t.dtype for t in tensors)
-        with self._lock:
-            if given not in program.dtypes:
-                with _capturing(), torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module):
-                    args, kwargs = structure.build(tensors)
-                    program.dtypes[given] = output_dtypes(
-                        _without_hooks(self.module), args, kwargs, program.executable.dtypes
-                    )
-            return program.dtypes[given]
+        if given not in program.dtypes:
+            with _capturing(), torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module):
+                args, kwargs = structure.build(tensors)
+                program.dtypes[given] = output_dtypes(
+                    _without_hooks(self.module), args, kwargs, program.executable.dtypes
+                )
+        return program.dtypes[given]
 
 
 def products_of(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
@@ -354,8 +368,8 @@ def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor
 
 @contextmanager
 def _capturing() -> Iterator[None]:
-    """Within the block, no other thread captures, and accelerated submodules are run by their own forward."""
-    with _capture_lock:
+    """Within the block, this thread alone has modules, and accelerated submodules are run by their own forward."""
+    with _turns.alone():
         before = getattr(_thread, "capturing", False)
         _thread.capturing = True
         try:

@@ -4,9 +4,10 @@ What cannot be captured is then done by torch, as the network says: random numbe
 attributes that its forward sets.
 """
 
+import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,9 @@ from .capture import CaptureError
 
 _log = logging.getLogger(__name__)
 _thread = threading.local()
+#: Modules whose calls lead to parts: how many forwards run that want it, and what is called. The lock guards both.
+_leading: dict[nn.Module, tuple[int, Callable[..., Any]]] = {}
+_lock = threading.Lock()
 
 
 class Parts:
@@ -84,34 +88,55 @@ class Parts:
             else:  # another thread runs what was there before
                 self._parts = self._parts | found
             self._running += 1
-            for module, part in found.items():
-                if module._compiled_call_impl is None:
-                    module._compiled_call_impl = part.call
         try:
-            yield
+            with _led(found):
+                yield
         finally:
             with self._lock:
                 self._running -= 1
-                if not self._running:
-                    for module, part in self._parts.items():
-                        if module._compiled_call_impl is part.call:
-                            del module.__dict__["_compiled_call_impl"]
 
     def _part(self, name: str, module: nn.Module) -> "_Part":
-        return self._parts.get(module) or _Part(name, module, self._accelerate(name, module))
+        return self._parts.get(module) or _Part(name, self._accelerate(name, module))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Part:
-    """A submodule, what evaluates it, and what its calls lead to while the network's forward runs."""
+    """A submodule's name, and what evaluates it."""
 
-    def __init__(self, name: str, module: nn.Module, accelerated: Callable[..., Any]) -> None:
-        self.name, self.accelerated = name, accelerated
+    name: str
+    accelerated: Callable[..., Any]
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            running: Parts | None = getattr(_thread, "parts", None)
-            return running.run(module, args, kwargs) if running else module._call_impl(*args, **kwargs)
 
-        self.call = call
+@contextmanager
+def _led(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Within the block, calls of the modules lead to the parts of the network whose forward the calling thread runs.
+
+    Several networks may share a module: it is what it was when the last of their forwards has ended.
+    """
+    with _lock:
+        for module in modules:
+            count, call = _leading.get(module) or (0, _leader(module))
+            _leading[module] = count + 1, call
+            if module._compiled_call_impl is None:
+                module._compiled_call_impl = call
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                count, call = _leading.pop(module)
+                if count > 1:
+                    _leading[module] = count - 1, call
+                elif module._compiled_call_impl is call:
+                    del module.__dict__["_compiled_call_impl"]
+
+
+def _leader(module: nn.Module) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        running: Parts | None = getattr(_thread, "parts", None)
+        return running.run(module, args, kwargs) if running else module._call_impl(*args, **kwargs)
+
+    return call
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Watch:
             if not _same(self._dicts[i], self._copies[i]):
                 return True
             self._copies[i] = dict(self._dicts[i])  # numbers or the mode: equal, or of no matter
-            self._snapshot = native.cpu().Snapshot(self._dicts)
+            self._snapshot.accept(i)
         try:
             if any(container != before for container, before in self._others):
                 return True

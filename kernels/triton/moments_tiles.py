@@ -116,18 +116,18 @@ def merge_slots(slots, channels, valid, splits, rows, positions, BLOCK_S: tl.con
 
     They are relative to the first one's mean (Chan, Golub and LeVeque 1983).
     """
-    origin = load_written(slots[None, :], None if valid is None else valid[None, :])
-    total = tl.zeros([BLOCK_S, slots.shape[0]], tl.float32)
+    origin = load_written(slots, valid)
+    shift = tl.zeros([slots.shape[0]], tl.float32)  # the mean less the first one's
     for start in range(0, splits, BLOCK_S):
         at, mask, count = _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S)
-        total += tl.where(mask, count * (load_written(at, mask) - origin), 0.0)
-    shift = tl.sum(total, 0) / tl.cast(positions, tl.float32)
-    total = tl.zeros([BLOCK_S, slots.shape[0]], tl.float32)
+        shift += tl.sum(tl.where(mask, count * (load_written(at, mask) - origin[None, :]), 0.0), 0)
+    shift /= tl.cast(positions, tl.float32)
+    total = tl.zeros([slots.shape[0]], tl.float32)
     for start in range(0, splits, BLOCK_S):
         at, mask, count = _locate_slots(slots, channels, valid, start, splits, rows, positions, BLOCK_S)
-        apart = load_written(at, mask) - origin - shift[None, :]
-        total += tl.where(mask, load_written(at + channels, mask) + count * apart * apart, 0.0)
-    return tl.sum(origin, 0) + shift, tl.sum(total, 0)
+        apart = load_written(at, mask) - origin[None, :] - shift[None, :]
+        total += tl.sum(tl.where(mask, load_written(at + channels, mask) + count * apart * apart, 0.0), 0)
+    return origin + shift, total
 
 
 @triton.jit

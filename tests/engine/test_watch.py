@@ -84,3 +84,19 @@ def test_writes_that_torch_does_not_count(kind):
     watch = Watch(net)
     net.state.detach().numpy()[...] += 1
     assert watch.changed()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_change_of_no_matter_hides_none_that_matters(order):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    watch = Watch(net)
+    net.train()
+    net.eval()
+    net[order[0]].eval()
+    net[order[0]].stride = tuple([1, 1])  # an equal one
+    assert not watch.changed()
+    net[order[0]].train(False)
+    net[order[0]]._compiled_call_impl = print
+    net[order[1]].weight = nn.Parameter(torch.zeros(4, net[order[1]].in_channels, 1, 1))
+    assert watch.changed()
+    assert watch.changed()

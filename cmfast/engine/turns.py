@@ -1,0 +1,62 @@
+"""Who may use a network's modules: many threads beside one another, or one alone, which captures them.
+
+While a module is captured it has other parameters, and so have all networks that share it: none may run its forward or
+look at it then. Plain modules that something else runs meanwhile are not protected.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Turns:
+    """Turns that threads take. A thread that is beside others and wants to be alone is not counted while it waits."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._beside = 0
+        self._alone: int | None = None
+        self._mine = threading.local()
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Within the block, no other thread is alone; blocks may be nested."""
+        depth = getattr(self._mine, "depth", 0)
+        counts = depth == 0 and self._alone != threading.get_ident()
+        if counts:
+            with self._condition:
+                self._condition.wait_for(lambda: self._alone is None)
+                self._beside += 1
+        self._mine.depth = depth + 1
+        try:
+            yield
+        finally:
+            self._mine.depth = depth
+            if counts:
+                with self._condition:
+                    self._beside -= 1
+                    self._condition.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block, no other thread is beside or alone; blocks may be nested, and lie in one of `beside`.
+
+        A lock that a thread beside others may wait for must not be held at the beginning.
+        """
+        me = threading.get_ident()
+        if self._alone == me:
+            yield
+            return
+        counted = getattr(self._mine, "depth", 0) > 0
+        with self._condition:
+            self._beside -= counted
+            self._condition.notify_all()
+            self._condition.wait_for(lambda: self._alone is None and self._beside == 0)
+            self._alone = me
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._alone = None
+                self._beside += counted
+                self._condition.notify_all()
