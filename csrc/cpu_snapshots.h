@@ -102,7 +102,8 @@ class TensorSnapshot {
       dlpack::Tensor found;
       bool described = placed && describe_ && describe_(t.ptr(), &found) == 0;
       PyErr_Clear();  // a dtype that DLPack does not have
-      Seen seen{t, counted, placed, described, counted ? version(t) : 0, {}};
+      uintptr_t impl = address(t), storage = placed ? address(t.attr("untyped_storage")()) : 0;
+      Seen seen{t, counted, placed, described, counted ? version(t) : 0, Place(), impl, storage};
       if (placed) seen.place = place(seen);
       seen_.push_back(std::move(seen));
     }
@@ -111,7 +112,9 @@ class TensorSnapshot {
 
   // The elements are looked at last: where their addresses are others, the old ones may not be read any more.
   bool same() const {
-    for (const Seen& seen : seen_) {
+    for (size_t i = 0; i < seen_.size(); ++i) {
+      if (i + AHEAD < seen_.size()) seen_[i + AHEAD].prefetch();
+      const Seen& seen = seen_[i];
       if (seen.counted && version(seen.tensor) != seen.version) return false;
       if (seen.placed && !same_place(seen)) return false;
     }
@@ -126,9 +129,19 @@ class TensorSnapshot {
   struct Seen {
     py::object tensor;
     bool counted, placed, described;  // described: by DLPack
-    uint64_t version;
+    uint64_t version = 0;
     Place place;
+    // Of torch's own objects: they are nowhere in the cache after an evaluation, which reads none of them.
+    uintptr_t impl, storage;
+
+    void prefetch() const {
+      __builtin_prefetch(tensor.ptr());
+      __builtin_prefetch(place.strides.data());
+      for (int byte = 0; byte < 256; byte += 64) __builtin_prefetch((const char*)impl + byte);
+      for (int byte = 0; byte < 128; byte += 64) __builtin_prefetch((const char*)storage + byte);
+    }
   };
+  static constexpr size_t AHEAD = 6;  // tensors
 
   uint64_t version(const py::object& t) const {
     // Without the search for the attribute's name, which takes as long as reading it.
@@ -163,6 +176,7 @@ class TensorSnapshot {
     if (describe_(seen.tensor.ptr(), &found)) throw py::error_already_set();
     return found;
   }
+  static uintptr_t address(const py::object& of_torch) { return of_torch.attr("_cdata").cast<uintptr_t>(); }
   static uint64_t address(const dlpack::Tensor& t) { return (uint64_t)t.data + t.byte_offset; }
 
   py::object data_ptr_, stride_, version_;
