@@ -11,8 +11,11 @@ demo: .venv/runtime
 	$(BIN)/cmfast sample --model digits --count 100 --seed 0 --out samples.png
 	$(BIN)/cmfast bench latency --model digits --steps 5,10,40 --rounds 3 --plot latency.png
 
+# A process more than there are cores, since some tests wait for what they have started; and what is compiled is kept,
+# also where PYTHONDONTWRITEBYTECODE is set: tests start hundreds of processes.
 test: .venv/development
-	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile \
+		--no-loadscope-reorder --cov --cov-report=term
 
 # The same with the newest torch and triton (a build for GPUs of several GB), in an environment of its own.
 test-newest: .venv-newest/development

@@ -32,9 +32,9 @@ class Failures:
 
 
 def copy(tree: Path) -> None:
-    """The package as it is installed, and its tests. What is large and no source is linked to, not copied."""
+    """The package as it is installed, and its tests, compiled or not. What is large and no source is linked to."""
     for source, target in (("cmfast", "cmfast"), ("kernels", "cmfast/kernels"), ("tests", "tests")):
-        shutil.copytree(ROOT / source, tree / target, ignore=shutil.ignore_patterns("__pycache__", *_LINKED))
+        shutil.copytree(ROOT / source, tree / target, ignore=shutil.ignore_patterns("*.pyc.*", *_LINKED))
         for pattern in _LINKED:
             for path in (ROOT / source).glob(pattern):
                 (tree / target / path.name).symlink_to(path)
@@ -108,7 +108,7 @@ def _run_tests(tree: Path, arguments: Sequence[str], seconds: float) -> dict[str
 
     assert Path(cmfast.kernels.__file__).is_relative_to(tree), "the tests would import another copy"
     failures = Failures()
-    options = ["-x", "-q", "--import-mode=importlib", "-o", "addopts="]
+    options = ["-x", "-q", "--tb=short", "--import-mode=importlib", "-o", "addopts="]
     without = [option for name in ("cacheprovider", "benchmark", "cov", "xdist") for option in ("-p", f"no:{name}")]
     status = pytest.main([*options, *without, *arguments], plugins=[failures])
     return {"status": int(status), "types": failures.types, "first": failures.first}

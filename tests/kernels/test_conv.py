@@ -285,9 +285,8 @@ def make_gated(name, dtype=torch.float32, layout="l"):
 
 
 @pytest.mark.parametrize("backend", served("conv2d"))
-@pytest.mark.parametrize("layout", ["c", "l"])
+@pytest.mark.parametrize(("gate", "layout"), [*((gate, "l") for gate in GATES), ("gelu", "c")])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("name", GATED)
 def test_gated_inputs(name, gate, dtype, layout, backend):
     x, weight, bias, arguments, shape, tile = make_gated(name, dtype, layout)
