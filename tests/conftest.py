@@ -23,6 +23,7 @@ _LONG = (
     "test_mutants.py",
     "test_gpu_check.py",
     "test_group_norm.py",
+    "test_families.py",
     "test_peers.py",
     "test_cpu_faults.py",
 )

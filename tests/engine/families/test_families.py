@@ -38,18 +38,6 @@ LEFT = {
     "k-diffusion, cross attention": MASKED,
 }
 
-#: One of each kind of network, for what takes more time.
-SOME = (
-    "UNet2DModel, skip blocks",
-    "LCM",
-    "AutoencoderKL's decoder",
-    "AutoencoderTiny's decoder",
-    "guided-diffusion, legacy order",
-    "denoising-diffusion",
-    "k-diffusion, cross attention",
-    "latent diffusion",
-)
-
 
 def image(output):
     return output if isinstance(output, torch.Tensor) else output.sample
@@ -97,7 +85,7 @@ def test_it_is_right_and_served_by_kernels(name, batch, is_odd):
     assert {step.operator for step in steps if step.reason} & OURS == LEFT.get(name, set())
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_torch_compile_leads_to_the_engine(name, monkeypatch):
     served = []
@@ -120,7 +108,7 @@ def test_torch_compile_leads_to_the_engine(name, monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_bfloat16_is_as_accurate_as_torchs(name):
     network, inputs = build(name)
