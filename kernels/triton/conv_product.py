@@ -207,12 +207,14 @@ def _add_products(
         image += (z * stride_z + y * stride_y + x * stride_x)[:, None] + c[None, :]
     weight += c.to(tl.int64)[:, None] * multiple(columns, OUT_UNIT) + column[None, :]
     TAPS: tl.constexpr = KERNEL[0] * KERNEL[1] * KERNEL[2]
+    row_stride, image_stride = stride_y - KERNEL[2] * stride_x, stride_z - KERNEL[1] * stride_y
     for step in range(begin, end):
         tap = step % TAPS
         first = step // TAPS * BLOCK_K
-        tap_z = tap // (KERNEL[1] * KERNEL[2]) if KERNEL[0] > 1 else 0
-        tap_y = tap // KERNEL[2] % KERNEL[1] if KERNEL[0] > 1 else tap // KERNEL[2]
-        tap_x = tap % KERNEL[2]
+        row = tap // KERNEL[2]
+        tap_z = row // KERNEL[1] if KERNEL[0] > 1 else 0
+        tap_y = row - tap_z * KERNEL[1]
+        tap_x = tap - row * KERNEL[2]
         if INSIDE:
             inside = taps[:, None]
         elif TAPS <= _MOST_BITS:
@@ -223,7 +225,8 @@ def _add_products(
         if not C_WHOLE:
             inside = inside & (first + c < size)[None, :]
         if UP == (0, 0, 0):
-            pointers = image + (tap_z * stride_z + tap_y * stride_y + tap_x * stride_x + first)
+            # The tap's z · stride_z + y · stride_y + x · stride_x, with as few operations as it takes.
+            pointers = image + (tap * stride_x + row * row_stride + tap_z * image_stride + first)
         else:
             rows = (z + tap_z >> UP[0]) * stride_z + (y + tap_y >> UP[1]) * stride_y + (x + tap_x >> UP[2]) * stride_x
             pointers = image + rows[:, None] + (first + c)[None, :]
