@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .kernels import consistency_step
-from .noise import GaussianNoise
+from .noise import GaussianNoise, noise_arguments
 from .preconditioning import EDM, Consistency, Preconditioning
 from .sampling import SAMPLERS
 from .sampling.protocol import Callback, NoiseFunction
@@ -327,11 +327,7 @@ class ModelDenoiser:
         a, b, c_in, c_noise = p.coefficients(sigma, sigma_next)
         alpha, beta = p.renoise(sigma_next)
         output = self.model._network(_scaled(x, c_in), c_noise, self.class_labels)
-        drawn: dict[str, Any]
-        if isinstance(noise, GaussianNoise):
-            drawn = {"seed": noise.seed, "first_sample": noise.first_sample, "draw": draw}
-        else:
-            drawn = {"noise": noise(x, draw)}
+        drawn = noise_arguments(noise, x, draw)
         result = consistency_step(x, output, a, b, clip=self.clip, alpha=alpha, beta=beta, **drawn)
         assert result.sample is not None
         return result.denoised, result.sample

@@ -1,7 +1,8 @@
 """Counter-based Gaussian noise: sample i of a run has the same noise on any device, in any batch, in any process."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,3 +68,10 @@ def _noise(zero: Tensor, seed: int | Tensor, draw: int, first_sample: int | Tens
     )
     assert step.sample is not None
     return step.sample
+
+
+def noise_arguments(noise: Callable[[Tensor, int], Tensor], like: Tensor, draw: int) -> dict[str, Any]:
+    """The arguments of `consistency_step` for a sampler's noise: counter-based noise is made in its launch."""
+    if isinstance(noise, GaussianNoise):
+        return {"seed": noise.seed, "first_sample": noise.first_sample, "draw": draw}
+    return {"noise": noise(like, draw)}

@@ -1,18 +1,21 @@
-"""Samples as PNG pictures."""
+"""Samples as PNG pictures, and pictures as samples."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .files import whole_file
 
-_MIN_CELL = 64  # pixels: smaller images are enlarged by a whole factor
+_MIN_CELL = 64  # pixels
 
 
-def grid(samples: Tensor, columns: int | None = None, margin: int = 2) -> np.ndarray:
+def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest: int = _MIN_CELL) -> np.ndarray:
     """Lay samples out as one picture [height, width, 3], uint8.
 
     Args:
@@ -20,6 +23,7 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2) -> np.nda
             beyond are clipped.
         columns: samples a row; None makes about a square (one column for videos).
         margin: pixels between samples.
+        smallest: samples of fewer pixels are enlarged by a whole factor.
 
     Raises:
         ValueError: samples of another shape.
@@ -30,7 +34,7 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2) -> np.nda
         samples, columns = samples.movedim(2, 3).flatten(3), columns or 1
     n, _, h, w = samples.shape
     columns = min(columns or math.ceil(math.sqrt(n)), n)
-    rows, factor = -(-n // columns), max(1, -(-_MIN_CELL // min(h, w)))
+    rows, factor = -(-n // columns), max(1, -(-smallest // min(h, w)))
     pixels = ((samples.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     pixels = pixels.expand(n, 3, h, w).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     h, w = h * factor, w * factor
@@ -56,6 +60,68 @@ def save_png(samples: Tensor, path: str | Path, columns: int | None = None) -> N
     picture = Image.fromarray(grid(samples, columns))
     with whole_file(path) as file:
         picture.save(file, format="PNG")
+
+
+def read_image(path: str | Path, channels: int, size: Sequence[int], *, nearest: bool = False) -> tuple[Tensor, str]:
+    """Read a picture of any size and mode as a model takes it.
+
+    It is turned as its EXIF says, laid over white where it is transparent, cut at the middle to the proportions asked
+    for, and resized (bicubic, with antialiasing). 16-bit grey keeps its depth.
+
+    Args:
+        path: of a file that Pillow reads; of several frames the first is taken.
+        channels: 3 for red, green and blue, or 1 for grey.
+        size: height and width of the result.
+        nearest: take the nearest pixels instead, for masks.
+
+    Returns:
+        [channels, height, width] in [-1, 1], and a line that says what was done.
+
+    Raises:
+        OSError: there is no such file, or no picture in it.
+        ValueError: a picture whose values have no known range, or that is too large for Pillow's limit.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            pixels = _pixels(image, channels)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path}: pictures of Pillow's mode {error} have no known range of values") from error
+    told = [f"{path}: {image.width} x {image.height} {image.mode}"]
+    height, width = size
+    scale = min(image.height / height, image.width / width)
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    if (h, w) != (image.height, image.width):
+        top, left = (image.height - h) // 2, (image.width - w) // 2
+        pixels = pixels[:, top : top + h, left : left + w]
+        told.append(f"cut to {w} x {h}")
+    if (h, w) != (height, width):
+        how: dict[str, Any] = {"mode": "nearest-exact"} if nearest else {"mode": "bicubic", "antialias": True}
+        pixels = F.interpolate(pixels[None], size=(height, width), **how)[0]
+        told.append(f"resized to {width} x {height}")
+    return 2 * pixels.clamp(0, 1) - 1, ", ".join(told)
+
+
+def _pixels(image: Any, channels: int) -> Tensor:
+    """An image's values in [0, 1], [channels, H, W]."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits of grey
+        values = torch.from_numpy(np.asarray(image).astype(np.float32))[None] / 65535
+        if values.min() < 0 or values.max() > 1:
+            raise KeyError(image.mode)
+        return values.expand(channels, -1, -1)
+    if image.mode == "F":
+        raise KeyError(image.mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, channels).movedim(2, 0) / 255
 
 
 def _save_waveforms(samples: Tensor, path: str | Path) -> None:
