@@ -43,10 +43,9 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
 def _launch(a: ConvArguments, out: Tensor, moments: Tensor) -> None:
     n, columns, height, width = out.shape
     plan = conv_plan.plan(height, width, columns, _sources(a))
-    packed = a.packed if a.packed is not None and a.packed.ndim == 2 else pack(a.weight, a.dtype)
-    bias = None if a.bias is None else a.bias.float().contiguous()
+    packed = _rows(a.packed) if a.packed is not None and a.packed.ndim == 2 else pack(a.weight, a.dtype)
     h, skip, residual = (None if t is None else _in_vectors(t) for t in (a.h, a.skip, a.residual))
-    gain, offset = (None if t is None else _row(t) for t in (a.gain, a.offset))
+    bias, gain, offset = (None if t is None else _rows(t.float()) for t in (a.bias, a.gain, a.offset))
     workspace = None
     if plan.segments > 1:
         workspace = out.new_empty((plan.segments, n, height, width, columns), dtype=torch.float32)
@@ -89,9 +88,9 @@ def _refusal(a: ConvArguments) -> str:
     if any(c % 8 or not c for c in (*sources, columns)):
         given = f"{' and '.join(map(str, sources))} channels to {columns}"
         return f"the CUDA kernel reads and writes 8 channels at a time, got {given}"
-    for image in (a.h, a.skip, a.residual):
-        if image is not None and _reach(image) >= 1 << 31:
-            return f"the CUDA kernel serves samples that reach over less than 2^31 elements, got {_reach(image)}"
+    images = [_reach(image) for image in (a.h, a.skip, a.residual) if image is not None]
+    if (reach := max(*images, columns * height * width)) >= 1 << 31:
+        return f"the CUDA kernel serves samples that reach over less than 2^31 elements, got {reach}"
     if (programs := conv_plan.plan(height, width, columns, sources).programs) < conv_plan.PROGRAMS:
         shape = f"{height} x {width} positions and {columns} channels"
         return f"{programs} blocks, all that {shape} give, would leave most of a GPU idle"
@@ -115,10 +114,10 @@ def _in_vectors(t: Tensor) -> Tensor:
     return t.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
 
 
-def _row(t: Tensor) -> Tensor:
-    """The rows [N, C] in float32, their vectors of four aligned."""
-    t = t.float()
-    if t.stride(1) == 1 and (t.stride(0) % 4 == 0 or len(t) == 1) and t.data_ptr() % 16 == 0:
+def _rows(t: Tensor) -> Tensor:
+    """The rows [..., C], each on a boundary of 16 bytes; copied where they are not."""
+    even = t.ndim == 1 or t.stride(0) * t.element_size() % 16 == 0 or len(t) == 1
+    if t.stride(-1) == 1 and even and t.data_ptr() % 16 == 0:
         return t
     return t.clone(memory_format=torch.contiguous_format)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cmfast.kernels import BackendError, backends, conv2d, prepare_conv
 from cmfast.kernels.conv_arguments import ConvArguments
+from cmfast.kernels.conv_weights import pack
 from cmfast.kernels.cuda import conv as conv_cuda
 from cmfast.kernels.cuda import conv_plan
 
@@ -98,6 +99,25 @@ def test_gain_and_offset_without_silu_and_silu_without_them(backend):
     assert all((a - b).abs().max() > 0.5 for a, b in itertools.pairwise(outputs))
 
 
+def off_by_one(t):
+    """The same values, of images channels last, behind one element that is NaN: none of their vectors is aligned."""
+    memory = torch.full((t.numel() + 1,), torch.nan, dtype=t.dtype)
+    last = t.movedim(1, -1) if t.ndim == 4 else t
+    view = memory[1:].view(last.shape).copy_(last)
+    return view.movedim(-1, 1) if t.ndim == 4 else view
+
+
+@pytest.mark.usefixtures("_six_programs")
+@pytest.mark.parametrize("backend", IN_ORDER)
+def test_what_is_not_aligned_is_copied(backend):
+    x, prepared, arguments = prepared_for((1, 24, 40, 9, 21, 3, 1, 1), ("affine", "residual"))
+    expected = conv2d(x, prepared, **arguments, backend=backend).out
+    apart = {name: off_by_one(t) if isinstance(t, torch.Tensor) else t for name, t in arguments.items()}
+    packed = off_by_one(pack(prepared.weight, torch.bfloat16))
+    odd = prepared._replace(packed=packed, bias=off_by_one(prepared.bias))
+    assert torch.equal(conv2d(off_by_one(x), odd, **apart, backend=backend).out, expected)
+
+
 @pytest.mark.usefixtures("_six_programs")
 @pytest.mark.parametrize("backend", IN_ORDER)
 def test_nan_stays_nan_under_relu(backend):
@@ -149,7 +169,7 @@ def test_a_gate_and_a_large_sample_are_refused(backend):
     a = ConvArguments(h, None, torch.empty(32, 8, 3, 3), None, None, 1, False, (1, 1), (1,) * 4, torch.bfloat16)
     assert conv_cuda.serves(a) == (
         False,
-        "the CUDA kernel serves samples that reach over less than 2^31 elements, got 2147483648",
+        "the CUDA kernel serves samples that reach over less than 2^31 elements, got 8589934592",
     )
 
 
