@@ -9,6 +9,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/consistency.h"
+#include "cuda/conv.h"
 #include "cuda/device.h"
 #include "cuda/group_norm.h"
 #ifdef CMFAST_EMULATE
@@ -131,6 +132,47 @@ std::string bound_consistency_step_backward(Sizes shape, std::vector<std::option
   return on(device, [&] { return consistency_step_backward(p, at(stream)); });
 }
 
+// ---- convolution: an image is (address, strides of N, H and W), a row (address, stride of N)
+
+using Image = std::tuple<Address, int64_t, int64_t, int64_t>;
+
+ConvImage conv_image(const Image& t) { return {at(std::get<0>(t)), std::get<1>(t), std::get<2>(t), std::get<3>(t)}; }
+
+ConvRows conv_rows(const Vector& t) { return {static_cast<const float*>(at(std::get<0>(t))), std::get<1>(t)}; }
+
+// h, skip, residual and out; gain and offset; samples, height, width, channels of h, of skip and of the output; dtype,
+// up, silu, relu, residual_resample; tile_width, segment
+std::string bound_conv2d(const std::array<Image, 4>& images, const std::array<Vector, 2>& rows, Address weight,
+                         Address bias, Address moments, Address workspace, const std::array<int64_t, 6>& sizes,
+                         const std::array<int, 5>& forms, const std::array<int, 2>& division, Address stream,
+                         int device) {
+  ConvProblem p;
+  p.h = conv_image(images[0]);
+  p.skip = conv_image(images[1]);
+  p.residual = conv_image(images[2]);
+  p.out = conv_image(images[3]);
+  p.gain = conv_rows(rows[0]);
+  p.offset = conv_rows(rows[1]);
+  p.weight = at(weight);
+  p.bias = static_cast<const float*>(at(bias));
+  p.moments = static_cast<float*>(at(moments));
+  p.workspace = static_cast<float*>(at(workspace));
+  p.samples = sizes[0];
+  p.height = sizes[1];
+  p.width = sizes[2];
+  p.channels = sizes[3];
+  p.skip_channels = sizes[4];
+  p.columns = sizes[5];
+  p.dtype = forms[0];
+  p.up = forms[1];
+  p.silu = forms[2];
+  p.relu = forms[3];
+  p.residual_resample = forms[4];
+  p.tile_width = division[0];
+  p.segment = division[1];
+  return on(device, [&] { return conv2d(p, at(stream)); });
+}
+
 // ---- group norm: a tensor [N, C, P] is (address, strides of N, C and P), a parameter (address, dtype, stride of N)
 
 using Strides = std::tuple<Address, int64_t, int64_t, int64_t>;
@@ -216,6 +258,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("attention_backward", bound_attention_backward);
   m.def("consistency_step", bound_consistency_step);
   m.def("consistency_step_backward", bound_consistency_step_backward);
+  m.def("conv2d", bound_conv2d);
   m.def("group_norm_workspace", bound_group_norm_workspace);
   m.def("group_norm", bound_group_norm);
   m.def("group_norm_backward_workspace", bound_group_norm_backward_workspace);

@@ -1,8 +1,10 @@
 """Which backend serves a call, and why the others do not.
 
-A backend is a module with one function an operator and `available(op, tensors) -> (bool, reason)`. `auto` takes
-the first of `BACKENDS` that is available. A backend that is asked for by name (the argument `backend=`, then
-`use_backend`, then the environment variable CMFAST_BACKEND) serves or raises `BackendError`: it is never replaced.
+A backend is a module with one function an operator and `available(op, tensors) -> (bool, reason)`; where an answer
+depends on more than the tensors, also `serves(op, arguments) -> (bool, reason)`. `auto` takes the first of
+`BACKENDS`, or of the operator's `ORDERS`, that is available. A backend that is asked for by name (the argument
+`backend=`, then `use_backend`, then the environment variable CMFAST_BACKEND) serves or raises `BackendError`: it is
+never replaced.
 """
 
 import contextlib
@@ -17,6 +19,9 @@ import torch
 
 #: Fastest first: the order in which `auto` asks.
 BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+#: The orders of operators that have one of their own: no measurement says yet which GPU backend convolves faster.
+ORDERS = {"conv2d": ("triton", "cuda", "cpu", "reference")}
 
 #: Every operator that a backend implements, by the name of its function.
 OPERATORS = (
@@ -58,39 +63,43 @@ def use_backend(name: str) -> Iterator[None]:
         _override = previous
 
 
-def resolve(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None) -> Callable:
-    """Return the function that serves the operator `op` for these tensors.
+def resolve(
+    op: str, tensors: Sequence[torch.Tensor], backend: str | None = None, arguments: Sequence | None = None
+) -> Callable:
+    """Return the function that serves the operator `op` for these tensors, and for these arguments of that function.
 
     Raises BackendError where a backend asked for by name (argument, `use_backend` or CMFAST_BACKEND) cannot.
     """
-    name = require(op, tensors, backend)
+    name = require(op, tensors, backend, arguments)
     if name != "auto":
         return _function(name, op)
-    for candidate in _candidates(tensors):
-        ok, reason = available(candidate, op, tensors)
+    for candidate in _candidates(op, tensors):
+        ok, reason = available(candidate, op, tensors, arguments)
         if ok:
             return _function(candidate, op)
         _log_refusal(candidate, op, reason)
     raise BackendError(f"no backend can serve {op}")  # pragma: no cover - the reference serves everything
 
 
-def require(op: str, tensors: Sequence[torch.Tensor], backend: str | None = None) -> str:
+def require(
+    op: str, tensors: Sequence[torch.Tensor], backend: str | None = None, arguments: Sequence | None = None
+) -> str:
     """Return the name that is asked for, or "auto".
 
     Raises BackendError where that backend cannot serve `op` for these tensors.
     """
     name = chosen(backend)
     if name != "auto":
-        ok, reason = available(name, op, tensors)
+        ok, reason = available(name, op, tensors, arguments)
         if not ok:
             raise BackendError(f"backend {name!r} cannot serve {op}: {reason}")
     return name
 
 
-def _candidates(tensors: Sequence[torch.Tensor]) -> Sequence[str]:
+def _candidates(op: str, tensors: Sequence[torch.Tensor]) -> Sequence[str]:
     """The backends that `auto` asks: of CPU tensors not those of GPUs, whose answer takes longer than a small call."""
     on_cpu = len(tensors) > 0 and all(t.is_cpu for t in tensors) and os.environ.get("CMFAST_GPU_ON_CPU") != "1"
-    return BACKENDS[2:] if on_cpu else BACKENDS
+    return BACKENDS[2:] if on_cpu else ORDERS.get(op, BACKENDS)
 
 
 def chosen(backend: str | None = None) -> str:
@@ -103,13 +112,20 @@ def chosen(backend: str | None = None) -> str:
     return name
 
 
-def available(name: str, op: str, tensors: Sequence[torch.Tensor] = ()) -> tuple[bool, str]:
-    """Say whether the backend can serve `op` for these tensors (none: in general, on this machine), and why not."""
+def available(
+    name: str, op: str, tensors: Sequence[torch.Tensor] = (), arguments: Sequence | None = None
+) -> tuple[bool, str]:
+    """Say whether the backend can serve `op` for these tensors (none: in general, on this machine), and why not.
+
+    `arguments` are those of the backend's function; without them, only the tensors are looked at.
+    """
     try:
         module = _module(name)
     except ImportError as error:
         return False, str(error)
-    return module.available(op, tensors)
+    answer = module.available(op, tensors)
+    serves = getattr(module, "serves", None)
+    return serves(op, arguments) if answer[0] and arguments is not None and serves else answer
 
 
 def backend_report() -> dict[str, dict[str, str]]:

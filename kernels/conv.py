@@ -26,6 +26,7 @@ from torch import Tensor
 from .backends import BackendError, available, chosen, resolve
 from .conv_arguments import ConvArguments, output_sizes, resampled_sizes
 from .conv_forms import ConvForm, choose_form
+from .conv_weights import pack
 from .group_norm import concatenated_shape
 from .layout import describe, empty_image
 from .transforms import refuse_gradients
@@ -137,9 +138,7 @@ def _only_form(
 
 def _packed(weight: Tensor, form: ConvForm) -> Tensor | None:
     """The weights as the kernels of their device read them; None where there are none."""
-    if weight.is_cuda and available("triton", "conv2d", (weight,))[0]:
-        from .triton.conv import pack
-
+    if weight.is_cuda and any(available(name, "conv2d", (weight,))[0] for name in ("triton", "cuda")):
         return pack(weight, form.dtype)
     if available("cpu", "conv2d", (weight,))[0]:
         from .cpu.conv import pack as pack_for_cpu
@@ -289,7 +288,7 @@ def _conv2d(*arguments):
             )
         backend = "reference"
     tensors = [t for t in a._replace(packed=None) if isinstance(t, Tensor)]
-    return resolve("conv2d", tensors, backend)(a)
+    return resolve("conv2d", tensors, backend, (a,))(a)
 
 
 @torch.library.register_fake("cmfast::conv2d")

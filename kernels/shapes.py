@@ -281,10 +281,12 @@ def _attention_gradients() -> Iterator[Call]:
         yield attention_gradient_call(*sizes)
 
 
-# N, C of h, of skip (0: none), Cout, height and width, kernel, dtype, form: imagenet64's levels, a join, resampled
-# blocks, the first and the last layer, projections of attention and of the embedding; in float32; LSUN-256; a batch.
+# N, C of h, of skip (0: none), Cout, height and width, kernel, dtype, form: imagenet64's levels (the first also with a
+# folded norm), a join, resampled blocks, the first and the last layer, projections of attention and of the embedding;
+# in float32; LSUN-256; a batch.
 _CONVOLUTIONS = (
     (1, 192, 0, 192, 64, 3, torch.bfloat16, "residual moments"),
+    (1, 192, 0, 192, 64, 3, torch.bfloat16, "affine silu residual moments"),
     (1, 384, 0, 384, 32, 3, torch.bfloat16, "residual moments"),
     (1, 576, 0, 576, 16, 3, torch.bfloat16, "moments"),
     (1, 768, 0, 768, 8, 3, torch.bfloat16, "residual moments"),

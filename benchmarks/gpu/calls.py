@@ -97,7 +97,7 @@ def sizes(device) -> Sizes:
 def _timed() -> Iterator[shapes.Call]:
     """The most telling first: batch 1 in bfloat16 of every operator, a video decoder's norms, batch 16, the rest.
 
-    Of these the convolutions are the larger part of a network's time: five of them, then each operator in turn.
+    Of these the convolutions are the larger part of a network's time: six of them, then each operator in turn.
     """
     known = list(shapes.calls())
     first = [
@@ -105,8 +105,8 @@ def _timed() -> Iterator[shapes.Call]:
     ]
     convolutions, others = ([c for c in first if (c.op == "conv2d") == kind] for kind in (True, False))
     by_operator = [[c for c in others if c.op == op] for op in dict.fromkeys(c.op for c in others)]
-    turns = itertools.zip_longest(*by_operator, convolutions[5:])
-    first = [*convolutions[:5], *(call for turn in turns for call in turn if call is not None)]
+    turns = itertools.zip_longest(*by_operator, convolutions[6:])
+    first = [*convolutions[:6], *(call for turn in turns for call in turn if call is not None)]
     yield from first
     for shape in ((1, 128, 17, 480, 848), (1, 512, 17, 60, 106)):
         yield shapes.norm_call((shape,), "nhwc", torch.bfloat16, "affine silu")
@@ -150,8 +150,10 @@ def checked(device) -> Iterator[shapes.Call]:
 
 
 def backends_of(call: shapes.Call) -> list[str]:
-    """The backends that have a kernel for the call's operator."""
-    return [name for name in BACKENDS if hasattr(importlib.import_module(f"cmfast.kernels.{name}"), call.op)]
+    """The backends that have a kernel for the call."""
+    modules = {name: importlib.import_module(f"cmfast.kernels.{name}") for name in BACKENDS}
+    has = [name for name, module in modules.items() if hasattr(module, call.op)]
+    return [name for name in has if name != "cuda" or modules[name].serves(call.op, call.arguments)[0]]
 
 
 def name(call: shapes.Call) -> str:
@@ -185,7 +187,7 @@ def values(call: shapes.Call, device, seed: int = 0) -> tuple:
         grad, q, k, v, _, _, factor = found
         found = (grad, q, k, v, *reference.attention(q, k, v, factor), factor)
     if call.op == "conv2d":
-        from cmfast.kernels.triton.conv import pack
+        from cmfast.kernels.conv_weights import pack
 
         (a,) = found
         weight = a.weight / a.weight[0].numel() ** 0.5
@@ -219,7 +221,7 @@ def bytes_moved(call: shapes.Call, given: tuple) -> int:
 
 def served(call: shapes.Call, backend: str, given: tuple) -> Callable[[], Any]:
     """The call on the backend that is named, or BackendError; no other serves it."""
-    function = backends.resolve(call.op, tensors(given), backend)
+    function = backends.resolve(call.op, tensors(given), backend, given)
     if not function.__module__.startswith(f"cmfast.kernels.{backend}"):
         raise backends.BackendError(f"asked for {backend}, and {function.__module__} serves {call.op}")
     return lambda: function(*given)
@@ -229,9 +231,9 @@ def launched(call: shapes.Call, backend: str, given: tuple) -> Callable[[], Any]
     """`served`, by launches planned once where they count: their counters are cleared once, as in the engine."""
     run = served(call, backend, given)
     plans = {"conv2d": "conv", "channel_moments": "moments"}
-    if call.op not in plans:
+    if backend != "triton" or call.op not in plans:
         return run
-    module = importlib.import_module(f"cmfast.kernels.{backend}.{plans[call.op]}")
+    module = importlib.import_module(f"cmfast.kernels.triton.{plans[call.op]}")
     launches, results = getattr(module, f"plan_{call.op}")(*given)
 
     def launch():

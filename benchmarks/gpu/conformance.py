@@ -14,8 +14,8 @@ from .supervisor import ROOT
 #: name: pytest's arguments, the most telling first
 SUITES = {
     "convolution": [
-        *(f"tests/kernels/test_{op}.py" for op in ("conv", "moments", "apply_group_norm")),
-        *("-k", "triton"),
+        *(f"tests/kernels/test_{op}.py" for op in ("conv", "conv_cuda", "moments", "apply_group_norm")),
+        *("-k", "cuda or triton"),
     ],
     "engine": ["tests/engine/cuda"],
     "group norm": ["tests/kernels/test_group_norm.py", "-k", "cuda or triton"],
@@ -41,8 +41,10 @@ SANITIZED = [
     "tests/kernels/test_group_norm.py",
     "tests/kernels/test_attention.py",
     "tests/kernels/test_consistency.py",
+    "tests/kernels/test_conv.py",
     "-k",
-    "cuda and test_shapes and (N3-C10 or N1-H1-T65 or N1-C32-1x1) or cuda and test_gradients and N1-H1-T65",
+    "cuda and test_shapes and (N3-C10 or N1-H1-T65 or N1-C32-1x1) or cuda and test_gradients and N1-H1-T65"
+    " or cuda and test_sixteen_bit_products and (odd-l or pair-l)",
 ]
 
 

@@ -28,8 +28,8 @@ __device__ __forceinline__ void load_operand(uint32_t (&words)[4], const Tile& t
   int lane = lane_index(), next = lane >> 3 & 1, after = lane >> 4;
   int of_lane = Tile::place((lane & 7) + (LINES_FIRST ? next : after) * 8, LINES_FIRST ? after : next);
   const void* row = tile.memory + line * Tile::CHUNKS * 16 + (of_lane ^ inner / 8 * 16);
-  if constexpr (TRANSPOSED) ldmatrix_x4_trans(words, row);
-  else ldmatrix_x4(words, row);
+  if constexpr (TRANSPOSED) ldmatrix_x4_trans(words, shared_address(row));
+  else ldmatrix_x4(words, shared_address(row));
 }
 
 // The left operand [16 rows, 16 columns] of a product.

@@ -274,32 +274,37 @@ __device__ __forceinline__ float fast_rcp(float x) {
 
 // ---- matrices of a warp
 
-#ifndef CMFAST_EMULATE
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+// An address in shared memory, from which others are an addition away.
+#ifdef CMFAST_EMULATE
+using SharedAddress = const unsigned char*;
+inline SharedAddress shared_address(const void* pointer) { return static_cast<SharedAddress>(pointer); }
+#else
+using SharedAddress = uint32_t;
+__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 #endif
 
 // Four 8x8 matrices of 16-bit elements: lane 8i + r gives the address of row r of matrix i, 16 bytes; words[i] of lane
 // l gets elements 2(l mod 4) and the next of row l div 4 of matrix i (of the transposed matrix: of column l div 4).
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&words)[4], const void* row CMFAST_HERE) {
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&words)[4], SharedAddress row CMFAST_HERE) {
 #ifdef CMFAST_EMULATE
   emulation::ldmatrix_x4<false>(words, row, place);
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 #endif
 }
 
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&words)[4], const void* row CMFAST_HERE) {
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&words)[4], SharedAddress row CMFAST_HERE) {
 #ifdef CMFAST_EMULATE
   emulation::ldmatrix_x4<true>(words, row, place);
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 #endif
 }

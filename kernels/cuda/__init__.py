@@ -13,6 +13,8 @@ from torch import Tensor
 from .. import native
 from .attention import attention, attention_backward
 from .consistency import consistency_step, consistency_step_backward
+from .conv import conv2d
+from .conv import serves as _serves_conv2d
 from .group_norm import group_norm, group_norm_backward
 
 __all__ = [
@@ -21,12 +23,14 @@ __all__ = [
     "available",
     "consistency_step",
     "consistency_step_backward",
+    "conv2d",
     "group_norm",
     "group_norm_backward",
+    "serves",
 ]
 
 #: The operators that have a kernel here.
-OPERATORS = tuple(name for name in __all__ if name != "available")
+OPERATORS = tuple(name for name in __all__ if name not in ("available", "serves"))
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
@@ -52,6 +56,11 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     if device.type != "cuda":
         return False, f"the tensors are on {device.type}, and the CUDA kernels run on an NVIDIA GPU"
     return _serves_device(device.index)
+
+
+def serves(op: str, arguments: Sequence) -> tuple[bool, str]:
+    """Serve, of tensors that are served, every call but some convolutions."""
+    return _serves_conv2d(*arguments) if op == "conv2d" else (True, "")
 
 
 def _on_cpu() -> bool:

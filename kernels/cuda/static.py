@@ -36,10 +36,17 @@ class Kernel:
 
 
 def report(arches: Sequence[str], ops: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a row a launch of each call of the operators (None: all that have a kernel), for each architecture."""
+    """Yield a row a launch of each call of the operators (None: of all) that is served, for each architecture."""
     for arch in arches:
-        for call in calls(cuda.OPERATORS if ops is None else ops):
+        for call in served(ops):
             yield from rows(call, arch)
+
+
+def served(ops: Sequence[str] | None = None) -> Iterator[Call]:
+    """Yield the calls of the operators (None: all that have a kernel) that the kernels serve."""
+    for call in calls(cuda.OPERATORS if ops is None else ops):
+        if cuda.serves(call.op, call.arguments)[0]:
+            yield call
 
 
 def architectures() -> list[str]:
@@ -59,7 +66,7 @@ def rows(call: Call, arch: str) -> Iterator[dict[str, Any]]:
         launches = native.cuda().planned(lambda: outputs.append(getattr(cuda, call.op)(*arguments)))
     tensors = [t for t in pytree.tree_leaves((arguments, outputs)) if isinstance(t, Tensor)]
     moved = sum(t.numel() * t.element_size() for t in tensors)
-    for (offset, grid, threads, shared, cluster), flops in zip(launches, call.flops_of(len(launches)), strict=True):
+    for (offset, grid, threads, shared, cluster), flops in zip(launches, _flops(call, len(launches)), strict=True):
         name = _host_functions()[offset]
         kernel = _kernels(arch)[name]
         yield {
@@ -85,6 +92,11 @@ def rows(call: Call, arch: str) -> Iterator[dict[str, Any]]:
             "floor_us": floor_us(target, call.dtype, moved, flops, bool(kernel.figures["matrix_instructions"])),
             "compiler": native.cuda().build_info()["compiler"],
         }
+
+
+def _flops(call: Call, launches: int) -> tuple[int, ...]:
+    """Those of each launch; of a convolution's all are the first one's, and what follows adds up and merges."""
+    return (sum(call.flops), *(0,) * (launches - 1)) if call.op == "conv2d" else call.flops_of(launches)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..backends import BackendError
 from ..conv_arguments import ConvArguments, in_three, resampled_sizes
+from ..conv_weights import pack
 from ..layout import channels_adjoin, channels_last, describe, empty_channels_last
 from . import conv_config
 from .conv_config import Config, configuration
@@ -25,11 +26,6 @@ from .conv_product import AVERAGE, NEAREST, NO_RESIDUAL, PLAIN, conv_product_ker
 from .launch import Launch, architecture
 
 _RESIDUALS = {None: PLAIN.value, "nearest": NEAREST.value, "average": AVERAGE.value}
-
-
-def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weights [Cout, Cin, *kernel] as the kernel reads them: [taps · Cin, Cout], in the dtype of products."""
-    return weight.movedim((0, 1), (-1, -2)).reshape(-1, weight.shape[0]).to(dtype).contiguous()
 
 
 def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,11 @@ def _gpu_kernels(request):
 
 @pytest.fixture
 def fewer_programs(monkeypatch):
-    """Divide what Triton's interpreter gets among fewer programs, in the same ways: it runs them one by one."""
+    """Divide what an interpreter gets among fewer programs, in the same ways: it runs them one by one.
+
+    The CUDA convolution refuses what gives fewer of them, on a GPU as well: there it serves small tests so.
+    """
+    monkeypatch.setattr("cmfast.kernels.cuda.conv_plan.PROGRAMS", 6)
     if ON_GPU or importlib.util.find_spec("triton") is None:
         return
     for module in ("moments_tiles", "moments", "conv_config"):
@@ -77,8 +81,8 @@ def _fresh_memory_is_nan(request):
 def _on_gpu(resolve):
     """The function that `resolve` gives for copies of the tensors on the GPU, of CPU tensors."""
 
-    def resolve_on_gpu(op, tensors, backend=None):
-        serve = resolve(op, [_copy(t, "cuda") for t in tensors], backend)
+    def resolve_on_gpu(op, tensors, backend=None, arguments=None):
+        serve = resolve(op, [_copy(t, "cuda") for t in tensors], backend, arguments)
 
         def run(*arguments):
             copies = pytree.tree_map_only(torch.Tensor, lambda t: _copy(t, "cuda"), arguments)

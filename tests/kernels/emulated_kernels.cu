@@ -132,8 +132,8 @@ __global__ void multiply(const T* a, const T* b, float* d) {
   if (lane < 16) store_vector(rows_b + lane * 8, load_vector<T, 8>(b + lane * 8));
   __syncwarp();
   uint32_t words_a[4], words_b[4];
-  ldmatrix_x4(words_a, rows_a + lane % 16 * 16 + lane / 16 * 8);
-  ldmatrix_x4_trans(words_b, rows_b + lane % 16 * 8);
+  ldmatrix_x4(words_a, shared_address(rows_a + lane % 16 * 16 + lane / 16 * 8));
+  ldmatrix_x4_trans(words_b, shared_address(rows_b + lane % 16 * 8));
   uint32_t half_b[2] = {words_b[0], words_b[1]};
   float sums[4];
   for (int i = 0; i < 4; ++i) sums[i] = d[(lane / 4 + 8 * (i / 2)) * 8 + lane % 4 * 2 + i % 2];

@@ -77,8 +77,10 @@ SHAPES = {
     "video-1x1x1-apart": (1, 20, 24, 3, 4, 5, 1, 1, (0, 2, 1, 0, 0, 1)),
     "video-1x1x1-stride-2": (1, 16, 16, 5, 4, 4, 1, (2, 1, 1), 0),
 }
+#: The backends that serve all convolutions: "cuda" serves those of `test_sixteen_bit_products`.
+ANY = [backend for backend in served("conv2d") if backend.values[0] != "cuda"]
 #: Backends of the direct form alone, which they take whatever the weights were prepared for.
-DIRECT = ("triton",)
+DIRECT = ("cuda", "triton")
 #: Those that Winograd's forms serve.
 WINOGRAD = [
     name
@@ -252,7 +254,7 @@ def test_definition_is_torchs():
     torch.testing.assert_close(moments[:, 1], (expected.var((2, 3), correction=0) * 72).float())
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("tile", [None, 1, 2])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_relu_is_the_last(dtype, tile, backend):
@@ -284,7 +286,7 @@ def make_gated(name, dtype=torch.float32, layout="l"):
     return both.chunk(2, 1), weight, bias, arguments, shape, tile
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize(("gate", "layout"), [*((gate, "l") for gate in GATES), ("gelu", "c")])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("name", GATED)
@@ -304,7 +306,7 @@ def test_the_definition_of_a_gate_is_torchs(gate):
     torch.testing.assert_close(out, F.conv2d(h * GATES[gate](g), weight, padding=1))
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("gate", GATES)
 def test_gates_of_all_sizes(gate, backend):
     """Within four roundings of the activation or of half the gate, tails and infinities included."""
@@ -319,7 +321,7 @@ def test_gates_of_all_sizes(gate, backend):
     torch.testing.assert_close(y[~finite], GATES[gate](x)[~finite], equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_relu_of_nan_is_nan(kernel, backend):
     x = draw_image(1, 16, 5, 5)
@@ -349,7 +351,7 @@ def test_the_bounds_matrices_are_winograds(tile):
     torch.testing.assert_close(convolve(F.pad(u, (1, 1, 1, 1)), weight, tile), F.conv2d(u, weight, padding=1))
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("name", SHAPES)
@@ -363,7 +365,7 @@ def test_shapes(name, form, products, backend):
     check(x, weight, bias, arguments, *shape[-2:], form[0], products, backend, form[1])
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("layout", ["c", "l"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(
@@ -389,7 +391,74 @@ def test_parts_of_audio_and_video(name, tile, parts, dtype, layout, backend):
     check(x, weight, bias, arguments, stride, padding, tile, torch.float32, backend, as_plain=False)
 
 
+#: N, C, Cout, H, W, channels of the first of a pair, parts: channels that 16-byte vectors divide; tiles of 8 x 16 and
+#: of 8 x 8 positions, and steps of 32 channels, whole and with a rest.
+SIXTEEN_BIT = {
+    "whole": (1, 64, 64, 16, 32, 0, ()),
+    "odd": (1, 72, 40, 9, 21, 0, ("affine", "residual")),
+    "pair": (1, 104, 72, 8, 8, 40, ("affine", "residual_average")),
+    "upsampled": (1, 24, 48, 6, 9, 8, ("affine", "nearest", "residual_nearest")),
+    "one-row": (1, 16, 40, 1, 70, 0, ("affine",)),
+    "one-position": (2, 40, 136, 1, 1, 0, ("residual",)),
+}
+
+
 @pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize(("name", "layout"), [("odd", "c"), *((name, "l") for name in SIXTEEN_BIT)])
+def test_sixteen_bit_products(name, layout, backend):
+    *sizes, pair, parts = SIXTEEN_BIT[name]
+    x, weight, bias, arguments = make((*sizes, 3, 1, 1), torch.bfloat16, layout, pair=pair, parts=parts)
+    check(x, weight, bias, arguments, 1, 1, None, torch.bfloat16, backend, as_plain=False)
+
+
+def check_moments(x, weight, bias, arguments, backend, **tolerance):
+    """Those of 16-bit products, whose sums differ by the order alone, of the output before it is rounded."""
+    height, width = resampled((x[0] if isinstance(x, tuple) else x).shape[2:], arguments.get("resample"))
+    prepared = prepare_conv(weight, bias, padding=1, height=height, width=width)
+    prepared = prepared._replace(packed=None, dtype=torch.bfloat16)
+    out, moments = conv2d(x, prepared, **arguments, moments=True, backend=backend)
+    assert torch.equal(out, conv2d(x, prepared, **arguments, backend=backend).out)
+    exact = prepared._replace(weight=weight.to(torch.bfloat16).double(), bias=bias.double())
+    y = conv2d(wide(x), exact, **wide(arguments), backend="reference").out.flatten(2)
+    mean = y.mean(2)
+    torch.testing.assert_close(moments[:, 0].double(), mean, **tolerance)
+    torch.testing.assert_close(moments[:, 1].double(), (y - mean[..., None]).square().sum(2), **tolerance)
+
+
+@pytest.mark.parametrize("backend", [b for b in served("conv2d") if b.values[0] == "cuda"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 24, 40, 9, 21), (2, 72, 64, 9, 8)], ids=["tiles", "segments"])
+def test_moments_of_sixteen_bit_products(shape, relu, backend):
+    """A large bias takes none of their digits."""
+    x, weight, bias, arguments = make((*shape, 3, 1, 1), torch.bfloat16, "l", parts=("residual",))
+    arguments["relu"] = relu
+    check_moments(x, weight, bias + 300, arguments, backend, rtol=2e-5, atol=1e-5)
+
+
+def among_others(x):
+    """The same image as a view of one with more channels, which are NaN."""
+    n, c, *spatial = x.shape
+    view = torch.full((n, *spatial, c + 8), float("nan"), dtype=x.dtype).movedim(-1, 1)[:, :c]
+    return view.copy_(x)
+
+
+@pytest.mark.parametrize("backend", [b for b in served("conv2d") if b.values[0] in DIRECT])
+def test_half_products_of_views(backend):
+    """float16, whose weights are prepared on a GPU alone, of images that are views of larger ones."""
+    (h, skip), weight, bias, arguments = make(
+        (2, 56, 40, 9, 10, 3, 1, 1), torch.float16, "l", pair=24, parts=("affine",)
+    )
+    prepared = prepare_conv(weight, bias, padding=1, height=9, width=10)._replace(packed=None, dtype=torch.float16)
+    x = (among_others(h), spread_out(skip))
+    for relu in (False, True):
+        y = conv2d(x, prepared, **arguments, relu=relu, backend=backend).out
+        exact_weights = prepared._replace(weight=weight.double(), bias=bias.double())
+        exact = conv2d(wide(x), exact_weights, **wide(arguments), relu=relu, backend="reference").out
+        plain = conv2d(x, prepared, **arguments, relu=relu, backend="reference").out
+        assert_as_accurate("out", y, exact, plain)
+
+
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize(("dims", "tile"), [(1, None), (3, None), (3, 1), (3, 2)])
 def test_images_that_lie_apart(dims, tile, backend):
     """Views of every other image, row and column: neither the samples nor the images of one follow one another."""
@@ -402,13 +471,13 @@ def test_images_that_lie_apart(dims, tile, backend):
 def spread_out(x):
     """The same image as a view of one that is larger in all dimensions but the channels."""
     n, c, *spatial = x.shape
-    large = torch.full((2 * n, *(2 * s for s in spatial), c), float("nan"))
+    large = torch.full((2 * n, *(2 * s for s in spatial), c), float("nan"), dtype=x.dtype)
     view = large[(slice(None, None, 2),) * (x.ndim - 1)].movedim(-1, 1)
     view.copy_(x)
     return view
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("layout", ["c", "l"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("parts", [(), ("affine",), ("nearest",), ("affine", "average", "residual")], ids="-".join)
@@ -419,7 +488,7 @@ def test_parts(tile, parts, dtype, layout, backend):
     check(x, weight, bias, arguments, 1, 1, tile, torch.float32, backend)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("part", ["residual_nearest", "residual_average"])
 @pytest.mark.parametrize("tile", [None, 1, 2])
@@ -429,7 +498,7 @@ def test_resampled_residual(layout, tile, part, dtype, backend):
     check(x, weight, bias, arguments, 1, 1, tile, torch.float32, backend)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("tile", [None, 1, 2])
 @pytest.mark.parametrize("parts", [(), ("affine",)], ids=["plain", "affine"])
 @pytest.mark.parametrize("split", [1, 8, 16, 21])
@@ -438,7 +507,7 @@ def test_pair_is_the_concatenation(split, parts, tile, backend):
     check(x, weight, bias, arguments, 1, 1, tile, torch.float32, backend)
 
 
-@pytest.mark.parametrize("backend", [b for b in served("conv2d") if "triton" in str(b)])
+@pytest.mark.parametrize("backend", [b for b in ANY if "triton" in str(b)])
 def test_a_sample_has_the_same_bits_in_any_batch(backend):
     """Of one sample the segments of the sum are taken by a program each, of six by one program."""
     x, weight, bias, arguments = make((6, 20, 33, 5, 6, 3, 1, 1), parts=("residual",))
@@ -510,7 +579,7 @@ def smaller(size, most=12):
     return size if ON_GPU else 1 + (size - 1) % (40 if size > 70 else most)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(1, 4),
@@ -551,7 +620,7 @@ def test_drawn(
     check(x, weight, bias, arguments, stride, padding, tile, products, backend, transformed, as_plain=False)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @settings(max_examples=25, deadline=None)
 @given(
     n=st.integers(1, 4),
@@ -597,7 +666,7 @@ def test_drawn_of_audio_and_video(
     check(x, weight, bias, arguments, stride, padding, tile, products, backend, transformed, as_plain=False)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 @pytest.mark.parametrize("tile", [None, 1, 2])
 @pytest.mark.parametrize(
@@ -626,7 +695,7 @@ POINTWISE = [(3, 9, 50, 7, 9), (70, 20, 100, 1, 1), (1, 40, 33, 1, 5), (2, 600, 
 POINTWISE += [(3, 9, 50, 67), (2, 9, 50, 3, 7, 5)]
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("shape", POINTWISE, ids=str)
 def test_moments_of_single_elements(shape, backend):
     x, weight, bias, arguments = make((*shape, 1, 1, 0), parts=("affine", "residual"))
@@ -639,7 +708,7 @@ def test_moments_of_single_elements(shape, backend):
     torch.testing.assert_close(moments[:, 1].double(), deviation, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS)
 @pytest.mark.parametrize("rows", [*range(1, 10), 130, 1100])
@@ -659,7 +728,7 @@ def test_rows_of_a_linear_layer(shape, rows, products, threads, backend):
         torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 def test_a_group_norm_folds_into_the_next_convolution(backend):
     x, weight, bias, _ = make((2, 12, 24, 9, 10, 3, 1, 1))
     first = prepare_conv(weight, bias, padding=1, height=9, width=10)
@@ -674,7 +743,7 @@ def test_a_group_norm_folds_into_the_next_convolution(backend):
     torch.testing.assert_close(folded, apart, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 def test_prepared_weights_can_be_kept(backend):
     x, weight, bias, _ = make((1, 20, 30, 9, 9, 3, 1, 1))
     prepared = prepare_conv(weight, bias, padding=1, height=9, width=9)
@@ -698,7 +767,7 @@ def test_the_form_fits_the_size(channels, size, dtype, form):
     assert (prepared.tile, prepared.transformed) == form
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("shape", [(0, 3, 4, 8, 8, 3, 1, 1)])
 def test_no_samples(shape, backend):
     x, weight, bias, _ = make(shape)
@@ -708,7 +777,7 @@ def test_no_samples(shape, backend):
     assert moments.shape == (0, 2, 4)
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 def test_opcheck(backend):
     for layout in ("c", "l"):
         x, weight, bias, a = make((2, 5, 6, 7, 8, 3, 1, 1), layout=layout, parts=("affine", "residual"))
@@ -759,7 +828,7 @@ def test_a_number_or_two_for_each_dimension(padding):
     torch.testing.assert_close(out, F.conv2d(x, weight, stride=(1, 2), padding=(1, 2)))
 
 
-@pytest.mark.parametrize("backend", served("conv2d"))
+@pytest.mark.parametrize("backend", ANY)
 def test_downsampling_as_diffusers_pads_it(backend):
     x, weight, bias, _ = make((2, 20, 20, 8, 10, 3, 2, (0, 1, 0, 1)))
     prepared = prepare_conv(weight, bias, stride=2, padding=(0, 1, 0, 1), height=8, width=10)

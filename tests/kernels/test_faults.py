@@ -9,12 +9,14 @@ import contextlib
 import re
 import shutil
 import sysconfig
+from unittest import mock
 
 import pytest
 import torch
 from cmfast.kernels import native
+from cmfast.kernels.cuda import conv_plan
 
-from . import emulation, test_attention, test_consistency, test_group_norm
+from . import emulation, test_attention, test_consistency, test_conv, test_conv_cuda, test_group_norm
 
 pytestmark = [
     pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing()),
@@ -72,6 +74,18 @@ def group_norm_gradient_cases():
         test_group_norm.check_gradients(x, groups, arguments, "cuda")
 
 
+def conv_cases():
+    """Tiles and segments with rests, an odd number of steps; beyond the channels of the images lies NaN."""
+    with mock.patch.object(conv_plan, "PROGRAMS", 6):
+        for name in ("odd", "pair"):
+            *sizes, pair, parts = test_conv.SIXTEEN_BIT[name]
+            x, weight, bias, arguments = test_conv.make((*sizes, 3, 1, 1), torch.bfloat16, "l", pair=pair, parts=parts)
+            x = tuple(map(test_conv.among_others, x)) if pair else test_conv.among_others(x)
+            with test_conv_cuda.guarded_outputs():
+                test_conv.check(x, weight, bias, arguments, 1, 1, None, torch.bfloat16, "cuda", as_plain=False)
+                test_conv.check_moments(x, weight, bias, arguments, "cuda", rtol=1e-2, atol=1e-2)
+
+
 #: The cases that a file's faults must fail.
 CASES = {
     "consistency.cu": consistency_cases,
@@ -81,9 +95,13 @@ CASES = {
     "attention_forward_float.cu": lambda: attention_cases([torch.float32]),
     "attention_backward.cu": lambda: attention_cases([torch.float16]),
     "attention_backward_float.cu": lambda: attention_cases([torch.float32]),
+    "conv.cu": conv_cases,
+    "conv_sum.cu": conv_cases,
+    "conv_tile.cuh": conv_cases,
     "group_norm.cu": group_norm_cases,
     "group_norm_backward.cu": group_norm_gradient_cases,
     "group_norm_tile.cuh": group_norm_cases,
+    "moments.cuh": conv_cases,
 }
 
 _NUMBERED = re.compile(r"CMFAST_(?:SYNC|SYNC_WARP|SYNC_CLUSTER|CP_ASYNC_WAIT|BOUND)\((\d+)[,)]")
@@ -113,6 +131,8 @@ MUTANTS = {
     "sums not rescaled": ("attention_forward.cu", "row[2 * r] *= shrink;", ""),
     "maximum before a negative scale": ("attention_forward_float.cu", "p.scale > 0", "true"),
     "delta dropped": ("attention_backward.cu", "dscores[j][i] - delta[i / 2]", "dscores[j][i]"),
+    "padding that is activated": ("conv_tile.cuh", "if (!(inside >> i & 1)) return;", ""),
+    "means of tiles apart": ("moments.cuh", " + apart * apart * count * part", ""),
     "unscaled gradient": ("attention_backward_float.cu", "= {p.scale, p.scale}, one", "= {1.0f, 1.0f}, one"),
 }
 

@@ -44,8 +44,17 @@ def rows():
 def test_every_call_of_every_operator_has_its_launches(rows):
     assert static.architectures() == ["sm_80", "sm_90", "sm_100", "sm_120"]
     found = {(r["arch"], r["op"], r["shape"], r["layout"], r["form"], r["dtype"]) for r in rows}
-    expected = {(c.op, c.shape, c.layout, c.form, c.dtype) for c in shapes.calls(cuda.OPERATORS)}
+    expected = {(c.op, c.shape, c.layout, c.form, c.dtype) for c in static.served()}
     assert found == {(arch, *key) for arch in static.architectures() for key in expected}
+    assert {op for _, op, *_ in found} == {*cuda.OPERATORS}
+
+
+def test_the_convolutions_of_the_network_are_served():
+    refused = {(c.shape, c.form, c.dtype) for c in shapes.calls(["conv2d"])} - {
+        (c.shape, c.form, c.dtype) for c in static.served(["conv2d"])
+    }
+    kinds = {"float32": 1, "1x1": 3, "average": 1, "3 channels": 2}
+    assert len(refused) == sum(kinds.values()), refused
 
 
 def test_what_the_build_promises(rows):
@@ -56,6 +65,10 @@ def test_what_the_build_promises(rows):
         assert row["load_bytes"] == 16, name
         if row["op"].startswith("consistency_step"):
             assert row["store_bytes_min"] == 16, name
+        if row["kernel"].startswith("conv_product"):
+            assert row["matrix_instructions"]["HMMA"] >= 144, name
+            assert row["programs"] >= 132, name
+            assert row["blocks_per_sm"] >= (1 if row["arch"] == "sm_120" else 2), name
         if row["op"].startswith("attention") and row["dtype"] != "float32":
             assert row["matrix_instructions"]["HMMA"] >= 64, name
         assert row["programs"] >= 1
@@ -106,5 +119,5 @@ def test_command(rows, monkeypatch, capsys):
     table = capsys.readouterr().out
     assert "CUDA C++ kernels" in table
     assert "attention_forward_kernel<bfloat16, 64, 0>" in table
-    with pytest.raises(typer.BadParameter, match=r"'conv2d' is not one of attention, .*group_norm"):
-        command.kernels(["sm_90"], ["conv2d"], "cuda", False)
+    with pytest.raises(typer.BadParameter, match=r"'channel_norm' is not one of attention, .*group_norm"):
+        command.kernels(["sm_90"], ["channel_norm"], "cuda", False)
