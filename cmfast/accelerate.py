@@ -56,10 +56,13 @@ def accelerate(
             where the processor has such products, and as in float32 where it has none (AVX2) and they would be
             slower; sums and all values between layers are float32. On a GPU also float16; there it is the dtype of
             the images between layers as well. None means the parameters' own, where it is one of these, else float32.
-        tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's. There is
-            nothing to tune on a GPU yet.
+        tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's. On a GPU
+            these are tiles of the kernels, and torch's own convolution with ours around it; each is compiled first,
+            which takes minutes, once for a card, the sizes and the versions. A sample's last bits may then depend on
+            the batch that it is in.
         cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made. Each
-            network of a pipeline has a folder in it. For a GPU nothing is kept in it: weights are packed at each start.
+            network of a pipeline has a folder in it. For a GPU it holds what was measured alone: weights are packed at
+            each start.
         keep_weights: False frees the model's own weights one by one as they are packed, which takes less memory: the
             model that was given is then of no use, and the result cannot be saved, copied or given other weights.
         graphs: on a GPU, capture the launches of an evaluation, and of a whole batch of samples, in a CUDA graph; False
@@ -73,8 +76,7 @@ def accelerate(
 
     Raises:
         TypeError: neither a network nor a pipeline.
-        ValueError: a dtype that is not served on the device, parameters on several devices or of float64, or `tune` on
-            a GPU.
+        ValueError: a dtype that is not served on the device, or parameters on several devices or of float64.
         ImportError: the CPU kernels were not built; the message says how.
         CaptureError: the network cannot be captured, nor has it submodules that could be (at the first call, for
             networks whose shapes of inputs are not known before).

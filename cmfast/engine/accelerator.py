@@ -230,9 +230,8 @@ class Accelerator:
         if _on_gpu(device):
             from .cuda import GpuTarget  # the kernels' plans import triton
 
-            if self.tune:
-                raise ValueError("accelerate: there is nothing to tune on a GPU yet: leave tune out")
-            return GpuTarget(device, self.products, graphs=self.graphs, keep_weights=self.keep_weights)
+            options: dict[str, Any] = {"tune": self.tune, "cache": self.cache, "keep_weights": self.keep_weights}
+            return GpuTarget(device, self.products, graphs=self.graphs, **options)
         if self.products == torch.float16:
             raise ValueError("accelerate: dtype must be float32 or bfloat16 on the CPU: GPUs alone serve float16")
         return CpuTarget(self.products, tune=self.tune, cache=self.cache, keep_weights=self.keep_weights)
