@@ -33,11 +33,12 @@ class GpuTarget:
         dtype: in which kernels hold images and take products; sums are float32.
         passes: those that run after the passes for every target, by their names.
         backends: those that may be asked for by name.
+        choose: which form serves a convolution.
         weights: of the convolutions and linear layers, as they have been packed so far.
         replays: of what calls the network several times; None without CUDA graphs.
     """
 
-    backends = ("cuda", "triton")
+    backends: tuple[str, ...] = ("cuda", "triton")
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class GpuTarget:
         self.replays: Replays | None = Replays(device) if graphs else None
         self._graphs, self._keep_weights = graphs, keep_weights
         self._arch = architecture(device)
-        self._choose: Choose = Tuner(device, self._arch, cache) if tune else Rule(self._arch, shipped(device))
+        self.choose: Choose = Tuner(device, self._arch, cache) if tune else Rule(self._arch, shipped(device))
 
     @property
     def bytes(self) -> int:
@@ -70,10 +71,8 @@ class GpuTarget:
         done = (lambda name: None) if self._keep_weights else giver_up(network, graph)
         weights = functools.partial(self.weights, dtype=self.dtype, done=done)
         convolutions = Convolutions(
-            self.device, self.dtype, self._arch, weights, self._choose, packed_for=self.weights.backends
+            self.device, self.dtype, self._arch, weights, self.choose, packed_for=self.weights.backends
         )
         steps = lower(graph, kernels(self.device, self.dtype, self._arch, convolutions, backend))
-        if isinstance(self._choose, Tuner):
-            self._choose.save()
         dtypes = [node.meta["val"].dtype for node in graph.nodes.output_node().args[0]]  # type: ignore[union-attr]
         return Executable(steps, rewrites, dtypes, self.device, graphs=self._graphs)

@@ -43,7 +43,7 @@ class Tuner:
         here = versions(device)
         self._path = None if cache is None else cache / file_name(here["card"])
         self._known = _measured.setdefault(tuple(here.items()), Measurements(here))
-        self._new = self._path is not None and len(self._known.calls) > 0
+        self._kept: set[str] = set()  # calls that are in the file
         if self._path is not None and self._path.exists():
             try:
                 found = read(self._path)
@@ -57,7 +57,7 @@ class Tuner:
             differ = [k for k, v in self._known.versions.items() if found.versions.get(k) != v]
             _log.info("%s was measured with another %s: it is measured again", self._path, " and ".join(differ))
             return
-        self._new = bool(self._known.calls.keys() - found.calls.keys())
+        self._kept = set(found.calls)
         self._known.calls = found.calls | self._known.calls
         self._known.launch_seconds = self._known.launch_seconds or found.launch_seconds
         self._known.bytes_per_second = self._known.bytes_per_second or found.bytes_per_second
@@ -79,15 +79,16 @@ class Tuner:
             times = times | {str(form): s for form, s in zip(missing, self._measure(a, first, missing), strict=True)}
             dtype = str(a.dtype).removeprefix("torch.")
             self._known.calls[call] = {"flops": flops(a), "dtype": dtype, "seconds": times}
-            self._new = True
+            self._kept.discard(call)
+        if self._path is not None and call not in self._kept:
+            self._known.write(self._path)
+            self._kept = set(self._known.calls)
         served = {name: s for name in forms if (s := times[name]) is not None}
         return forms[min(served, key=served.__getitem__)] if served else first
 
-    def save(self) -> None:
-        """Write what was measured, where there is anything new."""
-        if self._path is not None and self._new:
-            self._known.write(self._path)
-            self._new = False
+    def times(self, a: ConvArguments) -> dict[str, float | None]:
+        """The seconds of the forms of a call, as far as they are known, by their names; the first form's first."""
+        return self._known.seconds(describe(a))
 
     def _measure_rates(self) -> None:
         """What a launch takes, and the bytes of memory a second."""
