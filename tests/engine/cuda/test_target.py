@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from cmfast.kernels import native
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -218,6 +219,21 @@ def test_weights_that_are_given_up():
     expected = exact(unet, inputs)
     fast = cmfast.accelerate(unet, keep_weights=False)
     assert error(fast(*inputs), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_without_a_c_compiler(monkeypatch):
+    def missing():
+        raise ImportError("the extension cmfast._cpu was not built")
+
+    monkeypatch.setattr(native, "cpu", missing)
+    net, inputs = small()
+    fast = cmfast.accelerate(net)
+    for _ in range(2):
+        assert error(fast(*inputs), exact(net, inputs)) < 1e-5
+        net.last.weight.mul_(1.5)
+    net.norm.eps = 0.1
+    assert error(fast(*inputs), exact(net, inputs)) < 1e-5
 
 
 @torch.no_grad()
