@@ -22,6 +22,7 @@ def accelerate(
     cache: str | Path | None = None,
     keep_weights: bool = True,
     graphs: bool = True,
+    backend: str | None = None,
 ) -> Model:
     """Return the model with its network evaluated by fused kernels; the same interface, for inference.
 
@@ -67,6 +68,9 @@ def accelerate(
             model that was given is then of no use, and the result cannot be saved, copied or given other weights.
         graphs: on a GPU, capture the launches of an evaluation, and of a whole batch of samples, in a CUDA graph; False
             launches them one by one.
+        backend: on a GPU, "triton" or "cuda": the kernels that must serve every operator that the engine has kernels
+            for. None takes what `cmfast.kernels.use_backend` and CMFAST_BACKEND say at each call; without them the
+            engine chooses, and lets torch serve what no kernel can. On the CPU, "cpu" is all that there is.
 
     Returns:
         A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode;
@@ -77,13 +81,16 @@ def accelerate(
     Raises:
         TypeError: neither a network nor a pipeline.
         ValueError: a dtype that is not served on the device, or parameters on several devices or of float64.
+        BackendError: a backend asked for by name cannot serve an operator of the network (or at a later call, for
+            networks whose shapes of inputs are not known before).
         ImportError: the CPU kernels were not built; the message says how.
         CaptureError: the network cannot be captured, nor has it submodules that could be (at the first call, for
             networks whose shapes of inputs are not known before).
     """
     from .engine.accelerator import detached, twin
 
-    options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights, "graphs": graphs}
+    options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights}
+    options |= {"graphs": graphs, "backend": backend}
     if isinstance(model, ConsistencyModel):
         fast = twin(model)
         network = accelerate(model.unet, dtype, **options)
