@@ -25,20 +25,20 @@ FEW = 2
 FOLDER = "measured"
 
 
-def convolutions(device) -> list[tuple[ConvArguments, Collection[str]]]:
-    """The network's convolutions, each once, in every dtype and batch, and the backends that may serve them."""
+def convolutions(device, most: int | None = None) -> list[tuple[ConvArguments, Collection[str]]]:
+    """The network's convolutions, each once, and the backends that may serve them: of so many dtypes and batches."""
     found: dict[str, tuple[ConvArguments, Collection[str]]] = {}
-    for dtype, batch in network.evaluations(device):
+    for dtype, batch in network.evaluations(device)[:most]:
         kind = getattr(torch, dtype)
-        target_of = Accelerator(network.network(device, kind), kind)
-        choose = target_of.target.choose
+        accelerator = Accelerator(network.network(device, kind), kind)
+        choose = accelerator.target.choose
 
         def noted(a: ConvArguments, backends: Collection[str], choose=choose) -> Form:
             found.setdefault(describe(a), (a, backends))
             return choose(a, backends)
 
-        target_of.target.choose = noted
-        target_of.executable(network.inputs(device, batch, kind))
+        accelerator.target.choose = noted
+        accelerator.executable(network.inputs(device, batch, kind))
         device.free()
     return list(found.values())[-FEW if device.emulated else 0 :]
 
