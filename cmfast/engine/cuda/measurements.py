@@ -58,7 +58,7 @@ class Measurements:
         rates = []
         for call in self.calls.values():
             if call["dtype"] == _name(dtype) and call["flops"] >= _MANY_OPERATIONS:
-                found = [s for form, s in call["seconds"].items() if form.split()[0] == backend and s is not None]
+                found = [s for form, s in call["seconds"].items() if form.split()[0] == backend and s]
                 rates += [call["flops"] / min(found)] if found else []
         return statistics.median(rates) if rates else None
 

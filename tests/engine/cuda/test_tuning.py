@@ -140,31 +140,63 @@ def test_a_form_that_is_no_good_is_left_out(monkeypatch, tmp_path, caplog, fault
     times = [one["seconds"]["torch"] for one in json.loads(path.read_text())["calls"].values()]
     assert times == [None, 1e-6]
     (record,) = [r for r in caplog.records if "is left out" in r.getMessage()]
-    assert ("it is off by 0.0" if fault == "wrong" else "out of resource") in record.getMessage()
+    assert ("it is off by 0.01, 0.0" if fault == "wrong" else "out of resource") in record.getMessage()
     assert record.levelno == (logging.WARNING if fault == "wrong" else logging.INFO)
 
 
-def test_measurements_of_something_else_are_not_read(monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize("spoiled", [0, 1, 2, None])
+def test_outputs_means_and_deviations_are_compared(spoiled):
+    """On the scale of the values, which may all be alike."""
+    a = call(image(2, 4, 4, 4), 8, 3, moments=True)
+    for spread in (0, 1):
+        y = 3 + spread * torch.randn(2, 8, 4, 4)
+        exact = [y, torch.stack((y.mean((2, 3)), (y - y.mean((2, 3), keepdim=True)).square().sum((2, 3))), 1)]
+        for value in (1.1, float("nan")):
+            found = [t.clone() for t in exact]
+            if spoiled == 0:
+                found[0] *= value
+            elif spoiled is not None:
+                found[1][:, spoiled - 1] += 16 * (value - 1)
+            off = tuning._differences(found, exact, a)
+            assert [not x <= 1e-3 for x in off] == [i == spoiled for i in range(3)]
+
+
+def test_memory_that_does_not_suffice_is_not_kept_as_a_fault(monkeypatch):
+    def convolve(*_):
+        raise torch.OutOfMemoryError("2 GB")
+
     net, inputs = small()
-    for name, other in (("card", None), ("kernels", "0"), ("torch", "2.9.0"), ("triton", "3.0")):
+    clock = Clock(monkeypatch, favour("torch"))
+    with monkeypatch.context() as patch:
+        patch.setattr(cudnn, "_convolve", convolve)
+        assert forms(cmfast.accelerate(net, tune=True), inputs)[0] != "torch"
+    clock.measured.clear()
+    assert forms(cmfast.accelerate(net, tune=True), inputs)[0] == "torch"
+    assert clock.measured == ["torch"]
+
+
+def test_measurements_of_something_else_are_not_read(monkeypatch, tmp_path):
+    net, inputs = nn.Conv2d(16, 8, 1).eval().to(DEVICE), [torch.randn(1, 16, 2, 2, device=DEVICE)]
+    clock = Clock(monkeypatch, favour("torch"))
+    path = tmp_path / measurements.file_name(measurements.card(DEVICE))
+
+    def measured_anew():
+        clock.measured.clear()
         monkeypatch.setattr(tuning, "_measured", {})
-        cmfast.accelerate(net, tune=True, cache=tmp_path)(*inputs) if not [*tmp_path.glob("*.json")] else None
-        (path,) = tmp_path.glob("*.json")
-        found = read(path)
-        if name == "card":
-            monkeypatch.setattr(measurements, "card", lambda device: CARD)
-        else:
-            found.versions[name] = other
-            found.write(path)
-        monkeypatch.setattr(tuning, "_measured", {})
-        clock = Clock(monkeypatch, favour("torch"))
         cmfast.accelerate(net, tune=True, cache=tmp_path)(*inputs)
-        assert clock.measured
-        if name == "card":
-            assert (tmp_path / "forms-nvidia-h100-80gb-hbm3.json").exists()
-            path.unlink()
-        else:
-            assert read(path).versions == measurements.versions(DEVICE)
+        return bool(clock.measured)
+
+    assert [measured_anew(), measured_anew()] == [True, False]
+    here = measurements.versions(DEVICE)
+    for name in here:
+        read_before = read(path)
+        read_before.versions[name] = "another"
+        read_before.write(path)
+        assert measured_anew()
+        assert read(path).versions == here
+    monkeypatch.setattr(measurements, "card", lambda device: CARD)
+    assert measured_anew()
+    assert {p.name for p in tmp_path.glob("*.json")} == {path.name, "forms-nvidia-h100-80gb-hbm3.json"}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"versions": {"card": 1}}', '{"calls": {"a": {"seconds": {"b": "c"}}}}'])
