@@ -58,9 +58,9 @@ def accelerate(
             slower; sums and all values between layers are float32. On a GPU also float16; there it is the dtype of
             the images between layers as well. None means the parameters' own, where it is one of these, else float32.
         tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's. On a GPU
-            these are tiles of the kernels, and torch's own convolution with ours around it; each is compiled first,
-            which takes minutes, once for a card, the sizes and the versions. A sample's last bits may then depend on
-            the batch that it is in.
+            these are tiles of the kernels, and torch's own convolution with our kernels around it; of group norms and
+            attention, the kernels of both backends. Each is compiled first, which takes minutes, once for a card, the
+            sizes and the versions. A sample's last bits may then depend on the batch that it is in.
         cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made. Each
             network of a pipeline has a folder in it. For a GPU it holds what was measured alone: weights are packed at
             each start.

@@ -70,7 +70,7 @@ def test_a_dry_run(tmp_path):
     assert 0 < compiled["compiled"] < compiled["kernels"]
     tuned = found["tuning"]["rows"]
     assert len({row["call"] for row in tuned}) == 2
-    assert sum(row["forms"] for row in tuned) == of_forms["forms"] + 2  # and torch's
+    assert sum(row["forms"] for row in tuned) > of_forms["forms"] > 0  # a share of them was compiled before
     assert all(row["rule"].startswith("triton") and 0 < row["chosen_us"] <= row["rule_us"] for row in tuned)
     assert not any(row["left_out"] for row in tuned)
     (kept,) = (tmp_path / "out" / "measured").iterdir()

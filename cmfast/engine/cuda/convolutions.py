@@ -20,7 +20,11 @@ GiveWeights = Callable[[str, Tensor, str], Tensor]
 
 
 class Convolutions:
-    """How conv2d calls become steps: a `lower.Serve` for one device, dtype of products and set of weights."""
+    """How conv2d calls become steps: a `lower.Serve` for one device, dtype of products and set of weights.
+
+    Attributes:
+        choose: which form serves a call.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,7 @@ class Convolutions:
     ) -> None:
         """`packed_for` names the backends that weights of a name are packed for: once given up, no other has them."""
         self._device, self._dtype, self._arch = device, dtype, arch
-        self._weights, self._choose, self._packed_for = weights, choose, packed_for
+        self._weights, self.choose, self._packed_for = weights, choose, packed_for
 
     def __call__(self, steps: Steps, node: fx.Node, given: dict[str, Any], backend: str = "auto") -> Any:
         """Add the steps of a call by a backend, or "auto"; its output and moments.
@@ -58,7 +62,7 @@ class Convolutions:
         backends += ["torch"] if backend == "auto" else []
         if weight.is_meta:
             backends = [b for b in backends if b in self._packed_for(name)] or backends[:1]
-        form = self._choose(a, backends)
+        form = self.choose(a, backends)
         return lower_conv2d(form, steps, node.name, a, self._weights(name, weight, form.backend), self._arch)
 
 
@@ -113,14 +117,5 @@ def flops(a: ConvArguments) -> int:
 def alone(a: ConvArguments) -> tuple[Steps, ConvArguments]:
     """Steps that have a call's arguments as their inputs, and the call with these; rows that have data stay."""
     steps = Steps()
-
-    def own(t: Tensor | None) -> Tensor | None:
-        if t is None or not t.is_meta:
-            return t
-        value = steps.keep(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta"))
-        steps.buffer(value).first = -1
-        steps.inputs.append(value)
-        return value
-
-    names = ("h", "skip", "gain", "offset", "bias", "residual")
-    return steps, a._replace(**{name: own(getattr(a, name)) for name in names})
+    given = {name: getattr(a, name) for name in ("h", "skip", "gain", "offset", "bias", "residual")}
+    return steps, a._replace(**{k: steps.lend(t) if t is not None and t.is_meta else t for k, t in given.items()})

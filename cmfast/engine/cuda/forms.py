@@ -1,15 +1,15 @@
-"""What may serve a convolution on a GPU: a backend, and how it divides the work."""
+"""What may serve a call on a GPU: a backend, and for convolutions how it divides the work."""
 
 import importlib
 import math
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from ...kernels.conv_arguments import ConvArguments
 
 
 class Form(NamedTuple):
-    """A way to compute a convolution; its string tells it from all others in files of measurements.
+    """A way to compute a call; its string tells it from all others in files of measurements.
 
     Attributes:
         backend: "triton", or "torch" for cuDNN's convolution with what surrounds it in launches of its own.
@@ -23,8 +23,17 @@ class Form(NamedTuple):
         return self.backend if self.config is None else f"{self.backend} {self.config}"
 
 
-#: Which form serves a call, from its arguments, tensors without data, and the backends that may: the first is ours.
-Choose = Callable[[ConvArguments, Collection[str]], Form]
+class Choose(Protocol):
+    """Which form serves a call, of those of the backends that may, the first of which does where nothing is known.
+
+    Arguments are tensors without data, but for parameters of the network.
+    """
+
+    def __call__(self, a: ConvArguments, backends: Collection[str]) -> Form:
+        """The form of a convolution."""
+
+    def of_operator(self, op: str, arguments: Sequence[Any], backends: Collection[str]) -> Form:
+        """The form of another operator's call: one of its backends."""
 
 
 def candidates(a: ConvArguments, backends: Collection[str], arch: str) -> list[Form]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from ...kernels import backends
@@ -20,7 +21,13 @@ from ..steps import Step, Steps
 
 
 def available(op: str, device: torch.device, tensors: Sequence[Tensor], backend: str = "triton") -> tuple[bool, str]:
-    """Whether a backend serves an operator for tensors of these shapes and dtypes on the device, or why not."""
+    """Whether a backend serves an operator for tensors of these shapes and dtypes on the device, or why not.
+
+    On "meta", for a plan, csrc/cuda is asked for a GPU.
+    """
+    if device.type == "meta" and backend == "cuda":
+        with FakeTensorMode():
+            return backends.available(backend, op, [stand_in(t, torch.device("cuda")) for t in tensors])
     return backends.available(backend, op, [stand_in(t, device) for t in tensors])
 
 

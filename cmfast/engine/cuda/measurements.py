@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import statistics
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ class Measurements:
         versions: of all that the times depend on, the name of the card among them.
         launch_seconds: what a launch in a CUDA graph takes at least; 0 where it is not known.
         bytes_per_second: of the card's memory; 0 where that is not known.
-        calls: each call that `describe` names, with its operations ("flops"), the dtype of its products and the seconds
-            of each form that was measured; None for one that does not serve it.
+        calls: each call that was measured, by its description, with the operations of a convolution ("flops"; 0 of any
+            other), the dtype of its products and the seconds of each form; None for one that does not serve it.
     """
 
     versions: dict[str, str]
@@ -151,6 +152,11 @@ def describe(a: ConvArguments) -> str:
     found += [f"{name} {getattr(a, name)}" for name in ("resample", "gate", "residual_resample") if getattr(a, name)]
     found += [name for name in ("silu", "relu", "moments") if getattr(a, name)]
     return ", ".join(found)
+
+
+def describe_operator(op: str, arguments: Sequence[Any]) -> str:
+    """The same of another operator's call, from its arguments in the order of its schema."""
+    return f"{op}: {', '.join(_layout(x) if isinstance(x, Tensor) else str(x) for x in arguments)}"
 
 
 def _layout(t: Tensor) -> str:

@@ -1,12 +1,14 @@
-"""Which form serves a convolution without a measurement of it here: what was measured on this card, else ours.
+"""Which form serves a call without a measurement of it here: what was measured on this card, else ours.
 
-Of a card that ships with measurements, a call that is among them has its fastest form. Of any other call the time of
-each backend is estimated: each launch takes what a launch takes, and the time of its bytes or of its operations,
-whichever is longer, at the rates that were measured. Without rates, nothing says that our kernels are the slower ones.
+Of a card that ships with measurements, a call that is among them has its fastest form. Of any other convolution the
+time by each backend is estimated: each launch takes what a launch takes, and the time of its bytes or of its
+operations, whichever is longer, at the rates that were measured. Without rates, nothing says that our kernels are the
+slower ones.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -14,7 +16,7 @@ from torch.utils import _pytree as pytree
 from ...kernels.conv_arguments import ConvArguments
 from .convolutions import alone, flops, lower_conv2d, without_memory
 from .forms import Form, candidates
-from .measurements import Measurements, describe
+from .measurements import Measurements, describe, describe_operator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +36,24 @@ class Rule:
         ours, *others = (Form(backend) for backend in backends)
         if self.measured is None:
             return ours
-        known = self.measured.seconds(describe(a))
-        if known:
-            forms = {str(form): form for form in candidates(a, backends, self.arch)}
-            times = {name: s for name, s in known.items() if name in forms and s is not None}
-            if times:
-                return forms[min(times, key=times.__getitem__)]
+        fastest = self._fastest(describe(a), candidates(a, backends, self.arch))
+        if fastest is not None:
+            return fastest
         estimates = {form: self._estimate(form, a, self.measured) for form in (ours, *others)}
         if None in estimates.values():
             return ours
         return min(estimates, key=lambda form: estimates[form] or 0.0)
+
+    def of_operator(self, op: str, arguments: Sequence[Any], backends: Collection[str]) -> Form:
+        """The form of another operator's call: what was measured to be the fastest, else of the first backend."""
+        forms = [Form(backend) for backend in backends]
+        return self._fastest(describe_operator(op, arguments), forms) or forms[0]
+
+    def _fastest(self, call: str, forms: Sequence[Form]) -> Form | None:
+        """What was measured to be the fastest of the forms; None where none of them was measured."""
+        known = {} if self.measured is None else self.measured.seconds(call)
+        times = {form: s for form in forms if (s := known.get(str(form))) is not None}
+        return min(times, key=times.__getitem__) if times else None
 
     def _estimate(self, form: Form, a: ConvArguments, measured: Measurements) -> float | None:
         """Seconds of a call; None where a rate is not known."""

@@ -1,6 +1,7 @@
 """The operators that the GPU kernels serve within the engine: how each becomes steps.
 
-By default they are Triton's; where a backend is asked for by name, it serves all of them, or says which it cannot.
+By default they are Triton's, or csrc/cuda's where they were measured to be faster. Where a backend is asked for by
+name, it serves all of them, or says which it cannot.
 """
 
 import functools
@@ -16,9 +17,10 @@ from ..graph import CONV
 from ..layouts import fits
 from ..lower import Kernels, Serve, copied
 from ..steps import Steps
-from . import extension
 from .convolutions import Convolutions
-from .launches import available, launched, planner
+from .forms import Choose, Form
+from .launches import available
+from .operators import OF_CUDA, lower_operator
 
 _Values = dict[str, Any]
 _ops = torch.ops.cmfast
@@ -35,8 +37,9 @@ def kernels(
 
     `backend` is "cuda" or "triton", or "auto", with which torch serves what the kernels cannot.
     """
+    how = (device, arch, convolutions.choose, backend)
     served: dict[Any, Serve] = {
-        op: functools.partial(_serve, str(op).split(".")[1], device, arch, backend)
+        op: functools.partial(_serve, str(op).split(".")[1], *how)
         for op in (
             _ops.channel_moments.default,
             _ops.fold_group_norm.default,
@@ -47,37 +50,42 @@ def kernels(
         )
     }
     served[CONV] = functools.partial(_conv2d, convolutions, backend)
-    served[_ops.attention.default] = functools.partial(_attention, device, arch, backend)
+    served[_ops.attention.default] = functools.partial(_attention, *how)
     return Kernels(served, fits, "the GPU kernels have no such operator", dtype)
 
 
-def _serve(op: str, device: torch.device, arch: str, backend: str, steps: Steps, node: fx.Node, given: _Values) -> Any:
+def _serve(
+    op: str, device: torch.device, arch: str, choose: Choose, backend: str, steps: Steps, node: fx.Node, given: _Values
+) -> Any:
     names = [a.name for a in node.target._schema.arguments if a.name != "backend"]  # type: ignore[union-attr]
     tensors = [given[name] for name in names if isinstance(given[name], Tensor)]
-    by = "triton" if backend == "auto" else backend
-    ok, reason = available(op, device, tensors, by)
-    if not ok:
+    asked = ["triton", *(["cuda"] if op in OF_CUDA else [])] if backend == "auto" else [backend]
+    answers = {b: available(op, device, tensors, b) for b in asked}
+    backends = [b for b, (ok, _) in answers.items() if ok]
+    if not backends:
+        reason = answers[asked[0]][1]
         if backend == "auto":
             return reason
         raise BackendError(f"backend {backend!r} cannot serve {op}: {reason}")
     given = _readable(steps, node, given)
     arguments = [given[name] for name in names]
-    if by == "cuda":
-        return extension.LOWERED[op](steps, node.name, *arguments)
-    return launched(steps, node.name, op, planner(op)(*arguments, arch=arch))
+    form = Form(backends[0]) if len(backends) == 1 else choose.of_operator(op, arguments, backends)
+    return lower_operator(form, steps, node.name, op, arguments, arch)
 
 
 def _conv2d(convolutions: Convolutions, backend: str, steps: Steps, node: fx.Node, given: _Values) -> Any:
     return convolutions(steps, node, _readable(steps, node, given), backend)
 
 
-def _attention(device: torch.device, arch: str, backend: str, steps: Steps, node: fx.Node, given: _Values) -> Any:
+def _attention(
+    device: torch.device, arch: str, choose: Choose, backend: str, steps: Steps, node: fx.Node, given: _Values
+) -> Any:
     q = given["q"]
     for name in ("k", "v"):
         if given[name].dtype != q.dtype:
             out = steps.keep(torch.empty_like(given[name], dtype=q.dtype))
             given = given | {name: copied(steps, node, given[name], out, "its dtype is another")}
-    return _serve("attention", device, arch, backend, steps, node, given)
+    return _serve("attention", device, arch, choose, backend, steps, node, given)
 
 
 def _readable(steps: Steps, node: fx.Node, given: _Values) -> _Values:

@@ -1,18 +1,23 @@
-"""Measure on the GPU at hand which form of each convolution is fastest, and remember it in a file of the card's."""
+"""Measure on the GPU at hand which form of each call is fastest, and remember it in a file of the card's."""
 
+import functools
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ...kernels.conv_arguments import ConvArguments
+from ..steps import Steps
 from .convolutions import alone, flops, lower_conv2d
 from .executable import Executable
 from .forms import Form, candidates
-from .measurements import Measurements, describe, file_name, read, versions
+from .measurements import Measurements, describe, describe_operator, file_name, read, versions
+from .operators import lower_operator
 from .rule import Rule
 from .timing import seconds
 from .weights import pack
@@ -39,6 +44,7 @@ class Tuner:
     def __init__(self, device: torch.device, arch: str, cache: Path | None) -> None:
         """Read what is known from the folder `cache`, if there is one. What it cannot use is reported, and replaced."""
         self._device, self._arch = device, arch
+        self._generator = torch.Generator(device).manual_seed(0)
         here = versions(device)
         self._path = None if cache is None else cache / file_name(here["card"])
         self._known = _measured.setdefault(tuple(here.items()), Measurements(here))
@@ -62,28 +68,57 @@ class Tuner:
         self._known.bytes_per_second = self._known.bytes_per_second or found.bytes_per_second
 
     def __call__(self, a: ConvArguments, backends: Collection[str]) -> Form:
-        """The fastest form of a call, of those of the backends."""
-        forms = {str(form): form for form in candidates(a, backends, self._arch)}
-        first = next(iter(forms.values()))
+        """The fastest form of a convolution, of those of the backends."""
+
+        def make() -> _Make:
+            weight = self._normal(a.weight.shape, torch.float32) / math.sqrt(math.prod(a.weight.shape[1:]))
+            return functools.partial(self._convolution, a, weight)
+
+        rule = functools.partial(Rule(self._arch, self._known), a, backends)
+        compare = functools.partial(_differences, a=a)
+        forms = candidates(a, backends, self._arch)
+        return self._fastest(describe(a), forms, a.dtype, flops(a), make, compare, rule)
+
+    def of_operator(self, op: str, arguments: Sequence[Any], backends: Collection[str]) -> Form:
+        """The fastest form of another operator's call."""
+        rule = functools.partial(Rule(self._arch, self._known).of_operator, op, arguments, backends)
+        dtype = next(x.dtype for x in arguments if isinstance(x, Tensor))
+        make = functools.partial(functools.partial, self._operator, op, arguments)
+        forms = [Form(backend) for backend in backends]
+        return self._fastest(describe_operator(op, arguments), forms, dtype, 0, make, _relative, rule)
+
+    def _fastest(
+        self,
+        call: str,
+        forms: Sequence[Form],
+        dtype: torch.dtype,
+        operations: int,
+        make: Callable[[], "_Make"],
+        compare: Callable[[Sequence[Tensor], Sequence[Tensor]], list[float]],
+        rule: Callable[[], Form],
+    ) -> Form:
+        """The fastest of the forms, of which those are measured that are not known; the rule's, where nothing can be.
+
+        `make` gives what makes of a form an executable of the call alone, and the results among its outputs.
+        """
         if len(forms) == 1:
-            return first
-        call = describe(a)
+            return forms[0]
         times = self._known.seconds(call)
-        if forms.keys() - times.keys():
+        missing = [form for form in forms if str(form) not in times]
+        if missing:
             if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 _log.warning("nothing can be measured while a CUDA graph is captured: a form is taken by the rule")
-                return Rule(self._arch, self._known)(a, backends)
+                return rule()
             self._measure_rates()
-            missing = [form for name, form in forms.items() if name not in times]
-            times = times | self._measure(a, first, missing)
-            dtype = str(a.dtype).removeprefix("torch.")
-            self._known.calls[call] = {"flops": flops(a), "dtype": dtype, "seconds": times}
+            times = times | self._measure(call, make(), forms[0], missing, _TOLERANCE[dtype], compare)
+            name = str(dtype).removeprefix("torch.")
+            self._known.calls[call] = {"flops": operations, "dtype": name, "seconds": times}
             self._kept.discard(call)
         if self._path is not None and call not in self._kept:
             self._known.write(self._path)
             self._kept = set(self._known.calls)
-        served = {name: s for name in forms if (s := times.get(name)) is not None}
-        return forms[min(served, key=served.__getitem__)] if served else first
+        served = {form: s for form in forms if (s := times.get(str(form))) is not None}
+        return min(served, key=served.__getitem__) if served else forms[0]
 
     def times(self, a: ConvArguments) -> dict[str, float | None]:
         """The seconds of the forms of a call, as far as they are known, by their names; the first form's first."""
@@ -99,64 +134,80 @@ class Tuner:
         self._known.launch_seconds = seconds([lambda: few.mul_(1)], self._device)
         self._known.bytes_per_second = 2 * many.nbytes / seconds([lambda: to.copy_(many)], self._device)
 
-    def _measure(self, a: ConvArguments, first: Form, forms: Sequence[Form]) -> dict[str, float | None]:
+    def _measure(
+        self,
+        call: str,
+        make: "_Make",
+        first: Form,
+        forms: Sequence[Form],
+        tolerance: float,
+        compare: Callable[[Sequence[Tensor], Sequence[Tensor]], list[float]],
+    ) -> dict[str, float | None]:
         """Seconds of each form by its name; None of those that are left out, and none where memory did not suffice."""
-        generator = torch.Generator(self._device).manual_seed(0)
-        weight = self._normal(a.weight.shape, torch.float32, generator) / math.sqrt(math.prod(a.weight.shape[1:]))
-        inputs = [self._normal(t.shape, t.dtype, generator) for t in alone(a)[0].inputs]
-        expected = self._executable(a, first, weight)(inputs)
+        executable, results = make(first)
+        inputs = [self._normal(t.shape, t.dtype) for t in executable.steps.inputs]
+        expected = executable(inputs)[:results]
         found: dict[str, float | None] = {}
         for form in forms:
             try:
-                found[str(form)] = self._time(a, form, weight, inputs, expected)
+                copies = [make(form)[0]]
+                off = compare(copies[0](inputs)[:results], expected)
+                if not all(x <= tolerance for x in off):
+                    figures = ", ".join(f"{x:.2g}" for x in off)
+                    _log.warning("%s is left out for %s: it is off by %s", form, call, figures)
+                    found[str(form)] = None
+                    continue
+                for _ in range(1, self._copies(copies[0])):
+                    copies.append(make(form)[0])
+                    copies[-1](inputs)
+                found[str(form)] = seconds([copy.launch for copy in copies], self._device)
             except Exception as error:
-                _log.info("%s is left out for a convolution of %s: %s", form, describe(a), error)
+                _log.info("%s is left out for %s: %s", form, call, error)
                 if not isinstance(error, torch.OutOfMemoryError):
                     found[str(form)] = None
         return found
 
-    def _time(
-        self, a: ConvArguments, form: Form, weight: Tensor, inputs: Sequence[Tensor], expected: Sequence[Tensor]
-    ) -> float | None:
-        copies = [self._executable(a, form, weight)]
-        off = _differences(copies[0](inputs), expected, a)
-        if not all(x <= _TOLERANCE[a.dtype] for x in off):
-            _log.warning("%s is left out for a convolution of %s: it is off by %s", form, describe(a), _figures(off))
-            return None
-        for _ in range(1, self._copies(copies[0].bytes + weight.numel() * a.dtype.itemsize)):
-            copies.append(self._executable(a, form, weight))
-            copies[-1](inputs)
-        return seconds([copy.launch for copy in copies], self._device)
-
-    def _copies(self, size: int) -> int:
-        """How many copies of so many bytes are larger than the cache."""
+    def _copies(self, executable: Executable) -> int:
+        """How many copies of an executable's memory, and of the tensors that it reads, are larger than the cache."""
         if self._device.type != "cuda":
             return 1
+        leaves = pytree.tree_leaves([step.arguments for step in executable.steps.steps])
+        read = {t.data_ptr(): t.nbytes for t in leaves if isinstance(t, Tensor) and not t.is_meta}
         cache = torch.cuda.get_device_properties(self._device).L2_cache_size
-        return max(1, min(_MOST_COPIES, -(-2 * cache // size)))
+        return max(1, min(_MOST_COPIES, -(-2 * cache // (executable.bytes + sum(read.values())))))
 
-    def _executable(self, a: ConvArguments, form: Form, weight: Tensor) -> Executable:
-        """A call alone, in memory of its own; its inputs stay as they are, so that it can be launched again."""
+    def _convolution(self, a: ConvArguments, weight: Tensor, form: Form) -> tuple[Executable, int]:
         steps, given = alone(a)
         packed = pack(weight, a.dtype, form.backend).clone()
         out, moments = lower_conv2d(form, steps, "conv2d", given, packed, self._arch)
-        outputs = [out] + ([moments] if a.moments else [])
-        steps.want([*outputs, *steps.inputs])
-        dtypes = [t.dtype for t in (*outputs, *steps.inputs)]
-        return Executable(steps, {}, dtypes, self._device, graphs=False)
+        return self._executable(steps, [out, moments] if a.moments else [out])
 
-    def _normal(self, shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator, device=self._device).to(dtype)
+    def _operator(self, op: str, arguments: Sequence[Any], form: Form) -> tuple[Executable, int]:
+        steps = Steps()
+        given = [steps.lend(x) if isinstance(x, Tensor) and x.is_meta else x for x in arguments]
+        results = lower_operator(form, steps, op, op, given, self._arch)
+        return self._executable(steps, list(results))
+
+    def _executable(self, steps: Steps, results: list[Tensor]) -> tuple[Executable, int]:
+        """A call alone, in memory of its own, and how many results its outputs begin with.
+
+        The others are its inputs, which so stay as they are: it can be launched again.
+        """
+        outputs = [*results, *steps.inputs]
+        steps.want(outputs)
+        return Executable(steps, {}, [t.dtype for t in outputs], self._device, graphs=False), len(results)
+
+    def _normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, generator=self._generator, device=self._device).to(dtype)
 
 
-def _figures(numbers: Sequence[float]) -> str:
-    return ", ".join(f"{x:.2g}" for x in numbers)
+#: Makes of a form what evaluates a call alone, and how many results its outputs begin with.
+_Make = Callable[[Form], tuple[Executable, int]]
 
 
 def _differences(found: Sequence[Tensor], expected: Sequence[Tensor], a: ConvArguments) -> list[float]:
     """How far outputs are from others, relative to their norm; and so the channels' means and standard deviations."""
-    outs = found[0].double(), expected[0].double()
-    off = [((outs[0] - outs[1]).norm() / outs[1].norm()).item()]
+    off = _relative(found[:1], expected[:1])
     if a.moments:
         positions = math.prod(a.output_shape()[2:])
         means, deviations = ([t[:, i].double() for t in (found[1], expected[1])] for i in range(2))
@@ -164,3 +215,9 @@ def _differences(found: Sequence[Tensor], expected: Sequence[Tensor], a: ConvArg
         size = (means[1].square() + deviations[1].square()).sqrt().norm()
         off += [((x - exact).norm() / size).item() for x, exact in (means, deviations)]
     return off
+
+
+def _relative(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """How far results are from others, relative to the norm of each."""
+    pairs = zip(found, expected, strict=True)
+    return [((x.double() - exact.double()).norm() / exact.double().norm()).item() for x, exact in pairs]

@@ -9,11 +9,14 @@ from torch import nn
 
 import cmfast
 from cmfast.engine.accelerator import accelerator_of
+from cmfast.engine.cuda import measurements, operators, tuning
 from cmfast.engine.cuda.launches import launch_of
+from cmfast.engine.cuda.plan import plan
 
 from ...kernels import emulation
 from ..networks import error
 from .device import DEVICE, ON_GPU
+from .test_tuning import Clock
 
 BF16 = torch.bfloat16
 
@@ -88,6 +91,48 @@ def test_the_choice_of_the_process_counts_at_each_call(monkeypatch):
         named = cmfast.accelerate(net, backend="triton")
         named(x)
         assert set(served(named, x)) == {"triton"}
+
+
+@pytest.mark.usefixtures("_extension")
+@torch.no_grad()
+def test_the_faster_is_taken_where_it_was_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "_measured", {})
+    net, x = attend()
+    clock = Clock(monkeypatch, lambda name: {"cuda": 1e-6, "triton": 2e-6}[name])
+    fast = cmfast.accelerate(net, BF16, tune=True, cache=tmp_path)
+    assert error(fast(x), net(x).double()) < 1e-2
+    assert set(served(fast, x)) == {"cuda"}
+    assert sorted(clock.measured) == ["cuda", "cuda", "triton", "triton"]
+    named = cmfast.accelerate(net, BF16, tune=True, backend="triton")
+    assert set(served(named, x)) == {"triton"}
+    (path,) = tmp_path.glob("*.json")
+    found = measurements.read(path)
+    assert sorted(call.partition(":")[0] for call in found.calls) == ["attention", "group_norm"]
+    monkeypatch.setattr(measurements, "FOLDER", tmp_path / "package")
+    measurements._shipped_files.cache_clear()
+    assert [p.programs > 0 for p in plan(net, [x]) if p.operator in ("group_norm", "attention")] == [True, True]
+    found.versions["card"] = "NVIDIA H100 80GB HBM3"
+    found.write(measurements.FOLDER / "forms-h100.json")
+    measurements._shipped_files.cache_clear()
+    planned = plan(net, [x])
+    assert [p.operator for p in planned if not p.programs and not p.reason] == ["group_norm", "attention"]
+    measurements._shipped_files.cache_clear()
+
+
+@pytest.mark.usefixtures("_extension")
+@torch.no_grad()
+def test_a_kernel_of_the_extension_that_errs_is_not_taken(monkeypatch, caplog):
+    def launch(out, lse, *given):
+        launched(out, lse, *given)
+        lse.add_(0.1)
+
+    launched = operators.launch_attention
+    monkeypatch.setattr(operators, "launch_attention", launch)
+    monkeypatch.setattr(tuning, "_measured", {})
+    net, x = attend()
+    Clock(monkeypatch, lambda name: {"cuda": 1e-6, "triton": 2e-6}[name])
+    assert served(cmfast.accelerate(net, tune=True), x) == ["cuda", "triton"]
+    assert "cuda is left out for attention" in caplog.text
 
 
 @pytest.mark.usefixtures("_extension")

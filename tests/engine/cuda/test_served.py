@@ -8,6 +8,8 @@ from torch import nn
 
 from cmfast.engine import Accelerator, capture
 from cmfast.engine.cuda import launches
+from cmfast.engine.cuda.convolutions import Convolutions
+from cmfast.engine.cuda.rule import Rule
 from cmfast.engine.cuda.served import kernels
 from cmfast.engine.lower import lower
 from cmfast.engine.passes import PASSES
@@ -72,7 +74,7 @@ def lowered(module, *inputs, dtype=torch.float32):
     graph = capture(module.eval(), inputs)
     for rewrite in PASSES.values():
         rewrite(graph)
-    return lower(graph, kernels(DEVICE, dtype, "sm_90", None))
+    return lower(graph, kernels(DEVICE, dtype, "sm_90", Convolutions(DEVICE, dtype, "sm_90", None, Rule("sm_90"))))
 
 
 @pytest.mark.usefixtures("_plans_in_python")

@@ -50,9 +50,11 @@ class Clock:
 
 
 def described(steps):
-    """ "torch", or the rows and columns of the tiles of a product."""
+    """ "torch", or the rows and columns of the tiles of a product; of any other operator the backend."""
     if any(step.operator in cudnn.PRODUCTS for step in steps):
         return "torch"
+    if not any(step.operator.startswith("conv2d") for step in steps):
+        return "cuda" if launch_of(steps[0]) is None else "triton"
     constants = next(launch_of(s).constants for s in reversed(steps) if "BLOCK_M" in launch_of(s).constants)
     return constants["BLOCK_M"], constants["BLOCK_N"]
 

@@ -1,6 +1,6 @@
-"""The operators of csrc/cuda as steps: those that the engine's graphs have, and that have a kernel there."""
+"""Operators other than the convolution as steps: launches of Triton's kernels, or of csrc/cuda's, which has a few."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,15 @@ from ...kernels.cuda.group_norm import launch_group_norm
 from ...kernels.group_norm import concatenated_shape
 from ...kernels.layout import empty_in_order
 from ..steps import Step, Steps
+from .forms import Form
+from .launches import launched, planner
+
+
+def lower_operator(form: Form, steps: Steps, name: str, op: str, arguments: Sequence[Any], arch: str) -> Any:
+    """Add a call's steps, for the node of this name, from its arguments in the order of its schema; its results."""
+    if form.backend == "cuda":
+        return OF_CUDA[op](steps, name, *arguments)
+    return launched(steps, name, op, planner(op)(*arguments, arch=arch))
 
 
 def _attention(steps: Steps, name: str, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -27,5 +36,5 @@ def _group_norm(
     return outs
 
 
-#: operator: what adds the steps of a call, from its arguments in the order of its schema, and returns its results.
-LOWERED: dict[str, Callable[..., Any]] = {"attention": _attention, "group_norm": _group_norm}
+#: The operators of csrc/cuda that the engine's graphs have: what adds the steps of a call, and returns its results.
+OF_CUDA: dict[str, Callable[..., Any]] = {"attention": _attention, "group_norm": _group_norm}
