@@ -37,7 +37,7 @@ setup(
         *(f"cmfast.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"cmfast.kernels": "kernels"},
-    package_data={"cmfast": ["py.typed", "assets/*", "assets/*/*"]},
+    package_data={"cmfast": ["py.typed", "assets/*", "assets/*/*", "engine/cuda/measured/*"]},
     ext_modules=extensions,
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -1,7 +1,8 @@
 """Keep and draw what a run of gpu_check.py found: python benchmarks/gpu_results.py DIR
 
 The stages' JSON (no traces, nothing over 1 MB) goes to benchmarks/results/gpu/<card>-<date>/, with operators.png (each
-operator's share of its ceiling, and the network's times); the README's GPU table is written anew from it.
+operator's share of its ceiling, and the network's times); the README's GPU table is written anew from it. What the
+tuning measured goes to cmfast/engine/cuda/measured, from where the package takes it.
 """
 
 import argparse
@@ -26,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what gpu_check.py wrote with --out")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
+    parser.add_argument("--measured", type=Path, default=ROOT / "cmfast" / "engine" / "cuda" / "measured")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     given = parser.parse_args()
     results = table.read(given.folder)
@@ -40,6 +42,8 @@ def main() -> int:
     date = datetime.date.fromtimestamp((given.folder / "machine.json").stat().st_mtime)
     kept = given.results / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}-{date}"
     keep(results, kept)
+    for path in (given.folder / "measured").glob("forms-*.json"):
+        write_json(given.measured / path.name, json.loads(path.read_text()))
     draw(results, card, kept / "operators.png")
     picture = kept / "operators.png"
     shown = picture.relative_to(ROOT) if picture.is_relative_to(ROOT) else picture

@@ -22,6 +22,7 @@ def accelerate(
     cache: str | Path | None = None,
     keep_weights: bool = True,
     graphs: bool = True,
+    backend: str | None = None,
 ) -> Model:
     """Return the model with its network evaluated by fused kernels; the same interface, for inference.
 
@@ -56,14 +57,20 @@ def accelerate(
             where the processor has such products, and as in float32 where it has none (AVX2) and they would be
             slower; sums and all values between layers are float32. On a GPU also float16; there it is the dtype of
             the images between layers as well. None means the parameters' own, where it is one of these, else float32.
-        tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's. There is
-            nothing to tune on a GPU yet.
+        tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's. On a GPU
+            these are tiles of the kernels, and torch's own convolution with our kernels around it; of group norms and
+            attention, the kernels of both backends. Each is compiled first, which takes minutes, once for a card, the
+            sizes and the versions. A sample's last bits may then depend on the batch that it is in.
         cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made. Each
-            network of a pipeline has a folder in it. For a GPU nothing is kept in it: weights are packed at each start.
+            network of a pipeline has a folder in it. For a GPU it holds what was measured alone: weights are packed at
+            each start.
         keep_weights: False frees the model's own weights one by one as they are packed, which takes less memory: the
             model that was given is then of no use, and the result cannot be saved, copied or given other weights.
         graphs: on a GPU, capture the launches of an evaluation, and of a whole batch of samples, in a CUDA graph; False
             launches them one by one.
+        backend: on a GPU, "triton" or "cuda": the kernels that must serve every operator that the engine has kernels
+            for. None takes what `cmfast.kernels.use_backend` and CMFAST_BACKEND say at each call; without them the
+            engine chooses, and lets torch serve what no kernel can. On the CPU, "cpu" is all that there is.
 
     Returns:
         A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode;
@@ -73,15 +80,17 @@ def accelerate(
 
     Raises:
         TypeError: neither a network nor a pipeline.
-        ValueError: a dtype that is not served on the device, parameters on several devices or of float64, or `tune` on
-            a GPU.
+        ValueError: a dtype that is not served on the device, or parameters on several devices or of float64.
+        BackendError: a backend asked for by name cannot serve an operator of the network (or at a later call, for
+            networks whose shapes of inputs are not known before).
         ImportError: the CPU kernels were not built; the message says how.
         CaptureError: the network cannot be captured, nor has it submodules that could be (at the first call, for
             networks whose shapes of inputs are not known before).
     """
     from .engine.accelerator import detached, twin
 
-    options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights, "graphs": graphs}
+    options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights}
+    options |= {"graphs": graphs, "backend": backend}
     if isinstance(model, ConsistencyModel):
         fast = twin(model)
         network = accelerate(model.unet, dtype, **options)

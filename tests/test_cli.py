@@ -137,7 +137,7 @@ def test_sample_with_the_engine(cmfast, tmp_path):
     ("arguments", "message"),
     [
         (("--dtype", "float16"), "float32 or bfloat16, got torch.float16"),
-        (("--backend", "reference"), "--accelerate has the CPU kernels: --backend reference cannot serve it"),
+        (("--backend", "reference"), "on the CPU the engine has the kernels of cpu; ask for one of them"),
     ],
 )
 def test_what_the_engine_does_not_serve(cmfast, tmp_path, arguments, message):
@@ -145,6 +145,14 @@ def test_what_the_engine_does_not_serve(cmfast, tmp_path, arguments, message):
     assert status == 2
     assert message in err
     assert not (tmp_path / "a.npz").exists()
+
+
+def test_the_engine_is_asked_for_the_backend(cmfast, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("cmfast.cli.options.accelerate", lambda model, dtype, backend: asked.append(backend) or model)
+    for backend in (("--backend", "cpu"), ()):
+        assert cmfast("sample", "--count", 1, "--accelerate", *backend, "--save", tmp_path / "a.npz")[0] == 0
+    assert asked == ["cpu", None]
 
 
 def test_a_plain_sample_has_a_progress_bar_and_one_without_has_none(cmfast, tmp_path):

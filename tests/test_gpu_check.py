@@ -51,7 +51,7 @@ def results(folder):
 
 @needs_emulation
 def test_a_dry_run(tmp_path):
-    stages = ["machine", "compile", "correctness", "network", "sampling", "conformance", "tiles"]
+    stages = ["machine", "compile", "correctness", "network", "sampling", "conformance", "tuning"]
     command = [*CHECK, "--minutes", "5", "--out", str(tmp_path / "out"), "--stages", *stages]
     done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, "pass"), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -66,13 +66,15 @@ def test_a_dry_run(tmp_path):
     assert {row["ceiling"] for row in found["machine"]["rows"] if "ceiling" in row} >= {"copy", "read", "launch"}
     alone = {"conv2d", "channel_moments", "fold_group_norm", "apply_group_norm", "channel_norm", "timestep_embedding"}
     assert {row["op"] for row in rows if row["backend"] == "cuda"} == {row["op"] for row in rows} - alone
-    compiled, of_tiles = found["compile"]["rows"]
+    compiled, of_forms = found["compile"]["rows"]
     assert 0 < compiled["compiled"] < compiled["kernels"]
-    tiles = found["tiles"]["rows"]
-    assert of_tiles["tiles"] > 0
-    assert len({(row["block_m"], row["block_n"], row["block_k"], row["num_warps"]) for row in tiles}) > 2
-    assert [row["rule"] for row in tiles] == [True] + [False] * (len(tiles) - 1)
-    assert all(row["relative_error"] < 1e-2 and row["tile_us"] > 0 for row in tiles)
+    tuned = found["tuning"]["rows"]
+    assert len({row["call"] for row in tuned}) == 2
+    assert sum(row["forms"] for row in tuned) > of_forms["forms"] > 0  # a share of them was compiled before
+    assert all(row["rule"].startswith("triton") and 0 < row["chosen_us"] <= row["rule_us"] for row in tuned)
+    assert not any(row["left_out"] for row in tuned)
+    (kept,) = (tmp_path / "out" / "measured").iterdir()
+    assert {row["call"] for row in tuned} == json.loads(kept.read_text())["calls"].keys()
     networks = {row["variant"]: row for row in found["network"]["rows"]}
     assert all(row["launches"] > 50 and row["replayed_us"] > 0 for row in networks.values())
     assert networks["accelerated"]["steps"] > networks["accelerated"]["steps_by_torch"] > 0
@@ -225,8 +227,14 @@ def a_run(folder):
                 "steps": 230,
             },
         ],
+        "tuning": [
+            {"call": "a layer", "rule": "triton", "chosen": form, "rule_us": 8.0, "chosen_us": us}
+            for form, us in (("triton", 8.0), ("torch", 6.0))
+        ],
     }
-    folder.mkdir()
+    (folder / "measured").mkdir(parents=True)
+    (folder / "measured" / "forms-a-card.json").write_text('{"calls": {}}')
+    (folder.parent / "measured").mkdir()
     for stage, found in rows.items():
         problems = [f"problem {i}" for i in range(90)] if stage == "network" else []
         result = {"stage": stage, "state": "done", "seconds": 1.0, "problems": problems, "left": [], "rows": found}
@@ -239,6 +247,7 @@ def test_the_table_has_at_most_sixty_lines(tmp_path):
     lines = table.lines(table.read(tmp_path / "run"))
     assert len(lines) <= 60
     assert any("4  50%" in line for line in lines)
+    assert any("for 1 torch's is the fastest; the most is 0.75 of its time, a layer" in line for line in lines)
     assert lines[-1].endswith("… and 77 more, in the stages' JSON")
     assert any(line.startswith("cuda, bfloat16, batch 1") and "2.000" in line and "470" in line for line in lines)
 
@@ -246,6 +255,7 @@ def test_the_table_has_at_most_sixty_lines(tmp_path):
 def results_command(folder, readme):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_results.py"), str(folder)]
     command += ["--results", str(folder.parent / "kept"), "--readme", str(readme)]
+    command += ["--measured", str(folder.parent / "measured")]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -258,7 +268,9 @@ def test_results_are_kept_and_drawn(tmp_path):
     assert done.returncode == 0, done.stderr
     (kept,) = (tmp_path / "kept").iterdir()
     assert kept.name.startswith("nvidia-h100-80gb-hbm3-20")
-    assert {path.name for path in kept.iterdir()} == {"machine.json", "operators.json", "network.json", "operators.png"}
+    stages = {"machine.json", "operators.json", "network.json", "tuning.json"}
+    assert {path.name for path in kept.iterdir()} == stages | {"operators.png"}
+    assert json.loads((tmp_path / "measured" / "forms-a-card.json").read_text()) == {"calls": {}}
     text = readme.read_text()
     assert text.startswith(f"before\n{begin}\nNVIDIA H100 80GB HBM3, ")
     assert text.endswith(f"{end}\nafter\n")

@@ -24,7 +24,7 @@ allowed = {"torch", "numpy", "safetensors", "cmfast"}
 heavy = {"triton", "matplotlib", "PIL", "typer", "rich", "tqdm", "sklearn", "diffusers", "huggingface_hub"}
 import torch
 before = set(sys.modules)
-import cmfast
+import cmfast, cmfast.engine.cuda.plan
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(json.dumps(sorted(new & heavy)))
 """

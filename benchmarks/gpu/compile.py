@@ -1,6 +1,6 @@
 """The stage before the kernels are used: those of the accelerated network are compiled, by several processes at once.
 
-Those of its convolutions with other tiles come last, as far as the time reaches: see tiles.py.
+Those of its convolutions in other forms come last, as far as the time reaches: see tuning.py.
 
 Triton keeps what it has compiled in a folder, where the stages that follow find it. One process would take a minute.
 """
@@ -9,13 +9,16 @@ import functools
 import time
 
 import torch
-from cmfast.kernels.triton.launch import Launch
+from cmfast.kernels.triton.launch import Launch, architecture
 from torch import Tensor
 
 import cmfast
 from cmfast.engine.accelerator import accelerator_of
+from cmfast.engine.cuda.convolutions import alone, lower_conv2d, without_memory
+from cmfast.engine.cuda.forms import candidates
+from cmfast.engine.cuda.launches import launch_of
 
-from . import calls, network, stage, tiles
+from . import network, stage, tuning
 
 #: Cases, as many as processes: each compiles every SHARES-th kernel.
 SHARES = 8
@@ -27,8 +30,8 @@ def cases(device, folder, until):
         work = functools.partial(share, i, device)
         yield stage.Case(f"share {i}", work, patience=120)
     for i in range(1 if device.emulated else SHARES):
-        work = functools.partial(share_of_tiles, i, device)
-        yield stage.Case(f"tiles, share {i}", work, patience=120, optional=True)
+        work = functools.partial(share_of_forms, i, device)
+        yield stage.Case(f"forms, share {i}", work, patience=120, optional=True)
 
 
 def share(i: int, device) -> list[dict]:
@@ -42,7 +45,7 @@ def share(i: int, device) -> list[dict]:
         accelerator = accelerator_of(fast[dtype])
         assert accelerator is not None
         steps = accelerator.executable(network.inputs(device, batch, getattr(torch, dtype))).steps.steps
-        launches = [step.call.args[0] for step in steps if not step.reason and getattr(step.call, "args", None)]
+        launches = [launch for step in steps if (launch := launch_of(step)) is not None]
         kernels = list({_key(launch): launch for launch in launches}.values())
         for launch in kernels[i::SHARES]:
             warm_up(launch)
@@ -51,14 +54,19 @@ def share(i: int, device) -> list[dict]:
     return rows
 
 
-def share_of_tiles(i: int, device) -> list[dict]:
-    """A row: how many launches of convolutions with other tiles were compiled here, and the seconds."""
+def share_of_forms(i: int, device) -> list[dict]:
+    """A row: how many forms of the first evaluation's convolutions were compiled here, and the seconds."""
     start = time.perf_counter()
-    found = [(call, tile) for call in tiles.convolutions(device) for tile in range(tiles.count(call))][i::SHARES]
-    for call, tile in found:
-        for launch in tiles.planned(calls.values(call, device), tile)[0]:
-            warm_up(launch)
-    return [{"tiles": len(found), "seconds": round(time.perf_counter() - start, 2)}]
+    arch = architecture(torch.device(device.name))
+    of_ours = [(a, [b for b in backends if b == "triton"]) for a, backends in tuning.convolutions(device, 1)]
+    found = [(a, form) for a, backends in of_ours for form in candidates(a, backends, arch)][i::SHARES]
+    for a, form in found:
+        steps, given = alone(a)
+        packed = without_memory(a.weight, a.dtype, form.backend)
+        lower_conv2d(form, steps, "conv2d", given, packed, arch)
+        for step in steps.steps:
+            warm_up(launch_of(step))
+    return [{"forms": len(found), "seconds": round(time.perf_counter() - start, 2)}]
 
 
 def warm_up(launch: Launch) -> None:

@@ -13,7 +13,7 @@ STAGES = (
     "network",
     "sampling",
     "conformance",
-    "tiles",
+    "tuning",
 )
 LINES = 60
 #: Lines for what was wrong, and for the operators.
@@ -34,7 +34,7 @@ def problems(results: dict[str, dict]) -> list[str]:
 def lines(results: dict[str, dict]) -> list[str]:
     """The table, line by line."""
     found = [*_stages(results), *_machine(results), *_operators(results)]
-    found += [*_network(results), *_sampling(results), *_tiles(results)]
+    found += [*_network(results), *_sampling(results), *_tuning(results)]
     wrong = problems(results)
     tail = [f"wrong ({len(wrong)}):"] if wrong else ["nothing was wrong"]
     tail += [f"  {_short(problem)}" for problem in wrong[:PROBLEMS]]
@@ -123,16 +123,15 @@ def _sampling(results) -> list[str]:
     ]
 
 
-def _tiles(results) -> list[str]:
-    by_call: dict[str, list[dict]] = {}
-    for row in rows(results, "tiles", "tile_us"):
-        by_call.setdefault(f"{row['shape']} {row['form']}", []).append(row)
-    ratios = {call: min(r["tile_us"] for r in found) / found[0]["tile_us"] for call, found in by_call.items()}
-    if not ratios:
+def _tuning(results) -> list[str]:
+    tuned = [row for row in rows(results, "tuning", "chosen_us") if "rule_us" in row]
+    if not tuned:
         return []
-    call, best = min(ratios.items(), key=lambda item: item[1])
-    faster = sum(ratio < 0.95 for ratio in ratios.values())
+    faster = sum(row["chosen_us"] < 0.95 * row["rule_us"] for row in tuned)
+    by_torch = sum(row["chosen"] == "torch" for row in tuned)
+    most = min(tuned, key=lambda row: row["chosen_us"] / row["rule_us"])
     return [
-        f"tiles: for {faster} of {len(ratios)} convolutions others are over 5 % faster than the rule's; the most "
-        f"for {call}: {best:.2f} of its time"
+        f"tuning: for {faster} of {len(tuned)} convolutions others are over 5 % faster than the rule's form, for "
+        f"{by_torch} torch's is the fastest; the most is {most['chosen_us'] / most['rule_us']:.2f} of its time, "
+        + _short(most["call"], 80)
     ]

@@ -60,10 +60,10 @@ def latency(
             check_writable(path)
     if threads is not None:
         torch.set_num_threads(threads)
-    student = load_model(model, device, dtype, accelerate)
+    student = load_model(model, device, dtype, accelerate, backend)
     if teacher is None and f"{model}-teacher" in BUNDLED:
         teacher = f"{model}-teacher"
-    baseline = student if teacher is None else load_model(teacher, device, dtype, accelerate)
+    baseline = student if teacher is None else load_model(teacher, device, dtype, accelerate, backend)
     judge = load_classifier(classifier) if classifier is not None or model in BUNDLED else None
     if judge is None and plot is not None:
         raise ValueError("--plot shows quality over latency: give --classifier for a model that is not bundled")
@@ -73,7 +73,7 @@ def latency(
     many = [Plan("diffusion", baseline, s, n) for s in samplers.split(",") for n in integers(steps, "--steps") or []]
     columns = (TextColumn("measuring"), BarColumn(), TextColumn("{task.completed}/{task.total} batches"))
     progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(file=sys.stderr))
-    with kernels_of(backend, accelerate), progress:
+    with kernels_of(backend), progress:
         task = progress.add_task("", total=rounds * len(few + many))
         rows = measure(
             few + many,

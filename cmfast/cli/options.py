@@ -36,8 +36,10 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; tor
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_model(source: str, device: str | None, dtype: str, accelerated: bool = False) -> ConsistencyModel:
-    """Load a model where and in which precision the options say, accelerated or as it is."""
+def load_model(
+    source: str, device: str | None, dtype: str, accelerated: bool = False, backend: str = "auto"
+) -> ConsistencyModel:
+    """Load a model where and in which precision the options say, accelerated on a backend or as it is."""
     precision = dtype_of(dtype)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -46,7 +48,7 @@ def load_model(source: str, device: str | None, dtype: str, accelerated: bool = 
         raise ValueError(f"--device {device} cannot be used: {first_line(error)}") from error
     if not accelerated:
         return load(source, device=place, dtype=precision)
-    model = accelerate(load(source, device=place), precision)
+    model = accelerate(load(source, device=place), precision, backend=None if backend == "auto" else backend)
     assert isinstance(model, ConsistencyModel)
     return model
 
@@ -58,10 +60,8 @@ def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def kernels_of(backend: str, accelerated: bool = False) -> AbstractContextManager[None]:
+def kernels_of(backend: str) -> AbstractContextManager[None]:
     """The context in which the operators are served by the backend of the option."""
-    if accelerated and backend not in ("auto", "cpu"):
-        raise ValueError(f"--accelerate has the CPU kernels: --backend {backend} cannot serve it")
     return nullcontext() if backend == "auto" else use_backend(backend)
 
 

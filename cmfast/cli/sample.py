@@ -49,9 +49,9 @@ def sample(
             check_writable(path)
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_model(model, device, dtype, accelerate)
+    loaded = load_model(model, device, dtype, accelerate, backend)
     labels = integers(class_labels, "--class")
-    with kernels_of(backend, accelerate):
+    with kernels_of(backend):
         samples = loaded.sample(
             count,
             class_labels=labels[0] if labels is not None and len(labels) == 1 else labels,

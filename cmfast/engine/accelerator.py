@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..kernels.backends import BackendError, chosen
 from ..kernels.transforms import forward_mode, transformed
 from . import trace
 from .capture import CaptureError, capture, output_dtypes
@@ -82,6 +83,7 @@ class Accelerator:
         cache: str | Path | None = None,
         keep_weights: bool = True,
         graphs: bool = True,
+        backend: str | None = None,
         passes: Sequence[str] | None = None,
         whole: bool = False,
     ) -> None:
@@ -97,11 +99,14 @@ class Accelerator:
         self.cache = None if cache is None else Path(cache)
         self.keep_weights = keep_weights
         self.graphs = graphs
+        self.backend = backend
         self.passes = None if passes is None else tuple(passes)
         self.whole = whole
         self._lock = threading.RLock()
         with _turns.beside():
             self._made = self._start()
+        if backend is not None:
+            self._backend()
         self._parts = Parts(module, self._accelerate_part)
         self._refused: OrderedDict[Any, str] = OrderedDict()
 
@@ -121,6 +126,7 @@ class Accelerator:
             ValueError: tensors on another device, but for those of no dimensions, which may be on the CPU; or what the
                 network itself says of inputs that do not fit.
             CaptureError: the network cannot be captured for these arguments, and has no parts that could be.
+            BackendError: a backend that was asked for by name cannot serve it.
         """
         if self.module.training:
             raise RuntimeError("an accelerated network serves inference: call eval(), or train the network itself")
@@ -174,7 +180,9 @@ class Accelerator:
         return self._made.target
 
     def _program(self, tensors: Sequence[Tensor], structure: Structure) -> _Program:
-        key = structure, tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
+        shapes = tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
+        backend = self._backend()
+        key = structure, shapes, backend
         with _turns.beside(), self._lock:
             program = self._made_already(key, tensors)
         if program is not None:
@@ -182,7 +190,7 @@ class Accelerator:
         with _turns.alone(), self._lock:
             program = self._made_already(key, tensors)  # by another thread
             if program is None:
-                program = self._made.programs[key] = self._make_or_refuse(key, tensors, structure)
+                program = self._made.programs[key] = self._make_or_refuse(key, tensors, structure, backend)
                 while len(self._made.programs) > _MOST_PROGRAMS:
                     self._made.programs.popitem(last=False)
             return program
@@ -198,11 +206,22 @@ class Accelerator:
             self._made.programs.move_to_end(key)
         return program
 
-    def _make_or_refuse(self, key: Any, tensors: Sequence[Tensor], structure: Structure) -> _Program:
+    def _backend(self) -> str:
+        """The backend that is asked for: of this network, else of the process; "auto" where none is."""
+        name, target = chosen(self.backend), self._made.target
+        if name not in ("auto", *target.backends):
+            place = "the CPU" if target.device.type == "cpu" and "cpu" in target.backends else "a GPU"
+            raise BackendError(
+                f"backend {name!r} cannot serve an accelerated network: on {place} the engine has the kernels of "
+                f"{' and '.join(target.backends)}; ask for one of them, or use the network itself (cmfast.restore)"
+            )
+        return name
+
+    def _make_or_refuse(self, key: Any, tensors: Sequence[Tensor], structure: Structure, backend: str) -> _Program:
         try:
             # In inference mode composite operators do not show their parts, and tensors cannot be used outside it.
             with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
-                return self._make(self._made.target, tensors, structure)
+                return self._make(self._made.target, tensors, structure, backend)
         except CaptureError as error:
             if self.whole or self._has_parts:
                 self._refused[key] = str(error)
@@ -230,14 +249,13 @@ class Accelerator:
         if _on_gpu(device):
             from .cuda import GpuTarget  # the kernels' plans import triton
 
-            if self.tune:
-                raise ValueError("accelerate: there is nothing to tune on a GPU yet: leave tune out")
-            return GpuTarget(device, self.products, graphs=self.graphs, keep_weights=self.keep_weights)
+            options: dict[str, Any] = {"tune": self.tune, "cache": self.cache, "keep_weights": self.keep_weights}
+            return GpuTarget(device, self.products, graphs=self.graphs, **options)
         if self.products == torch.float16:
             raise ValueError("accelerate: dtype must be float32 or bfloat16 on the CPU: GPUs alone serve float16")
         return CpuTarget(self.products, tune=self.tune, cache=self.cache, keep_weights=self.keep_weights)
 
-    def _make(self, target: Target, tensors: Sequence[Tensor], structure: Structure) -> _Program:
+    def _make(self, target: Target, tensors: Sequence[Tensor], structure: Structure, backend: str) -> _Program:
         network = _without_hooks(self.module)
         _refuse_hooks(network)
         args, kwargs = structure.build(tensors)
@@ -254,12 +272,12 @@ class Accelerator:
             graph.move(target.device)
         passes = PASSES | dict(target.passes)
         rewrites = {name: passes[name](graph) for name in (passes if self.passes is None else self.passes)}
-        return _Program(target, target.compile(network, graph, rewrites), graph.structure)
+        return _Program(target, target.compile(network, graph, rewrites, backend), graph.structure)
 
     def _accelerate_part(self, name: str, module: nn.Module) -> "Accelerator":
         cache = None if self.cache is None else self.cache / name
-        options: dict[str, Any] = {"tune": self.tune, "cache": cache, "graphs": self.graphs, "passes": self.passes}
-        return Accelerator(module, self.products, **options, whole=True)
+        options: dict[str, Any] = {"tune": self.tune, "cache": cache, "graphs": self.graphs, "backend": self.backend}
+        return Accelerator(module, self.products, **options, passes=self.passes, whole=True)
 
     def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:
         given = tuple(t.dtype for t in tensors)

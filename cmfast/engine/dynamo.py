@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..kernels.backends import BackendError
 from .accelerator import Accelerator, check_dtype, products_of
 
 _log = logging.getLogger(__name__)
@@ -163,6 +164,8 @@ class _Compiled:
         try:
             network, rest = self._network(given)
             outputs = network(*rest)
+        except BackendError:  # it was asked for by name
+            raise
         except Exception as error:  # torch has traced the graph, so that it is the engine that cannot run it
             self._refused = True
             _say(f"torch runs a graph of torch.compile's: {type(error).__name__}: {error}")

@@ -54,8 +54,13 @@ def lower(graph: Graph, kernels: Kernels, steps: Steps | None = None) -> Steps:
 
 def copied(steps: Steps, node: fx.Node, x: Tensor, out: Tensor, reason: str) -> Tensor:
     """Let torch copy x to `out`, a value that the next step writes."""
-    steps.add(Step(node.name, "aten.clone", by_torch.Computed.of(_aten.alias.default), ([out], {"self": x}), reason))
+    copy_step(steps, node.name, out, x, reason)
     return out
+
+
+def copy_step(steps: Steps, name: str, out: Tensor, x: Tensor, reason: str) -> None:
+    """Add a step in which torch copies x, which may be spread, to `out`, for the node of this name."""
+    steps.add(Step(name, "aten.clone", by_torch.Computed.of(_aten.alias.default), ([out], {"self": x}), reason))
 
 
 class _Lowering:
@@ -65,19 +70,22 @@ class _Lowering:
 
     def run(self) -> Steps:
         values: dict[fx.Node, Any] = {}
+
+        def value(node: fx.Node) -> Any:
+            # Tensors are looked up as they are read: some are given up once their last reader has them in its own way.
+            return self.graph.tensors[str(node.target)] if node.op == "get_attr" else values[node]
+
         for node in self.graph.nodes.nodes:
             if node.op == "placeholder":
                 like, dtype = node.meta["val"], dtypes.of_input(node, self.kernels.dtype)
                 self.steps.give(like.to(dtype), image=node in self.as_images)
                 values[node] = self.steps.inputs[-1]
-            elif node.op == "get_attr":
-                values[node] = self.graph.tensors[str(node.target)]
             elif node.op == "output":
-                self.steps.want(fx.node.map_arg(node.args[0], values.__getitem__))
+                self.steps.want(fx.node.map_arg(node.args[0], value))
             elif node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]
-            else:
-                values[node] = self._call(node, fx.node.map_arg(arguments(node), values.__getitem__))
+            elif node.op != "get_attr":
+                values[node] = self._call(node, fx.node.map_arg(arguments(node), value))
         return self.steps
 
     def _call(self, node: fx.Node, given: dict[str, Any]) -> Any:

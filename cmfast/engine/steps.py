@@ -86,6 +86,13 @@ class Steps:
         self.buffer(value).first = -1
         self.inputs.append(value)
 
+    def lend(self, like: Tensor) -> Tensor:
+        """Append an input that lies in memory as a tensor without data does."""
+        value = self.keep(torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta"))
+        self.buffer(value).first = -1
+        self.inputs.append(value)
+        return value
+
     def want(self, outputs: Any) -> None:
         """Say what is read after the last step."""
         self.outputs = outputs

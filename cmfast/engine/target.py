@@ -44,11 +44,13 @@ class Target(Protocol):
     Attributes:
         device: where the network's inputs must be.
         passes: those that run after the passes for every target, by their names.
+        backends: those of its kernels that may be asked for by name.
         bytes: size of the packed weights.
     """
 
     device: torch.device
     passes: Mapping[str, Callable[[Graph], int]]
+    backends: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -58,5 +60,11 @@ class Target(Protocol):
     def replays(self) -> "Replays | None":
         """What calls the network several times, captured as a whole; None where nothing is captured."""
 
-    def compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int]) -> Executable:
-        """Make what evaluates a graph of the network, after the passes have rewritten it."""
+    def compile(
+        self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int], backend: str = "auto"
+    ) -> Executable:
+        """Make what evaluates a graph of the network, after the passes have rewritten it.
+
+        Raises:
+            BackendError: a backend other than "auto" cannot serve an operator that the target's kernels have.
+        """

@@ -1,11 +1,13 @@
 """Has a network changed since it was captured? Its modules, their attributes, and the values of its tensors."""
 
 import copy
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..kernels import native
+from . import snapshots
 
 
 class Watch:
@@ -24,14 +26,15 @@ class Watch:
         # What is compared is held, so that nothing made later can take its place in memory.
         self._dicts, others = attributes(module)
         self._copies = [dict(found) for found in self._dicts]
-        self._snapshot = native.cpu().Snapshot(self._dicts)
+        found = _snapshots()
+        self._snapshot = found.Snapshot(self._dicts)
         self._others = [(value, copy.copy(value)) for value in others]
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
         tensors = list({id(t): t for t in held}.values())
         placed = [t.device.type in ("cpu", "cuda") for t in tensors]
         seen = [(t, not t.is_inference(), there) for t, there in zip(tensors, placed, strict=True)]
         read = [_memory(t) for t in tensors if t.device.type == "cpu"]
-        self._tensors = native.cpu().TensorSnapshot(seen, read)
+        self._tensors = found.TensorSnapshot(seen, read)
 
     def changed(self) -> bool:
         """Whether the network is another, as far as can be seen."""
@@ -46,6 +49,14 @@ class Watch:
         except (RuntimeError, TypeError, ValueError):  # a tensor of several elements has no truth: it was replaced
             return True
         return not self._tensors.same()
+
+
+def _snapshots() -> ModuleType:
+    """What has the snapshots: the extension, or Python where it was not built."""
+    try:
+        return native.cpu()
+    except ImportError:
+        return snapshots
 
 
 def attributes(module: nn.Module) -> tuple[list[dict[str, Any]], list[list | set]]:

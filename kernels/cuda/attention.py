@@ -11,8 +11,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     """Serve `cmfast.kernels.attention`; arguments and results are those of the reference."""
     out = empty_in_order(q, q.shape)
     lse = q.new_empty(q.shape[:3], dtype=torch.float32)
-    native.launch("attention", q, _sizes(q, k), scale, _tensor(q), _tensor(k), _tensor(v), _tensor(out), lse.data_ptr())
+    launch_attention(out, lse, q, k, v, scale)
     return out, lse
+
+
+def launch_attention(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+    """Write out and lse [N, H, T]."""
+    native.launch("attention", q, _sizes(q, k), scale, _tensor(q), _tensor(k), _tensor(v), _tensor(out), lse.data_ptr())
 
 
 def attention_backward(

@@ -27,24 +27,44 @@ def group_norm(
     mean = h.new_empty((h.shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if y.tensor.numel():
-        inputs = [make_operand(x, y.tensor) for x in (h, skip) if x is not None]
-        rows = _rows(weight, bias, add, scale, shift)
-        problem = _problem(inputs, rows, num_groups, y, eps, silu)
-        capability = native.capability(h)
-        floats = native.cuda().group_norm_workspace(problem, _strided(y), capability)
-        workspace = h.new_empty(floats, dtype=torch.float32)
-        native.launch(
-            "group_norm",
-            h,
-            problem,
-            _strided(y),
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            workspace.data_ptr(),
-            floats,
-            capability,
-        )
+        launch_group_norm(y.tensor, mean, rstd, h, skip, num_groups, weight, bias, eps, add, scale, shift, silu)
     return in_order(y.tensor, h), mean, rstd
+
+
+def launch_group_norm(
+    y: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    h: Tensor,
+    skip: Tensor | None,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> None:
+    """Write y, whose positions follow one another in memory, and mean and rstd [N, num_groups]."""
+    out = make_operand(y, y)
+    inputs = [make_operand(x, y) for x in (h, skip) if x is not None]
+    rows = _rows(weight, bias, add, scale, shift)
+    problem = _problem(inputs, rows, num_groups, out, eps, silu)
+    capability = native.capability(h)
+    floats = native.cuda().group_norm_workspace(problem, _strided(out), capability)
+    workspace = h.new_empty(floats, dtype=torch.float32)
+    native.launch(
+        "group_norm",
+        h,
+        problem,
+        _strided(out),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        workspace.data_ptr(),
+        floats,
+        capability,
+    )
 
 
 def group_norm_backward(

@@ -65,7 +65,7 @@ def plan_conv2d(
     launches = []
     taps = math.prod(a.weight.shape[2:])
     if a.gate or a.resample == "average" or (taps > 1 and (a.gain is not None or a.silu)):
-        launch, u = _plan_input(a)
+        launch, u = plan_input(a)
         launches.append(launch)
         resample = None if a.resample == "average" else a.resample
         a = a._replace(h=u, skip=None, gain=None, offset=None, silu=False, gate=None, resample=resample)
@@ -84,8 +84,8 @@ def _check_reach(image: Tensor | None) -> None:
             )
 
 
-def _plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
-    """What writes the input of the products, and where."""
+def plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
+    """What writes the input of the products, and where: all that is done to it before, but for upsampling."""
     pool = a.resample == "average"
     n, c, *sizes = a.h.shape
     channels = c if a.gate or a.skip is None else c + a.skip.shape[1]

@@ -34,6 +34,10 @@ class Config:
     num_warps: int
     num_stages: int
 
+    def __str__(self) -> str:
+        parts = f"{self.segments} x {self.segment} steps, {self.num_warps} warps, {self.num_stages} stages"
+        return f"{self.block_m} x {self.block_n} x {self.block_k}, {parts}"
+
 
 def configuration(positions: int, columns: int, sources: list[int], taps: int, itemsize: int, arch: str) -> Config:
     """The tiles of a product.

@@ -5,6 +5,7 @@ import torch
 from cmfast.kernels import native
 from torch import nn
 
+from cmfast.engine import snapshots
 from cmfast.engine.watch import Watch
 
 WAYS = {
@@ -20,20 +21,33 @@ WAYS = {
 }
 
 
+@pytest.fixture(params=["extension", "python"], autouse=True)
+def made_by(request, monkeypatch):
+    """What has the snapshots: the extension, or Python where it was not built."""
+    if request.param == "python":
+
+        def missing():
+            raise ImportError("the extension cmfast._cpu was not built")
+
+        monkeypatch.setattr(native, "cpu", missing)
+        return snapshots
+    return native.cpu()
+
+
 @pytest.mark.parametrize("change", WAYS.values(), ids=WAYS)
-def test_every_way_to_change_a_dict_is_seen(change):
+def test_every_way_to_change_a_dict_is_seen(change, made_by):
     dicts = [{}, {"a": object(), "b": object()}, {"a": 1}]
-    snapshot = native.cpu().Snapshot(dicts)
+    snapshot = made_by.Snapshot(dicts)
     assert snapshot.first_difference() == -1
     change(dicts[1])
     assert snapshot.first_difference() == 1
     assert snapshot.first_difference() == 1
 
 
-def test_what_was_changed_back_is_no_change():
+def test_what_was_changed_back_is_no_change(made_by):
     a, b = object(), object()
     dicts = [{"a": a, "b": b}, {}]
-    snapshot = native.cpu().Snapshot(dicts)
+    snapshot = made_by.Snapshot(dicts)
     dicts[0]["b"] = a
     dicts[1][0] = 1
     dicts[0]["b"] = b
@@ -49,6 +63,7 @@ def _quantized(x):
 
 KINDS = {
     "float32": lambda x: x,
+    "large": lambda x: x.repeat(9, 9),
     "float16": torch.Tensor.half,
     "float8": lambda x: x.to(torch.float8_e4m3fn),
     "complex": lambda x: x.to(torch.complex64),
@@ -77,7 +92,7 @@ def test_tensors_of_every_kind(kind):
     assert watch.changed()
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "of seven bytes", "of no dimensions"])
+@pytest.mark.parametrize("kind", ["float32", "large", "float16", "of seven bytes", "of no dimensions"])
 def test_writes_that_torch_does_not_count(kind):
     net = nn.Module()
     net.register_buffer("state", KINDS[kind](torch.randn(8, 8)))

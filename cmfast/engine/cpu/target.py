@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import fx, nn
 
+from ...kernels import native
 from ...kernels.conv_forms import ConvForm
 from ..give_up import giver_up
 from ..graph import CONV, Graph, arguments
@@ -28,10 +29,15 @@ class CpuTarget:
 
     device = torch.device("cpu")
     passes: Mapping[str, Callable[[Graph], int]] = {}
+    backends: tuple[str, ...] = ("cpu",)
     replays: None = None
 
     def __init__(self, products: torch.dtype, *, tune: bool, cache: Path | None, keep_weights: bool) -> None:
-        """See `cmfast.accelerate` for the arguments; `products` is the dtype of the operands of products."""
+        """See `cmfast.accelerate` for the arguments; `products` is the dtype of the operands of products.
+
+        Raises ImportError where the CPU kernels were not built.
+        """
+        native.cpu()
         self.weights = Weights()
         self._products, self._cache, self._keep_weights = products, cache, keep_weights
         self._choose: Callable[[fx.Node], ConvForm] = functools.partial(choose, products=products)
@@ -44,7 +50,9 @@ class CpuTarget:
         """Size of the packed weights."""
         return sum(t.nbytes for t in self.weights.packed.values())
 
-    def compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int]) -> Executable:
+    def compile(
+        self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int], backend: str = "auto"
+    ) -> Executable:
         """Pack the weights that the graph reads and no earlier one did, and make its program."""
         if self._cache is not None and self._stored is None:
             self._stored = Stored(self._cache / f"{self._fingerprint(network, graph)}.safetensors")

@@ -25,6 +25,13 @@ _HEAD_START = 40_000
 _capture_lock = threading.Lock()
 
 
+@contextlib.contextmanager
+def capturing(graph: "torch.cuda.CUDAGraph", stream: "torch.cuda.Stream") -> Iterator[None]:
+    """Within the block, launches on the stream are captured; other threads may use the device meanwhile."""
+    with _capture_lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        yield
+
+
 class Executable:
     """A network evaluation at one shape of its inputs.
 
@@ -129,10 +136,14 @@ class Executable:
         for slot, given in zip(self._inputs, inputs, strict=True):
             slot.copy_(given)
 
-    def _launch(self, inputs: Sequence[Tensor]) -> None:
-        self._fill(inputs)
+    def launch(self) -> None:
+        """Run the steps on the inputs that are in their places: for one who measures them, alone."""
         for call, given in self._calls:
             call(*given)
+
+    def _launch(self, inputs: Sequence[Tensor]) -> None:
+        self._fill(inputs)
+        self.launch()
 
     def _capture(self, inputs: Sequence[Tensor]) -> "torch.cuda.CUDAGraph | None":
         """The launches as a CUDA graph; None, from then on, where something in them cannot be captured."""
@@ -143,10 +154,8 @@ class Executable:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may use the device meanwhile.
-            with _capture_lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                for call, given in self._calls:
-                    call(*given)
+            with capturing(graph, stream):
+                self.launch()
         except RuntimeError as error:
             self._graphs = False
             _log.warning("an evaluation is not captured in a CUDA graph, and launched step by step: %s", error)

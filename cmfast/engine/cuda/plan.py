@@ -14,10 +14,15 @@ from torch.utils import _pytree as pytree
 
 from ...kernels.static import GPUS, Gpu
 from ..capture import capture
-from ..graph import CONV, Graph, arguments, change, shape, value
+from ..graph import CONV, Graph, arguments, shape, value
 from ..lower import lower
 from ..passes import GPU_PASSES, PASSES
 from ..steps import Step, Steps
+from .convolutions import Convolutions, without_memory
+from .cudnn import PRODUCTS
+from .launches import launch_of
+from .measurements import shipped_for
+from .rule import Rule
 from .served import kernels
 
 _ops = torch.ops.cmfast
@@ -39,7 +44,7 @@ class PlannedLaunch(NamedTuple):
         layer: name of the graph's node.
         operator: what it serves a part of.
         shape: of the operator's first result.
-        programs: of its grid; 0 where torch makes the launch.
+        programs: of its grid; 0 where torch or csrc/cuda makes the launch.
         flops: multiplications and additions.
         bytes: what it reads and writes, each tensor once, but what stays within the launch both written and read.
         scratch_bytes: of those, what stays within the launch.
@@ -86,12 +91,16 @@ def plan(
         graph = capture(network, args, dict(kwargs or {}))
         for rewrite in (*PASSES.values(), *GPU_PASSES.values()):
             rewrite(graph)
-    _without_memory(graph, dtype)
-    steps = lower(graph, kernels(torch.device("meta"), dtype, card.arch))
+    _without_memory(graph)
+    device, choose = torch.device("meta"), Rule(card.arch, shipped_for(gpu))
+    weights = lambda name, weight, backend: without_memory(weight, dtype, backend)  # noqa: E731
+    convolutions = Convolutions(device, dtype, card.arch, weights, choose)
+    steps = lower(graph, kernels(device, dtype, card.arch, convolutions))
     nodes = {node.name: node for node in graph.nodes.nodes}
-    last = {step.name: step for step in steps.steps}
+    working = {step.name: step for step in steps.steps}  # of several, the last, or the one that multiplies
+    working |= {step.name: step for step in steps.steps if step.operator in PRODUCTS}
     return [
-        _planned(steps, i, step, nodes[step.name], last[step.name] is step, dtype, card)
+        _planned(steps, i, step, nodes[step.name], working[step.name] is step, dtype, card)
         for i, step in enumerate(steps.steps)
     ]
 
@@ -108,34 +117,30 @@ def plan_step(sample: Tensor, *, dtype: torch.dtype, gpu: str) -> PlannedLaunch:
     )
 
 
-def _without_memory(graph: Graph, dtype: torch.dtype) -> None:
+def _without_memory(graph: Graph) -> None:
     """Put tensors of the same shapes in the places of the weights: of matrices with the memory of one element."""
     for name, t in graph.tensors.items():
         if t.is_meta:
             graph.tensors[name] = (
                 torch.zeros((), dtype=t.dtype).expand(t.shape) if t.ndim > 1 else torch.zeros_like(t, device="cpu")
             )
-    for node in graph.calls(CONV):
-        weight = shape(arguments(node)["weight"])
-        packed = torch.zeros((), dtype=dtype).expand(math.prod(weight[1:]), weight[0])
-        change(node, dtype=dtype, packed=graph.attribute(f"{node.name} packed", packed, node))
 
 
 def _planned(
-    steps: Steps, i: int, step: Step, node: fx.Node, is_last: bool, dtype: torch.dtype, card: Gpu
+    steps: Steps, i: int, step: Step, node: fx.Node, works: bool, dtype: torch.dtype, card: Gpu
 ) -> PlannedLaunch:
     tensors = {id(t): t for t in pytree.tree_leaves(step.arguments) if isinstance(t, Tensor)}
     inside = [t for t in tensors.values() if t.is_meta and steps.buffer(t).first == steps.buffer(t).last == i]
     scratch = 2 * _bytes(inside)
     moved = _bytes(tensors.values()) - _bytes(inside) + scratch
-    flops = _flops(node) if is_last else 0
-    grid = () if step.reason else step.call.args[0].grid  # type: ignore[attr-defined]
+    flops = _flops(node) if works else 0
+    launch = launch_of(step)
     out = value(node)
     return PlannedLaunch(
         layer=step.name,
         operator=step.operator,
         shape=tuple((out if isinstance(out, Tensor) else out[0]).shape),
-        programs=math.prod(grid) if grid else 0,
+        programs=0 if launch is None else math.prod(launch.grid),
         flops=flops,
         bytes=moved,
         scratch_bytes=scratch,

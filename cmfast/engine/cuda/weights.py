@@ -1,14 +1,13 @@
-"""The weights of a network's convolutions as the GPU kernels read them, packed once for all shapes of its inputs."""
+"""The weights of a network's convolutions as each backend reads them, packed once for all shapes of its inputs."""
 
 import dataclasses
 import importlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from ..graph import CONV, Graph, arguments, change, value
-from .served import available
+from . import cudnn
 
 
 @dataclasses.dataclass
@@ -23,44 +22,41 @@ class Weights:
     packed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     converted: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
-    def prepare(
-        self, graph: Graph, device: torch.device, dtype: torch.dtype, done: Callable[[str], None] = lambda name: None
-    ) -> None:
-        """Give every conv2d call of the graph its weights.
+    def __call__(
+        self, name: str, weight: Tensor, backend: str, dtype: torch.dtype, done: Callable[[str], None]
+    ) -> Tensor:
+        """The weights of this name as a backend reads them, packed where they have not been.
 
-        `done` is called with the name of each tensor of the graph that is not read any more.
+        `done` is called with the name: the tensor itself is not read any more.
 
         Raises:
             RuntimeError: weights are to be packed that were given up.
         """
-        for node in graph.calls(CONV):
-            a = arguments(node)
-            name, weight = str(a["weight"].target), graph.tensor(a["weight"])
-            assert weight is not None
-            change(node, dtype=dtype)
-            if not _is_served(node, device, dtype):
-                if name not in self.converted:
-                    self.converted[name] = _there(name, weight).to(dtype)
-                change(node, weight=graph.attribute(f"{name} in {dtype}", self.converted[name], node))
-                continue
-            if name not in self.packed:
-                self.packed[name] = _pack(_there(name, weight), dtype)
-            change(node, packed=graph.attribute(f"{name} packed", self.packed[name], node))
-            done(name)
+        there = self._of(backend)
+        if name not in there:
+            if weight.is_meta:
+                raise RuntimeError(f"{name} was given up (keep_weights=False): accelerate the whole model again")
+            there[name] = pack(weight, dtype, backend)
+        done(name)
+        return there[name]
+
+    def backends(self, name: str) -> list[str]:
+        """Those for which weights of this name are packed."""
+        return [backend for backend in PACKINGS if name in self._of(backend)]
+
+    def _of(self, backend: str) -> dict[str, Tensor]:
+        return self.converted if backend == "torch" else self.packed
 
 
-def _is_served(node: fx.Node, device: torch.device, dtype: torch.dtype) -> bool:
-    a = arguments(node)
-    tensors = [value(a[name]) for name in ("h", "skip", "weight", "residual") if a[name] is not None]
-    return available("conv2d", device, [torch.empty_like(t, dtype=dtype) for t in tensors])[0]
+def pack(weight: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
+    """The weights of a convolution as a backend reads them."""
+    return PACKINGS[backend](weight, dtype)
 
 
-def _there(name: str, weight: Tensor) -> Tensor:
-    if weight.is_meta:
-        raise RuntimeError(f"{name} was given up (keep_weights=False): accelerate the whole model again")
-    return weight
-
-
-def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _for_triton(weight: Tensor, dtype: torch.dtype) -> Tensor:
     packed: Tensor = importlib.import_module("...kernels.triton.conv", __package__).pack(weight, dtype)
     return packed
+
+
+#: backend: what packs weights for it.
+PACKINGS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {"triton": _for_triton, "torch": cudnn.pack}

@@ -1,7 +1,5 @@
 import pytest
 
-from cmfast import kernels
-
 from ...interpreter import make_faster
 from .device import ON_GPU
 
@@ -16,5 +14,4 @@ def _gpu_on_cpu(monkeypatch):
     if not ON_GPU:  # the interpreter takes some milliseconds for a program
         for module in ("conv_config", "group_norm_grid", "moments_tiles", "moments"):
             monkeypatch.setattr(f"cmfast.kernels.triton.{module}.PROGRAMS", 3)
-    with kernels.use_backend("reference"):
-        yield
+    monkeypatch.setattr("cmfast.kernels.backends._candidates", lambda tensors: ("reference",))

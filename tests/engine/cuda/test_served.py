@@ -7,7 +7,9 @@ from cmfast.kernels.triton.launch import Launch
 from torch import nn
 
 from cmfast.engine import Accelerator, capture
-from cmfast.engine.cuda import served
+from cmfast.engine.cuda import launches
+from cmfast.engine.cuda.convolutions import Convolutions
+from cmfast.engine.cuda.rule import Rule
 from cmfast.engine.cuda.served import kernels
 from cmfast.engine.lower import lower
 from cmfast.engine.passes import PASSES
@@ -72,7 +74,7 @@ def lowered(module, *inputs, dtype=torch.float32):
     graph = capture(module.eval(), inputs)
     for rewrite in PASSES.values():
         rewrite(graph)
-    return lower(graph, kernels(DEVICE, dtype, "sm_90"))
+    return lower(graph, kernels(DEVICE, dtype, "sm_90", Convolutions(DEVICE, dtype, "sm_90", None, Rule("sm_90"))))
 
 
 @pytest.mark.usefixtures("_plans_in_python")
@@ -135,5 +137,5 @@ def test_what_has_no_kernel_says_so():
 
 
 def test_a_stand_in_has_no_memory_to_speak_of():
-    found = served._stand_in(torch.empty(1000, 1000, dtype=torch.bfloat16, device="meta"), DEVICE)
+    found = launches.stand_in(torch.empty(1000, 1000, dtype=torch.bfloat16, device="meta"), DEVICE)
     assert (found.shape, found.dtype, found.untyped_storage().nbytes()) == ((1000, 1000), torch.bfloat16, 2)

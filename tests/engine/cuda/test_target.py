@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from cmfast.kernels import native
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -85,7 +86,9 @@ def test_several_shapes_share_the_weights():
 
 @torch.no_grad()
 def test_convolutions_that_no_kernel_serves(monkeypatch):
-    monkeypatch.setattr("cmfast.engine.cuda.weights._is_served", lambda node, *_: node.name != "conv2d_default")
+    monkeypatch.setattr(
+        "cmfast.engine.cuda.convolutions.available", lambda op, device, tensors, *_: (tensors[0].shape[1] > 3, "no")
+    )
     net, inputs = small()
     fast = gpu(net, BF16)
     for x in (*inputs, torch.cat((*inputs, *inputs))):
@@ -219,6 +222,21 @@ def test_weights_that_are_given_up():
 
 
 @torch.no_grad()
+def test_without_a_c_compiler(monkeypatch):
+    def missing():
+        raise ImportError("the extension cmfast._cpu was not built")
+
+    monkeypatch.setattr(native, "cpu", missing)
+    net, inputs = small()
+    fast = cmfast.accelerate(net)
+    for _ in range(2):
+        assert error(fast(*inputs), exact(net, inputs)) < 1e-5
+        net.last.weight.mul_(1.5)
+    net.norm.eps = 0.1
+    assert error(fast(*inputs), exact(net, inputs)) < 1e-5
+
+
+@torch.no_grad()
 def test_a_network_in_parts():
     class Loud(nn.Module):
         def __init__(self):
@@ -322,8 +340,3 @@ def test_devices_of_parameters():
     assert device_of([]) == torch.device("cpu")
     with pytest.raises(ValueError, match=r"on one device, got some on each of cuda:0, cpu"):
         device_of([cuda(2), torch.empty(2)])
-
-
-def test_there_is_nothing_to_tune():
-    with pytest.raises(ValueError, match="nothing to tune on a GPU yet"):
-        cmfast.accelerate(network("film")[0], tune=True)
