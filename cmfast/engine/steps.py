@@ -45,6 +45,22 @@ class StepTime(NamedTuple):
     seconds: float
 
 
+class Timed(NamedTuple):
+    """An evaluation whose steps were timed.
+
+    Attributes:
+        outputs: of the evaluation.
+        filling: seconds of copying the inputs to where the steps read them.
+        steps: in order.
+        giving: seconds of copying the outputs from where the steps wrote them.
+    """
+
+    outputs: list[Tensor]
+    filling: float
+    steps: list[StepTime]
+    giving: float
+
+
 class Steps:
     """Steps in order, and their values: tensors without data, each a view of a buffer that lives while it is needed.
 

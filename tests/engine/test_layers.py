@@ -99,7 +99,7 @@ def test_modules_without_a_name_have_that_of_their_caller_and_errors_do_not_matt
         def forward(self, x):
             found.append(layers.current)
             nn.Sequential(Noting())(self.inner(x))
-            with pytest.raises(ValueError, match="^none$"):
+            with pytest.raises(ValueError, match="none"):
                 self.raises(x)
             found.append(layers.current)
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from cmfast.kernels.conv_arguments import ConvArguments
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cmfast import load
 from cmfast.engine import Accelerator, work
 from cmfast.engine.graph import CONV
-from cmfast.kernels.conv_arguments import ConvArguments
 
 from .networks import network
 
