@@ -17,8 +17,10 @@ from ..kernels.cpu import available
 _SMALLEST, _LARGEST = 1 << 20, 1 << 29
 #: Rows and columns of the matrices that are multiplied, at most, by the type of the device; and at least.
 _MATRIX, _SMALL = {"cpu": 1024, "cuda": 8192}, 128
-#: A measurement is the best of so many. Matrices grow until a product takes so many seconds.
-_TRIES, _LONG = 8, 0.01
+#: A measurement is the best of so many, and of more until they have taken so many seconds.
+_TRIES, _SECONDS = 8, 0.2
+#: Matrices grow until a product takes so many seconds.
+_LONG = 0.01
 #: Channels, and height and width, of the convolution that multiplies matrices by cmfast's own kernels.
 _CHANNELS, _SIDE = 512, 32
 
@@ -78,9 +80,13 @@ def _by_torch(dtype: torch.dtype, device: torch.device) -> float:
     size = _SMALL
     while True:
         a = torch.ones(size, size, dtype=dtype, device=device)
-        seconds = _best(functools.partial(torch.mm, a, a), device)
-        if seconds > _LONG or size >= _MATRIX[device.type]:
-            return 2 * size**3 / seconds
+        product = functools.partial(torch.mm, a, a)
+        product()  # a library may prepare something
+        begin = time.perf_counter()
+        product()
+        synchronize(device)
+        if time.perf_counter() - begin > _LONG or size >= _MATRIX[device.type]:
+            return 2 * size**3 / _best(product, device)
         size *= 2
 
 
@@ -96,8 +102,8 @@ def _by_kernels(dtype: torch.dtype) -> float:
 def _best(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of the fastest of several calls."""
     call()
-    seconds = []
-    for _ in range(_TRIES):
+    seconds: list[float] = []
+    while len(seconds) < _TRIES or sum(seconds) < _SECONDS:
         synchronize(device)
         begin = time.perf_counter()
         call()

@@ -38,7 +38,7 @@ def draw(points: Sequence[Point], ceilings: Ceilings, seconds: float, title: str
 
     if not points:
         raise ValueError("a roofline shows products (convolutions, linear layers, attention): this network has none")
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots()
     intensities = [point.operations / point.bytes for point in points]
     rates = [point.operations / point.seconds / 1e9 for point in points]
@@ -56,7 +56,7 @@ def draw(points: Sequence[Point], ceilings: Ceilings, seconds: float, title: str
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
-    legend = axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, frameon=False)
+    legend = figure.legend(fontsize=9, loc="outside lower left", ncols=2, frameon=False, columnspacing=1)
     handles: list[Any] = list(legend.legend_handles)
     for handle in handles:
         handle.set_sizes([60])
@@ -65,7 +65,7 @@ def draw(points: Sequence[Point], ceilings: Ceilings, seconds: float, title: str
         f"{title}. Areas are shares of the time; operators without products take {100 * others:.0f} %. Operations are "
         "those of the definition: Winograd's convolutions do fewer, and can lie above the line of products."
     )
-    axes.set_title("\n".join(textwrap.wrap(caption, 108)), fontsize=9, loc="left")
+    axes.set_title("\n".join(textwrap.wrap(caption, 128)), fontsize=9, loc="left")
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=130)
 

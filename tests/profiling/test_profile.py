@@ -227,7 +227,7 @@ def test_errors_of_the_call_are_its_own_and_nothing_is_left_behind():
 
 def test_the_roofline_is_a_picture(engine, tmp_path):
     engine.plot(tmp_path / "roofline.png")
-    assert Image.open(tmp_path / "roofline.png").size == (1170, 780)
+    assert Image.open(tmp_path / "roofline.png").size == (1170, 845)
     empty = cmfast.profile(nn.Tanh(), torch.ones(3))
     with pytest.raises(ValueError, match=r"a roofline shows products .*: this network has none"):
         empty.plot(tmp_path / "none.png")
