@@ -106,11 +106,11 @@ def record(
     """
     layers = Layers(names)
     with ranges(device) as named, layers.followed(), tracing(steps_timed=True) as trace:
-        recorder = _Recorder(layers, device, named, stage)
         synchronize(device)
+        begin = time.perf_counter()
+        recorder = _Recorder(layers, device, named, stage)
         if device.type == "cuda":
             torch.cuda._sleep(_HEAD_START * expected)
-        begin = time.perf_counter()
         with recorder:
             call()
         synchronize(device)
@@ -136,17 +136,18 @@ class _Recorder(TorchDispatchMode):
         self._on_gpu = device.type == "cuda"
         self._found: list[Operation] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        if self._on_gpu:
+            self._begin = self._event()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, layer, name = kwargs or {}, self._layers.current, name_of(func)
         with self._named.operator(layer, name):
-            events = self._start()
+            started = self._event() if self._on_gpu else None
             begin = time.perf_counter()
             result = func(*args, **kwargs)
             end = time.perf_counter()
-            if events is not None:
-                events[1].record()
-                self._events.append(events)
+            if started is not None:
+                self._events.append((started, self._event()))
         floating = [t.dtype for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.is_floating_point()]
         flops = work.operations(func, args, kwargs, result)
         self._found.append(
@@ -167,19 +168,18 @@ class _Recorder(TorchDispatchMode):
         )
         return result
 
-    def _start(self) -> "tuple[torch.cuda.Event, torch.cuda.Event] | None":
-        if not self._on_gpu:
-            return None
-        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        events[0].record()
-        return events
+    def _event(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def finish(self, begin: float) -> list[Operation]:
-        """What was noted, after the GPU has done it: there one operator begins when it does."""
-        for operation, (start, end) in zip(self._found, self._events, strict=False):
-            operation.seconds = 1e-3 * start.elapsed_time(end)
+        """What was noted, after the GPU has done it: there operators run later than they are called."""
         for operation in self._found:
             operation.begin -= begin
+        for operation, (started, ended) in zip(self._found, self._events, strict=False):
+            operation.begin = 1e-3 * self._begin.elapsed_time(started)
+            operation.seconds = 1e-3 * started.elapsed_time(ended)
         return self._found
 
 

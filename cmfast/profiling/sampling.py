@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 from torch import Tensor
 
@@ -34,19 +33,20 @@ def measure_sampling(
     """
     function, levels = model._plan(sampler, steps, None, None, None)
     labels, noise = model._labels(None, count, 0), _NotedNoise(0)
+    training = [module for module in model.modules() if module.training]
     model.eval()
-
-    def recorded() -> Any:
-        return model._sample_batch(function, levels, count, noise, labels)
-
-    measured = measure(
-        lambda: model.sample(count, sampler=sampler, steps=steps),
-        {module: name for name, module in model.named_modules()},
-        model.device,
-        rounds,
-        recorded=recorded,
-        stage=lambda: NOISE if noise.drawing else SAMPLER,
-    )
+    try:
+        measured = measure(
+            lambda: model.sample(count, sampler=sampler, steps=steps),
+            {module: name for name, module in model.named_modules()},
+            model.device,
+            rounds,
+            recorded=lambda: model._sample_batch(function, levels, count, noise, labels),
+            stage=lambda: NOISE if noise.drawing else SAMPLER,
+        )
+    finally:
+        for module in training:
+            module.training = True
     _count_evaluations(measured.recording.operations)
     return measured
 
