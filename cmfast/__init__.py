@@ -10,6 +10,7 @@ from .accelerate import accelerate, restore
 from .checkpoints import CheckpointError
 from .explain import explain
 from .model import ConsistencyModel, load
+from .profile import profile
 from .storage import save
 from .unet import UNet, UNetConfig
 
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "noise",
     "preconditioning",
+    "profile",
     "restore",
     "sampling",
     "save",

@@ -166,20 +166,25 @@ def test_a_plain_profile_times_the_steps_and_no_more(cmfast):
     assert status == 0, err
     assert "group_norms:" not in out
     assert "without" not in out
-    lines = [line.rstrip() for line in out.splitlines()]
-    rows = [line.rsplit(maxsplit=3) for line in lines if re.search(r"\d \s*\d+\.\d\d +\d+\.\d$", line)]
-    times = [float(ms) for _, _, ms, _ in rows]
-    assert len(times) > 3
-    assert times == sorted(times, reverse=True)
-    assert sum(float(share) for *_, share in rows) == pytest.approx(100, abs=1)
+    assert "memory:" not in out
+    _, operators, layers, _ = out.split("\n\n")
+    for table in (operators, layers):
+        rows = [re.split(r"  +", line.strip())[1:4] for line in table.splitlines()[1:]]
+        assert len(rows) > 3
+        times = [float(ms) for _, ms, _ in rows]
+        assert times == sorted(times, reverse=True)
+        assert sum(float(share) for *_, share in rows) == pytest.approx(100, abs=1)
+    assert "output_blocks.1 " in layers
 
 
 def test_profile(cmfast, tmp_path):
     path = tmp_path / "profile.json"
-    status, out, err = cmfast("profile", "--rounds", 2, "--explain", "--passes", "--batch-size", 2, "--json", path)
+    arguments = ("--explain", "--passes", "--memory", "--batch-size", 2, "--depth", 1, "--json", path)
+    status, out, err = cmfast("profile", "--rounds", 2, *arguments)
     assert status == 0, err
-    assert "digits, batch 2, float32 products" in out
+    assert out.startswith("digits, batch 2, float32 products, ")
     assert "conv 3x3 at 8 x 8, F(" in out
+    assert "\noutput_blocks " in out
     assert "group_norms: 25 times. A group norm before convolutions" in " ".join(out.split())
     assert "torch: 1 x aten.embedding, the CPU kernels have no such operator" in " ".join(out.split())
     assert "without residuals:" in out
@@ -187,8 +192,59 @@ def test_profile(cmfast, tmp_path):
     assert {"conv2d", "attention", "fold_group_norm"} <= {row["operator"] for row in found["rows"]}
     assert all(row["seconds"] > 0 for row in found["rows"])
     assert found["settings"]["without"].keys() >= {"group_norms", "residuals"}
-    settings = {"network": "digits", "batch_size": 2, "dtype": "float32"}
+    settings = {"network": "digits", "batch_size": 2, "dtype": "float32", "eager": False}
     assert settings.items() <= found["settings"].items()
+    assert found["rounds"] == 2
+    for name in ("operations", "bytes", "floor_seconds"):
+        assert found[name] == pytest.approx(sum(row[name] for row in found["rows"]))
+    assert found["memory"]["arena_bytes"] == max(step["end_bytes"] for step in found["memory"]["steps"])
+    assert f"memory: {found['memory']['arena_bytes'] / 1e6:.2f} MB for values" in out
+
+
+def test_profile_of_torch_itself_with_its_files(cmfast, tmp_path):
+    paths = {option: tmp_path / name for option, name in (("--trace", "a.json"), ("--plot", "a.png"))}
+    given = [part for item in paths.items() for part in item]
+    status, out, err = cmfast("profile", "--eager", "--rounds", 1, "--dtype", "bfloat16", *given)
+    assert status == 0, err
+    assert out.startswith("digits, batch 1, torch in bfloat16, ")
+    assert "\naten.convolution 3x3 at 8 x 8 " in out
+    assert "conv2d" not in out
+    names = {event["name"] for event in json.loads(paths["--trace"].read_text())["traceEvents"]}
+    assert {"UNet", "input_blocks.1.0", "aten.addmm", "cmfast.group_norm"} <= names
+    assert Image.open(paths["--plot"]).format == "PNG"
+    assert all(f"wrote {path}" in out for path in paths.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "evaluations"),
+    [(("--sampling",), 1), (("--steps", 2, "--eager"), 2), (("--sampler", "euler", "--steps", 3), 3)],
+)
+def test_profile_of_sampling(cmfast, tmp_path, arguments, evaluations):
+    path = tmp_path / "a.json"
+    status, out, err = cmfast("profile", "--model", "digits", "--rounds", 1, *arguments, "--json", path)
+    assert status == 0, err
+    stages = {row["stage"] for row in json.loads(path.read_text())["rows"]}
+    assert stages == {"noise", "sampler", "outside", *(f"evaluation {i + 1}" for i in range(evaluations))}
+    assert "\nstage " in out
+    assert "\nunet.output_blocks.1 " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--plan", "H100", "--memory", "--eager"), "--plan measures nothing: it does not go with --eager, --memory"),
+        (("--eager", "--passes", "--tune"), "--eager leaves the engine out: it does not go with --passes, --tune"),
+        (("--steps", 2, "--plot", "a.png"), "--sampling is no single evaluation: it does not go with --plot"),
+        (("--sampler", "huen"), "unknown sampler 'huen'"),
+        (("--device", "none"), "--device none cannot be used"),
+        (("--trace", "/proc/none/a.json"), "no folder in which a.json can be written"),
+    ],
+)
+def test_profiles_that_cannot_be(cmfast, arguments, message):
+    status, out, err = cmfast("profile", *arguments)
+    assert status == 2
+    assert message in err
+    assert out == ""
 
 
 def test_plan(cmfast, tmp_path):
@@ -201,6 +257,7 @@ def test_plan(cmfast, tmp_path):
     for name in ("flops", "bytes", "floor_seconds"):
         assert found[name] == pytest.approx(sum(row[name] for row in found["rows"]))
     assert found["launches"] == len(found["rows"])
+    assert {"input_blocks.1.0.in_layers.2", "out.2"} <= {row["layer"] for row in found["rows"]}
     settings = {"network": "digits", "batch_size": 2, "gpu": "H200", "dtype": "float16"}
     assert found["settings"] == settings
 

@@ -72,6 +72,8 @@ ROOMS = [
     "replay",
     "accelerate",
     "explain",
+    "profiling",
+    "profile",
     "pictures",
     "evaluation",
     "training",

@@ -40,17 +40,22 @@ def load_model(
     source: str, device: str | None, dtype: str, accelerated: bool = False, backend: str = "auto"
 ) -> ConsistencyModel:
     """Load a model where and in which precision the options say, accelerated on a backend or as it is."""
-    precision = dtype_of(dtype)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {first_line(error)}") from error
+    precision, place = dtype_of(dtype), device_of(device)
     if not accelerated:
         return load(source, device=place, dtype=precision)
     model = accelerate(load(source, device=place), precision, backend=None if backend == "auto" else backend)
     assert isinstance(model, ConsistencyModel)
     return model
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of the option."""
+    try:
+        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {first_line(error)}") from error
+    return place
 
 
 def dtype_of(name: str) -> torch.dtype:

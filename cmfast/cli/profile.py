@@ -1,7 +1,6 @@
-"""`cmfast profile`: where the time of an accelerated network evaluation goes, and what the engine did to it."""
+"""`cmfast profile`: where the time of a network evaluation goes, or of a whole batch of samples."""
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,29 +10,33 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import nn
 
+from ..accelerate import accelerate
 from ..engine import Accelerator
-from ..engine.accelerator import detached, products_of
-from ..engine.explanation import explanation, module_names
-from ..engine.steps import StepTime
+from ..engine.accelerator import detached, device_of, products_of
+from ..engine.explanation import explanation
 from ..files import check_writable
-from ..kernels import native
-from ..kernels.conv_arguments import ConvArguments
-from ..kernels.conv_forms import ConvForm
 from ..kernels.static import GPUS
-from ..unet import UNet, UNetConfig
+from ..model import ConsistencyModel
+from ..profiling import profile_call, profile_sampling
+from ..profiling.measurement import fastest
+from ..unet import UNet
 from . import options
+from .networks import configuration, evaluation, random_network
 from .options import Threads, load_model
 from .plan import print_plan
 from .results import write_json
-from .timing import Timing, measure
 from .user_network import Call, errors_of, load_call
 
-_NETWORKS = {"imagenet64": UNetConfig.imagenet64, "lsun256": UNetConfig.lsun256}
 #: What only cmfast's own models have.
-_OF_MODELS = {"model": "--model", "network": "--network", "batch_size": "--batch-size"}
+_OF_MODELS = {"model": "--model", "network": "--network", "batch_size": "--batch-size", "device": "--device"}
+_OF_SAMPLING = {"sampling": "--sampling", "steps": "--steps", "sampler": "--sampler"}
+#: What measures or explains the engine.
+_OF_THE_ENGINE = {"explain": "--explain", "passes": "--passes", "tune": "--tune", "memory": "--memory"}
+_OF_MEASUREMENTS = {
+    "device": "--device", "rounds": "--rounds", "eager": "--eager", "trace": "--trace", "plot": "--plot"
+}  # fmt: skip
 
 
 def profile(
@@ -52,9 +55,16 @@ def profile(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of an evaluation.")] = 1,
+    device: options.Device = None,
     dtype: Annotated[
-        str, typer.Option(help="float32 or bfloat16: the operands of products; with --plan float16 as well.")
+        str, typer.Option(help="float32, bfloat16, or float16 on GPUs: the operands of products; with --eager all.")
     ] = "float32",
+    eager: Annotated[bool, typer.Option("--eager", help="Do not accelerate the network.")] = False,
+    sampling: Annotated[
+        bool, typer.Option("--sampling", help="Instead of an evaluation: a whole batch, from noise to samples.")
+    ] = False,
+    steps: options.Steps = None,
+    sampler: options.Sampler = None,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -63,58 +73,159 @@ def profile(
             help=f"Measure nothing, and list what such a GPU would run, without one: {', '.join(GPUS)}.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Evaluations that are measured; the medians are shown.")] = 5,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Evaluations that are timed, and recorded; by default until both agree, 5 or more."),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Layers are shown by so many parts of their dotted names.")
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what was captured, what each pass did, what torch does and why.")
     ] = False,
     passes: Annotated[bool, typer.Option("--passes", help="Measure what each pass gains: leave it out.")] = False,
     tune: Annotated[bool, typer.Option("--tune", help="Measure the forms of the convolutions first.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the steps and their times as JSON.")] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Show the memory that each layer needs.")] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write a JSON trace for ui.perfetto.dev.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a PNG: a roofline.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows as JSON.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Time each step of an accelerated network evaluation: on the CPU, or with --from where its network is."""
-    if gpu is None and dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype}")
-    if source is not None:
-        given = [option for name, option in _OF_MODELS.items() if _is_given(context, name)]
-        if given:
-            raise ValueError(f"--from has its own network and inputs: it does not go with {', '.join(given)}")
-    if json_file is not None:
-        check_writable(json_file)
+    """Say where a network evaluation's time goes, by operator and by layer: time, operations, bytes, least time."""
+    given = [name for name in context.params if _is_given(context, name)]
+    _refuse(given, gpu, source, eager, sampling or steps is not None or sampler is not None)
+    for path in (trace, plot, json_file):
+        if path is not None:
+            check_writable(path)
     if threads is not None:
         torch.set_num_threads(threads)
     if gpu is not None:
         return _plan(gpu, model, network, source, batch_size, dtype, json_file)
-    call = _own_call(model, network, batch_size) if source is None else load_call(source)
-    evaluated = detached(call.network)
-    evaluated.training = False
-    call = call._replace(network=evaluated)
-    products = products_of(list(evaluated.parameters()), getattr(torch, dtype))
     settings: dict[str, Any] = {"network": source or network or model}
-    title = settings["network"]
     if source is None:
         settings["batch_size"] = batch_size
-        title += f", batch {batch_size}"
-    with nullcontext() if source is None else errors_of(f"the network of {source}"):
-        timing = measure(_accelerated(call, products, tune=tune), rounds)
-    title += f", {dtype} products, {_machine(timing)}"
-    print(f"{title}: {1e3 * timing.whole:.2f} ms")
-    names = module_names({"": evaluated})
-    console = Console()
-    if timing.trace.left:
-        _print_modules(console, timing, names)
-    _print_operators(console, [step for program in timing.programs for step in program.steps])
-    explained = explanation(timing.trace, {"": evaluated})
+    settings |= {"dtype": dtype, "eager": eager}
+    passing: dict[str, float] = {}
+    if sampling or steps is not None or sampler is not None:
+        settings |= {"steps": steps, "sampler": sampler}
+        loaded = _loaded(model, network, device, dtype, eager)
+        fast = loaded if eager else accelerate(loaded, options.dtype_of(dtype), tune=tune)
+        networks: dict[str, nn.Module] = {"unet": fast.unet}
+        title = f"{_title(settings)}, {sampler or loaded.default_sampler[0]} sampling"
+        found = profile_sampling(fast, batch_size, title, sampler=sampler, steps=steps, rounds=rounds)
+    else:
+        call = _call(model, network, source, device, dtype, eager, batch_size)
+        networks = {"": call.network}
+        products = options.dtype_of(dtype)
+        run = _as_it_is(call) if eager else _accelerated(call, products, tune=tune)
+        with nullcontext() if source is None else errors_of(f"the network of {source}"):
+            found = profile_call(run, networks, _title(settings), rounds=rounds)
+        if passes:
+            passing = _gains(call, products, rounds, list(explanation(found.trace, networks).passes))
+    print(found.report(depth or (3 if "steps" in settings else 2)))
+    if memory:
+        print(f"\n{found.memory().report(depth or 2)}")
     if explain:
-        print(explained)
-    gains = _gains(call, products, rounds, list(explained.passes)) if passes else {}
-    for name, without in gains.items():
-        print(f"without {name}: {1e3 * without:.2f} ms, {without / timing.whole:.2f} times as long")
+        print(f"\n{explanation(found.trace, networks)}")
+    for name, without in passing.items():
+        print(f"without {name}: {1e3 * without:.2f} ms, {without / found.seconds:.2f} times as long")
+    if trace is not None:
+        found.save_trace(trace)
+    if plot is not None:
+        found.plot(plot)
     if json_file is not None:
-        rows = [{"module": names[program.module]} | _row(step) for program in timing.programs for step in program.steps]
-        settings |= {"dtype": dtype, "seconds": timing.whole, "seconds_outside": timing.outside}
-        write_json(json_file, rows, settings | {"not_captured": explained.left, "without": gains})
-        print(f"wrote {json_file}")
+        total = found.summary() | ({"memory": found.memory().summary()} if memory else {})
+        write_json(json_file, found.records(), settings | {"without": passing}, total)
+    for path in (trace, plot, json_file):
+        if path is not None:
+            print(f"wrote {path}")
+
+
+def _refuse(given: Sequence[str], gpu: str | None, source: str | None, eager: bool, sampled: bool) -> None:
+    """Raise ValueError for options that do not go together."""
+    reasons: list[tuple[bool, str, Mapping[str, str]]] = [
+        (source is not None, "--from has its own network and inputs", _OF_MODELS | _OF_SAMPLING),
+        (gpu is not None, "--plan measures nothing", _OF_MEASUREMENTS | _OF_THE_ENGINE | _OF_SAMPLING),
+        (eager, "--eager leaves the engine out", _OF_THE_ENGINE),
+        (eager and source is not None, "--eager takes the network of --from in its own dtype", {"dtype": "--dtype"}),
+        (sampled, "--sampling is no single evaluation", {"plot": "--plot", "passes": "--passes"}),
+    ]
+    for applies, reason, excluded in reasons:
+        wrong = dict.fromkeys(option for name, option in excluded.items() if name in given)
+        if applies and wrong:
+            raise ValueError(f"{reason}: it does not go with {', '.join(wrong)}")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _title(settings: Mapping[str, Any]) -> str:
+    parts = [settings["network"], *([f"batch {settings['batch_size']}"] if "batch_size" in settings else [])]
+    if not settings["eager"]:
+        return ", ".join([*parts, f"{settings['dtype']} products"])
+    return ", ".join([*parts, f"torch in {settings['dtype']}" if "batch_size" in settings else "torch"])
+
+
+def _loaded(model: str, network: str | None, device: str | None, dtype: str, eager: bool) -> ConsistencyModel:
+    """The model that is sampled."""
+    if network is None:
+        return load_model(model, device, _own_dtype(dtype, device, eager))
+    return ConsistencyModel(_random(network, device, _own_dtype(dtype, device, eager)))
+
+
+def _call(
+    model: str,
+    network: str | None,
+    source: str | None,
+    device: str | None,
+    dtype: str,
+    eager: bool,
+    batch_size: int,
+) -> Call:
+    """The call that is measured, of a network in evaluation mode, which is not accelerated."""
+    if source is not None:
+        call = load_call(source)
+        tensors = [*call.network.parameters(), *call.network.buffers()]
+        if not eager:
+            _check_dtype(dtype, device_of(tensors))
+    else:
+        own = _own_dtype(dtype, device, eager)
+        unet = load_model(model, device, own).unet if network is None else _random(network, device, own)
+        call = evaluation(unet, batch_size)
+    evaluated = detached(call.network)
+    evaluated.training = False
+    if not eager:
+        products_of(list(evaluated.parameters()), options.dtype_of(dtype))  # says what it does not serve
+    return call._replace(network=evaluated)
+
+
+def _own_dtype(dtype: str, device: str | None, eager: bool) -> str:
+    """The dtype of the parameters: what is accelerated has them in float32, whatever that of products."""
+    if eager:
+        return dtype
+    _check_dtype(dtype, options.device_of(device))
+    return "float32"
+
+
+def _check_dtype(dtype: str, device: torch.device) -> None:
+    if device.type == "cpu" and dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype}")
+
+
+def _random(network: str, device: str | None, dtype: str) -> UNet:
+    return random_network(network, options.device_of(device), options.dtype_of(dtype))
+
+
+def _as_it_is(call: Call) -> Callable[[], Any]:
+    return lambda: call.network(*call.args, **call.kwargs)
+
+
+def _accelerated(call: Call, products: torch.dtype, **options: Any) -> Callable[[], Any]:
+    """The call, with its network accelerated."""
+    fast = Accelerator(call.network, products, **options)
+    return lambda: fast(*call.args, **call.kwargs)
 
 
 def _plan(
@@ -125,116 +236,16 @@ def _plan(
         with errors_of(f"the network of {source}"):
             return print_plan(call, gpu, options.dtype_of(dtype), {"network": source}, json_file, sampled=False)
     with torch.device("meta" if network else "cpu"):
-        unet = UNet(_configuration(network)).eval() if network else load_model(model, "cpu", "float32").unet
+        unet = UNet(configuration(network)).eval() if network else load_model(model, "cpu", "float32").unet
     settings = {"network": network or model, "batch_size": batch_size}
-    call = _call_of(unet, batch_size)
-    print_plan(call, gpu, options.dtype_of(dtype), settings, json_file, sampled=True)
+    print_plan(evaluation(unet, batch_size), gpu, options.dtype_of(dtype), settings, json_file, sampled=True)
 
 
-def _machine(timing: Timing) -> str:
-    """What ran the programs."""
-    device = next((run.target.device for run in timing.trace.runs), torch.device("cpu"))
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads, {native.cpu().build_info()['isa']}"
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
-
-
-def _own_call(model: str, network: str | None, batch_size: int) -> Call:
-    """An evaluation of one of cmfast's own networks."""
-    return _call_of(
-        load_model(model, "cpu", "float32").unet if network is None else _random_network(network), batch_size
-    )
-
-
-def _call_of(unet: nn.Module, batch_size: int) -> Call:
-    config = unet.config
-    assert isinstance(config, UNetConfig)
-    inputs = [torch.randn(batch_size, *config.sample_shape), torch.full((batch_size,), 500.0)]
-    if config.num_classes is not None:
-        inputs.append(torch.arange(batch_size) % config.num_classes)
-    return Call(unet, tuple(inputs), {})
-
-
-def _configuration(name: str) -> UNetConfig:
-    if name not in _NETWORKS:
-        raise ValueError(f"--network must be one of {', '.join(_NETWORKS)}, got {name}")
-    return _NETWORKS[name]()
-
-
-def _random_network(name: str) -> UNet:
-    with torch.device("meta"):
-        unet = UNet(_configuration(name))
-    unet = unet.to_empty(device="cpu")
-    with torch.no_grad():
-        for p in unet.parameters():
-            if p.ndim > 1:
-                p.normal_(std=p[0].numel() ** -0.5)
-            else:
-                p.fill_(0.5)
-    return unet.eval()
-
-
-def _accelerated(call: Call, products: torch.dtype, **options: Any) -> Callable[[], Any]:
-    """The call, with its network accelerated."""
-    fast = Accelerator(call.network, products, **options)
-    return lambda: fast(*call.args, **call.kwargs)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
-
-
-def _print_modules(console: Console, timing: Timing, names: Mapping[Any, str]) -> None:
-    """The time of each captured module, and of all that is in none."""
-    times: dict[str, list[float]] = defaultdict(list)
-    for program in timing.programs:
-        times[names[program.module]].append(program.seconds)
-    table = _table("module", "calls", "ms", "%")
-    total = timing.outside + sum(map(sum, times.values()))
-    for name, each in sorted(times.items(), key=lambda item: -sum(item[1])):
-        table.add_row(name, str(len(each)), f"{1e3 * sum(each):.2f}", f"{100 * sum(each) / total:.1f}")
-    table.add_row("not captured (torch)", "", f"{1e3 * timing.outside:.2f}", f"{100 * timing.outside / total:.1f}")
-    console.print(table)
-
-
-def _print_operators(console: Console, steps: Sequence[StepTime]) -> None:
-    times: dict[str, list[float]] = defaultdict(list)
-    for step, seconds in steps:
-        times[_kind(step)].append(seconds)
-    total = sum(seconds for _, seconds in steps)
-    table = _table("step", "calls", "ms", "%")
-    for kind, each in sorted(times.items(), key=lambda item: -sum(item[1])):
-        table.add_row(kind, str(len(each)), f"{1e3 * sum(each):.2f}", f"{100 * sum(each) / total:.1f}")
-    console.print(table)
-
-
-def _kind(step: Any) -> str:
-    """The operator, and of a convolution its size and form."""
-    if step.operator != "conv2d" or not isinstance(step.arguments[-1], ConvArguments):
-        return f"{step.operator} (torch)" if step.reason else step.operator
-    out, *_, given = step.arguments
-    kernel, sizes = "x".join(map(str, given.weight.shape[2:])), " x ".join(map(str, out.shape[2:]))
-    return f"conv {kernel} at {sizes}, {ConvForm(given.tile, given.transformed, given.dtype)}"
-
-
-def _gains(call: Call, products: torch.dtype, rounds: int, passes: Sequence[str]) -> Mapping[str, float]:
-    """The median time of an evaluation without each of the passes."""
+def _gains(call: Call, products: torch.dtype, rounds: int | None, passes: Sequence[str]) -> dict[str, float]:
+    """The time of an evaluation without each of the passes."""
     found = {}
+    device = device_of([*call.network.parameters(), *call.network.buffers()])
     for name in track(passes, "leaving out passes", console=Console(file=sys.stderr)):
         others = [other for other in passes if other != name]
-        found[name] = measure(_accelerated(call, products, passes=others), rounds).whole
+        found[name] = fastest(_accelerated(call, products, passes=others), device, rounds)
     return found
-
-
-def _row(timed: StepTime) -> dict[str, Any]:
-    step = timed.step
-    described = {"name": step.name, "operator": step.operator, "step": _kind(step), "reason": step.reason}
-    return described | {"seconds": timed.seconds}

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .graph import Graph
+from .layers import Layers
 from .patterns import attention, circular_padding, linear
 from .structure import Structure, flatten
 
@@ -35,7 +36,8 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | 
             returns something that is not made of tensors, numbers, tuples, lists, dicts and dataclasses.
         Exception: what the network itself raises for inputs of these shapes.
     """
-    recorder = _Recorder()
+    layers = Layers({m: name for name, m in module.named_modules()})
+    recorder = _Recorder(layers)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     replaced = {name: recorder.attribute(name, _wide(tensor.detach())) for name, tensor in named.items()}
     tensors, structure = flatten((tuple(args), dict(kwargs or {})))
@@ -53,7 +55,7 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | 
 
     try:
         # Functional: what is written in place within the network becomes another value.
-        with torch.no_grad(), recorder, _Functions():
+        with torch.no_grad(), layers.followed(), recorder, _Functions():
             outputs = torch.func.functionalize(call)(replaced, given)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, CaptureError) or not _WITHOUT_DATA.search(str(error)):
@@ -120,8 +122,9 @@ class _Functions(TorchFunctionMode):
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, layers: Layers) -> None:
         super().__init__()
+        self.layers = layers
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.nodes: dict[int, fx.Node] = {}  # by the identity of a tensor without data
@@ -185,11 +188,13 @@ class _Recorder(TorchDispatchMode):
             return result
         on_cpu = {k: torch.device("cpu") if isinstance(v, torch.device) else v for k, v in recorded[1].items()}
         node = self.graph.call_function(func, recorded[0], on_cpu)
+        node.meta["layer"] = self.layers.current
         if isinstance(result, Tensor):
             return self._keep(node, result)
         node.meta["val"] = [_without_data(part) for part in result]
         for i, part in enumerate(result):
             item = self.graph.call_function(operator.getitem, (node, i))
+            item.meta["layer"] = self.layers.current
             self._keep(item, part)
         return result
 

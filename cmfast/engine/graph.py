@@ -27,7 +27,8 @@ class Graph:
     """A graph whose nodes are placeholders, get_attr, calls of operators, and one output.
 
     Attributes:
-        nodes: the torch.fx graph. meta["val"] of a node is its value as a tensor without data (or several of them).
+        nodes: the torch.fx graph. meta["val"] of a node is its value as a tensor without data (or several of them), and
+            meta["layer"] of a call the dotted name of the network's module that makes it: see `layer`.
         tensors: what get_attr nodes read: parameters, buffers and constants, and what passes made of them.
         structure: of what the network returns, whose tensors are the output's in order.
     """
@@ -53,7 +54,7 @@ class Graph:
         return node
 
     def call(self, before: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A call of an operator, placed before another node; its meta value is computed.
+        """A call of an operator, placed before another node, whose layer it has; its meta value is computed.
 
         A view of a view is taken of what that is of; one that would change nothing is what it is of.
         """
@@ -67,13 +68,14 @@ class Graph:
         with self.nodes.inserting_before(before):
             node = self.nodes.call_function(target, args, kwargs)
         node.meta["val"] = _execute(target)(*fx.node.map_arg(args, value), **fx.node.map_arg(kwargs, value))
+        node.meta["layer"] = layer(before)
         return node
 
     def like(self, node: fx.Node, target: Callable, *args: Any) -> fx.Node:
         """Another call with the value of `node`, placed before it."""
         with self.nodes.inserting_before(node):
             call = self.nodes.call_function(target, args)
-        call.meta["val"] = value(node)
+        call.meta |= {"val": value(node), "layer": layer(node)}
         return call
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
@@ -83,7 +85,7 @@ class Graph:
                 return user
         with self.nodes.inserting_after(node):
             item = self.nodes.call_function(operator.getitem, (node, index))
-        item.meta["val"] = node.meta["val"][index]
+        item.meta |= {"val": node.meta["val"][index], "layer": layer(node)}
         return item
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
@@ -136,6 +138,15 @@ def _execute(target: Any) -> Callable[..., Any]:
 def value(node: fx.Node) -> Any:
     """A node's value as a tensor without data."""
     return node.meta["val"]
+
+
+def layer(node: fx.Node) -> str:
+    """The dotted name of the network's module whose operator a call is; "" for the network itself.
+
+    A call that does what several operators did is of the module of the main one: the convolution, the normalisation.
+    One that serves several modules is of the innermost module that they are all in.
+    """
+    return str(node.meta.get("layer", ""))
 
 
 def shape(node: Any) -> list[int]:

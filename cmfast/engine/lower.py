@@ -85,7 +85,10 @@ class _Lowering:
             elif node.target is operator.getitem:
                 values[node] = values[node.args[0]][node.args[1]]
             elif node.op != "get_attr":
+                done = len(self.steps.steps)
                 values[node] = self._call(node, fx.node.map_arg(arguments(node), value))
+                for step in self.steps.steps[done:]:
+                    step.node = node
         return self.steps
 
     def _call(self, node: fx.Node, given: dict[str, Any]) -> Any:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .arena import Buffer
+from .graph import layer
 
 
 @dataclasses.dataclass
@@ -21,6 +22,7 @@ class Step:
         call: takes `arguments`, in which tensors without data stand for views of buffers.
         arguments: of the call.
         reason: why torch serves it; "" for a step of the kernels.
+        node: of the graph, whose value it makes a part of or all.
     """
 
     name: str
@@ -28,6 +30,12 @@ class Step:
     call: Callable[..., None]
     arguments: tuple[Any, ...]
     reason: str = ""
+    node: fx.Node | None = None
+
+    @property
+    def layer(self) -> str:
+        """The dotted name of the network's module that it is of; "" for the network itself."""
+        return "" if self.node is None else layer(self.node)
 
 
 class StepTime(NamedTuple):
@@ -35,6 +43,22 @@ class StepTime(NamedTuple):
 
     step: Step
     seconds: float
+
+
+class Timed(NamedTuple):
+    """An evaluation whose steps were timed.
+
+    Attributes:
+        outputs: of the evaluation.
+        filling: seconds of copying the inputs to where the steps read them.
+        steps: in order.
+        giving: seconds of copying the outputs from where the steps wrote them.
+    """
+
+    outputs: list[Tensor]
+    filling: float
+    steps: list[StepTime]
+    giving: float
 
 
 class Steps:

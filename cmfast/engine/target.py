@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .graph import Graph
-from .steps import Steps, StepTime
+from .steps import Steps, Timed
 
 if TYPE_CHECKING:
     from .cuda.replay import Replays
@@ -34,8 +34,8 @@ class Executable(Protocol):
     def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
         """Evaluate the graph; the outputs have the given dtypes, by default those in which they are computed."""
 
-    def time(self, inputs: Sequence[Tensor]) -> Sequence[StepTime]:
-        """Evaluate once, and return each step with the seconds that it took."""
+    def time(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> Timed:
+        """Evaluate the graph in the same way, and take the time of each step."""
 
 
 class Target(Protocol):

@@ -8,40 +8,54 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from .steps import Timed
 from .target import Executable, Target
 
 _thread = threading.local()
 
 
 class Run(NamedTuple):
-    """One evaluation of a module's program: what ran, for which inputs, and the seconds that it took."""
+    """One evaluation of a module's program.
+
+    Attributes:
+        module: the captured module.
+        target: what it runs on.
+        executable: what ran.
+        begin: when, by `time.perf_counter`.
+        seconds: that it took.
+        timed: its steps, where they were timed; without the outputs.
+    """
 
     module: nn.Module
     target: Target
     executable: Executable
-    inputs: Sequence[Tensor]
+    begin: float
     seconds: float
+    timed: Timed | None
 
 
 class Trace:
     """What ran.
 
     Attributes:
+        steps_timed: whether programs are run step by step, and the steps timed.
         runs: evaluations of programs, in order.
         left: why modules were not captured, so that their own forward ran.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, steps_timed: bool) -> None:
+        self.steps_timed = steps_timed
         self.runs: list[Run] = []
         self.left: dict[nn.Module, str] = {}
 
 
 @contextmanager
-def tracing() -> Iterator[Trace]:
+def tracing(*, steps_timed: bool = False) -> Iterator[Trace]:
     """Within the block, note what this thread runs; one trace at a time."""
     before = _current()
-    _thread.trace = trace = Trace()
+    _thread.trace = trace = Trace(steps_timed=steps_timed)
     try:
         yield trace
     finally:
@@ -64,11 +78,19 @@ def run(
     trace = _current()
     if trace is None:
         return executable(inputs, dtypes)
+    timed = None
     synchronize(target.device)
     begin = time.perf_counter()
-    outputs = executable(inputs, dtypes)
+    if trace.steps_timed:
+        with _disable_current_modes():  # of what notes torch's operators outside the programs
+            timed = executable.time(inputs, dtypes)
+        outputs = timed.outputs
+    else:
+        outputs = executable(inputs, dtypes)
     synchronize(target.device)
-    trace.runs.append(Run(module, target, executable, inputs, time.perf_counter() - begin))
+    seconds = time.perf_counter() - begin
+    timed = timed and timed._replace(outputs=[])
+    trace.runs.append(Run(module, target, executable, begin, seconds, timed))
     return outputs
 
 

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cmfast
 from cmfast.engine import trace
@@ -22,12 +23,34 @@ def test_runs_are_noted_with_their_seconds():
         fast(x)
         fast(x[:1])
     took = time.perf_counter() - begin
-    assert [run.inputs[0].shape[0] for run in found.runs] == [2, 1]
+    assert [run.executable.steps.inputs[0].shape[0] for run in found.runs] == [2, 1]
+    assert begin < found.runs[0].begin < found.runs[0].begin + found.runs[0].seconds < found.runs[1].begin
+    assert all(run.timed is None for run in found.runs)
     assert all(run.module is fast for run in found.runs)
     assert all(run.seconds > 0 for run in found.runs)
     assert sum(run.seconds for run in found.runs) < took
     assert not found.left
     assert not trace.is_on()
+
+
+@torch.no_grad()
+def test_steps_are_timed_where_that_is_asked_for_and_nothing_else_sees_what_torch_does_in_them():
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh()).eval(), torch.randn(2, 3, 6, 6)
+    fast, seen = cmfast.accelerate(net), []
+    expected = fast(x)
+    with trace.tracing(steps_timed=True) as found, Noting():
+        outputs = fast(x)
+    (run,) = found.runs
+    assert outputs.equal(expected)
+    assert [timed.step.operator for timed in run.timed.steps] == ["conv2d", "aten.tanh"]
+    assert 0 < sum(timed.seconds for timed in run.timed.steps) < run.seconds
+    assert run.timed.outputs == []
+    assert not seen
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", []), ("cuda:1", [torch.device("cuda:1")])])

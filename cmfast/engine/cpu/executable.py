@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from ...kernels import native
 from ...kernels.cpu import memory
 from .. import arena
-from ..steps import Step, Steps, StepTime
+from ..steps import Step, Steps, StepTime, Timed
 
 
 class Executable:
@@ -71,24 +71,33 @@ class Executable:
                 error = segment.run(threads)
                 if error:
                     raise RuntimeError(f"cmfast._cpu: {error}")
-            wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
-            return [torch.empty(t.shape, dtype=dtype).copy_(t) for t, dtype in wanted]
+            return self._give(dtypes)
 
-    def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
-        """Evaluate once, and take the time of each step."""
+    def time(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> Timed:
+        """Evaluate in the same way, and take the time of each step."""
         with self._lock:
+            begin = time.perf_counter()
             self._fill(inputs)
-            found: list[StepTime] = []
-            for segment, steps in self._segments:
-                error, seconds = segment.time(torch.get_num_threads())
+            filling = time.perf_counter() - begin
+            seconds: list[float] = []
+            threads = torch.get_num_threads()
+            for segment, _ in self._segments:
+                error, each = segment.time(threads)
                 if error:
                     raise RuntimeError(f"cmfast._cpu: {error}")
-                found += map(StepTime, steps, seconds)
-            return found
+                seconds += each
+            begin = time.perf_counter()
+            outputs = self._give(dtypes)
+            giving = time.perf_counter() - begin
+        return Timed(outputs, filling, list(map(StepTime, self.steps.steps, seconds)), giving)
 
     def _fill(self, inputs: Sequence[Tensor]) -> None:
         for slot, given in zip(self._inputs, inputs, strict=True):
             slot.copy_(given)
+
+    def _give(self, dtypes: Sequence[torch.dtype] | None) -> list[Tensor]:
+        wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
+        return [torch.empty(t.shape, dtype=dtype).copy_(t) for t, dtype in wanted]
 
 
 class _Torch:

@@ -24,8 +24,6 @@ from .launches import launched, planner
 
 _aten = torch.ops.aten
 
-#: The operators of the steps that multiply.
-PRODUCTS = ("aten.convolution", "aten.mm", "aten.addmm")
 #: Why torch runs these steps.
 REASON = "torch's convolution is the faster"
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .. import arena
-from ..steps import Steps, StepTime
+from ..nvtx import ranges
+from ..steps import Steps, StepTime, Timed
 
 _log = logging.getLogger(__name__)
 
@@ -88,15 +89,35 @@ class Executable:
         """Evaluate; outputs are contiguous tensors of the dtypes, by default those of the graph."""
         with self.turn():
             self._run(inputs)
-            wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
-            return [torch.empty(t.shape, dtype=dtype, device=t.device).copy_(t) for t, dtype in wanted]
+            return self._give(dtypes)
 
-    def time(self, inputs: Sequence[Tensor]) -> list[StepTime]:
-        """Evaluate once without a CUDA graph, and take the time of each step."""
-        with self.turn():
-            measure = self._time_on_gpu if self._device.type == "cuda" else self._time_on_cpu
-            seconds = measure(inputs)
-            return list(map(StepTime, self.steps.steps, seconds))
+    def time(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> Timed:
+        """Evaluate in the same way without a CUDA graph, and take the time of each step.
+
+        On a GPU each step is an NVTX range of its operator's name, within those of its module and of the modules that
+        this is a part of.
+        """
+        with self.turn(), ranges(self._device) as named:
+            clock = self._clock(inputs)
+            self._fill(inputs)
+            clock.tick()
+            for step, (call, given) in zip(self.steps.steps, self._calls, strict=True):
+                with named.operator(step.layer, step.operator):
+                    call(*given)
+                clock.tick()
+            outputs = self._give(dtypes)
+            clock.tick()
+            filling, *seconds, giving = clock.seconds()
+        return Timed(outputs, filling, list(map(StepTime, self.steps.steps, seconds)), giving)
+
+    def _clock(self, inputs: Sequence[Tensor]) -> "_Clock | _GpuClock":
+        """What takes the time of steps that are about to run."""
+        if self._device.type != "cuda":
+            return _Clock()
+        self._launch(inputs)  # compiles what is not compiled yet
+        # The GPU waits until the steps are enqueued, so that none waits for its launch.
+        torch.cuda._sleep(_HEAD_START * len(self._calls))
+        return _GpuClock()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -136,6 +157,10 @@ class Executable:
         for slot, given in zip(self._inputs, inputs, strict=True):
             slot.copy_(given)
 
+    def _give(self, dtypes: Sequence[torch.dtype] | None) -> list[Tensor]:
+        wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
+        return [torch.empty(t.shape, dtype=dtype, device=t.device).copy_(t) for t, dtype in wanted]
+
     def launch(self) -> None:
         """Run the steps on the inputs that are in their places: for one who measures them, alone."""
         for call, given in self._calls:
@@ -162,24 +187,33 @@ class Executable:
             return None
         return graph
 
-    def _time_on_cpu(self, inputs: Sequence[Tensor]) -> list[float]:
-        self._fill(inputs)
-        seconds = []
-        for call, given in self._calls:
-            begin = time.perf_counter()
-            call(*given)
-            seconds.append(time.perf_counter() - begin)
-        return seconds
 
-    def _time_on_gpu(self, inputs: Sequence[Tensor]) -> list[float]:
-        self._launch(inputs)  # compiles what is not compiled yet
-        self._fill(inputs)
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(len(self._calls) + 1)]
-        # The GPU waits until the steps are enqueued, so that none waits for its launch.
-        torch.cuda._sleep(_HEAD_START * len(self._calls))
-        events[0].record()
-        for event, (call, given) in zip(events[1:], self._calls, strict=True):
-            call(*given)
-            event.record()
-        events[-1].synchronize()
-        return [1e-3 * a.elapsed_time(b) for a, b in itertools.pairwise(events)]
+class _Clock:
+    """Takes the time now and at each tick."""
+
+    def __init__(self) -> None:
+        self._times = [time.perf_counter()]
+
+    def tick(self) -> None:
+        self._times.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between each tick and the one before."""
+        return [b - a for a, b in itertools.pairwise(self._times)]
+
+
+class _GpuClock:
+    """The same of a GPU's current stream."""
+
+    def __init__(self) -> None:
+        self._events: list[torch.cuda.Event] = []
+        self.tick()
+
+    def tick(self) -> None:
+        self._events.append(torch.cuda.Event(enable_timing=True))
+        self._events[-1].record()
+
+    def seconds(self) -> list[float]:
+        """Between each tick and the one before, once the GPU has come to the last."""
+        self._events[-1].synchronize()
+        return [1e-3 * a.elapsed_time(b) for a, b in itertools.pairwise(self._events)]

@@ -9,49 +9,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
 from ...kernels.static import GPUS, Gpu
+from .. import work
 from ..capture import capture
-from ..graph import CONV, Graph, arguments, shape, value
+from ..graph import Graph, value
 from ..lower import lower
 from ..passes import GPU_PASSES, PASSES
 from ..steps import Step, Steps
 from .convolutions import Convolutions, without_memory
-from .cudnn import PRODUCTS
 from .launches import launch_of
 from .measurements import shipped_for
 from .rule import Rule
 from .served import kernels
-
-_ops = torch.ops.cmfast
-#: Multiplications and additions for each element, of operators that do a few.
-_OF_AN_ELEMENT: dict[Any, int] = {
-    _ops.channel_moments.default: 4,
-    _ops.fold_group_norm.default: 12,
-    _ops.group_norm.default: 10,
-    _ops.apply_group_norm.default: 6,
-    _ops.channel_norm.default: 8,
-    _ops.timestep_embedding.default: 20,
-}
 
 
 class PlannedLaunch(NamedTuple):
     """One launch of an evaluation, or one call of torch's.
 
     Attributes:
-        layer: name of the graph's node.
+        name: of the graph's node.
+        layer: the dotted name of the network's module that it is of; "" for the network itself.
         operator: what it serves a part of.
         shape: of the operator's first result.
         programs: of its grid; 0 where torch or csrc/cuda makes the launch.
-        flops: multiplications and additions.
+        flops: multiplications and additions of products (see `engine.work`).
         bytes: what it reads and writes, each tensor once, but what stays within the launch both written and read.
         scratch_bytes: of those, what stays within the launch.
         floor_seconds: the least time for these operations and bytes on the GPU.
         reason: why torch serves it; "" for a kernel.
     """
 
+    name: str
     layer: str
     operator: str
     shape: tuple[int, ...]
@@ -96,13 +86,8 @@ def plan(
     weights = lambda name, weight, backend: without_memory(weight, dtype, backend)  # noqa: E731
     convolutions = Convolutions(device, dtype, card.arch, weights, choose)
     steps = lower(graph, kernels(device, dtype, card.arch, convolutions))
-    nodes = {node.name: node for node in graph.nodes.nodes}
-    working = {step.name: step for step in steps.steps}  # of several, the last, or the one that multiplies
-    working |= {step.name: step for step in steps.steps if step.operator in PRODUCTS}
-    return [
-        _planned(steps, i, step, nodes[step.name], working[step.name] is step, dtype, card)
-        for i, step in enumerate(steps.steps)
-    ]
+    flops = work.operations_of(steps.steps)
+    return [_planned(steps, i, step, flops[i], dtype, card) for i, step in enumerate(steps.steps)]
 
 
 def plan_step(sample: Tensor, *, dtype: torch.dtype, gpu: str) -> PlannedLaunch:
@@ -110,11 +95,10 @@ def plan_step(sample: Tensor, *, dtype: torch.dtype, gpu: str) -> PlannedLaunch:
     planner = importlib.import_module("...kernels.triton.consistency", __package__).plan_consistency_step
     x = torch.empty(sample.shape, device="meta")
     (launch,), outputs = planner(x, x.to(dtype), [None] * 5, [1.0] * 5, -1.0, 1.0, None, 0, 1, 0, True, True)
-    moved = _bytes([x, x.to(dtype), *outputs])
-    floor = _floor(GPUS[gpu], torch.float32, moved, 0)
-    return PlannedLaunch(
-        "step", "consistency_step", tuple(x.shape), math.prod(launch.grid), 7 * x.numel(), moved, 0, floor, ""
-    )
+    moved = sum(t.numel() * t.element_size() for t in (x, x.to(dtype), *outputs))
+    floor = moved / GPUS[gpu].bandwidth
+    shape = tuple(x.shape)
+    return PlannedLaunch("step", "", "consistency_step", shape, math.prod(launch.grid), 0, moved, 0, floor, "")
 
 
 def _without_memory(graph: Graph) -> None:
@@ -126,45 +110,20 @@ def _without_memory(graph: Graph) -> None:
             )
 
 
-def _planned(
-    steps: Steps, i: int, step: Step, node: fx.Node, works: bool, dtype: torch.dtype, card: Gpu
-) -> PlannedLaunch:
-    tensors = {id(t): t for t in pytree.tree_leaves(step.arguments) if isinstance(t, Tensor)}
-    inside = [t for t in tensors.values() if t.is_meta and steps.buffer(t).first == steps.buffer(t).last == i]
-    scratch = 2 * _bytes(inside)
-    moved = _bytes(tensors.values()) - _bytes(inside) + scratch
-    flops = _flops(node) if works else 0
+def _planned(steps: Steps, i: int, step: Step, flops: int, dtype: torch.dtype, card: Gpu) -> PlannedLaunch:
+    moved, scratch = work.bytes_of(steps, i)
     launch = launch_of(step)
-    out = value(node)
+    assert step.node is not None
+    out = value(step.node)
     return PlannedLaunch(
-        layer=step.name,
+        name=step.name,
+        layer=step.layer,
         operator=step.operator,
         shape=tuple((out if isinstance(out, Tensor) else out[0]).shape),
         programs=0 if launch is None else math.prod(launch.grid),
         flops=flops,
         bytes=moved,
         scratch_bytes=scratch,
-        floor_seconds=_floor(card, dtype if node.target in (CONV, _ops.attention.default) else None, moved, flops),
+        floor_seconds=max(moved / card.bandwidth, flops / card.flops(dtype)),
         reason=step.reason,
     )
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _flops(node: fx.Node) -> int:
-    """Multiplications and additions of a node, each counted as one."""
-    out = value(node)
-    first = out if isinstance(out, Tensor) else out[0]
-    if node.target is CONV:
-        return 2 * first.numel() * math.prod(shape(arguments(node)["weight"])[1:])
-    if node.target is _ops.attention.default:
-        a = arguments(node)
-        return 4 * value(a["q"]).numel() * shape(a["k"])[2]
-    return first.numel() * _OF_AN_ELEMENT.get(node.target, 1)
-
-
-def _floor(card: Gpu, products: torch.dtype | None, moved: int, flops: int) -> float:
-    """The time that the bytes or the operations take, whichever is longer; `products` is the dtype of a product's."""
-    return max(moved / card.bandwidth, flops / card.flops(products))

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import CONV, Graph, arguments, shape
+from ..graph import CONV, Graph, arguments, layer, shape
+from ..layers import common
 
 
 def merge(graph: Graph) -> int:
@@ -47,6 +48,7 @@ def _merge(graph: Graph, calls: list[fx.Node]) -> None:
     weight_node = graph.attribute(name, torch.cat(weights), first)
     bias_node = graph.attribute(f"biases of {name}", torch.cat(biases), first)
     call = graph.call(first, CONV, **(a | {"weight": weight_node, "bias": bias_node}))
+    call.meta["layer"] = common([layer(of) for of in calls])
     merged, begin = graph.item(call, 0), 0
     for old, weight in zip(calls, weights, strict=True):
         out = graph.item(old, 0)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import fx
 
-from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, convolution_of, only_user, operands, shape, value
+from ..graph import CONV, PERMUTE, VIEW, Graph, arguments, convolution_of, layer, only_user, operands, shape, value
 from .resampling import resampled
 
 
@@ -35,7 +35,9 @@ def _fuse(graph: Graph, node: fx.Node, ways: list[tuple[fx.Node, fx.Node]]) -> b
         added, how = resampled(added)
     for view in chain:
         added = _undone(graph, node, view, added)
-    fused = graph.item(graph.call(node, CONV, **(a | {"residual": added, "residual_resample": how})), 0)
+    sum_ = graph.call(node, CONV, **(a | {"residual": added, "residual_resample": how}))
+    sum_.meta["layer"] = layer(call)
+    fused = graph.item(sum_, 0)
     for view in reversed(chain):
         fused = graph.call(node, view.target, fused, operands(view)[1])
     graph.replace(node, fused)

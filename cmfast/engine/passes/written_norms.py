@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import CONV, Graph, arguments, change, shape
+from ..graph import CONV, Graph, arguments, change, layer, shape
 
 _FOLD = torch.ops.cmfast.fold_group_norm.default
 _APPLY = torch.ops.cmfast.apply_group_norm.default
@@ -33,7 +33,7 @@ def write(graph: Graph) -> int:
         resample = a["resample"] if a["resample"] == "average" else None
         key = (fold, a["h"], a["skip"], a["silu"], resample)
         if key not in written:
-            written[key] = _applied(graph, node, arguments(fold), a, resample)
+            written[key] = _applied(graph, node, fold, a, resample)
         left = None if resample else a["resample"]
         change(node, h=written[key], skip=None, gain=None, offset=None, silu=False, resample=left)
         graph.erase(gain)
@@ -47,8 +47,11 @@ def _producer(item: fx.Node) -> fx.Node | None:
     return item.all_input_nodes[0] if item.target is operator.getitem else None
 
 
-def _applied(graph: Graph, before: fx.Node, norm: dict[str, Any], a: dict[str, Any], resample: str | None) -> fx.Node:
+def _applied(graph: Graph, before: fx.Node, fold: fx.Node, a: dict[str, Any], resample: str | None) -> fx.Node:
     """The normalised and activated input of a convolution."""
+    norm = arguments(fold)
     names = ("num_groups", "weight", "bias", "eps", "add", "scale", "shift")
     given = (norm["first"], norm["second"], *(norm[name] for name in names))
-    return graph.call(before, _APPLY, a["h"], a["skip"], *given, a["silu"], resample, None)
+    applied = graph.call(before, _APPLY, a["h"], a["skip"], *given, a["silu"], resample, None)
+    applied.meta["layer"] = layer(fold)
+    return applied

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import PERMUTE, VIEW, Graph, arguments, only_user, operands, shape, value
+from ..graph import PERMUTE, VIEW, Graph, arguments, layer, only_user, operands, shape, value
 from ..passes import constants, views
 from .film import following, is_call, other
 
@@ -151,6 +151,7 @@ def _replace(graph: Graph, norm: _Norm) -> None:
     elif norm.dim > 1 and norm.dim == len(shape(x)) - 1:
         x = graph.call(last, VIEW, x, [-1, channels])
     call = graph.call(last, _NORM, x, weight, bias, norm.eps, norm.centred, norm.least, scale, shift, silu, None)
+    call.meta["layer"] = layer(norm.out)
     out = graph.call(last, PERMUTE, call, order) if of_image else graph.call(last, VIEW, call, shape(last))
     graph.replace(last, out)
 

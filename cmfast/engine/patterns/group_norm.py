@@ -5,7 +5,7 @@ import operator
 import torch
 from torch import fx
 
-from ..graph import VIEW, Graph, arguments, only_user, shape
+from ..graph import VIEW, Graph, arguments, layer, only_user, shape
 from .film import following, is_call, is_row, row
 
 _aten = torch.ops.aten
@@ -39,4 +39,5 @@ def _replace(graph: Graph, node: fx.Node, out: fx.Node) -> None:
         image = x.args[0]  # before its positions were joined
     rest = (add, scale, shift, silu, None)
     call = graph.call(last, _NORM, image, None, a["group"], a["weight"], a["bias"], a["eps"], *rest)
+    call.meta["layer"] = layer(node)
     graph.replace(last, graph.call(last, VIEW, graph.item(call, 0), shape(last)))

@@ -14,10 +14,11 @@ def made():
 
 def test_every_step_is_timed_in_order(made):
     executable, inputs = made
-    times = executable.time(inputs)
-    assert [timed.step for timed in times] == executable.steps.steps
-    assert all(timed.seconds >= 0 for timed in times)
-    assert sum(timed.seconds for timed in times) > 0
+    timed = executable.time(inputs, [torch.bfloat16])
+    assert [step.step for step in timed.steps] == executable.steps.steps
+    assert all(step.seconds > 0 for step in timed.steps)
+    assert timed.filling > 0 < timed.giving
+    assert torch.equal(timed.outputs[0], executable(inputs, [torch.bfloat16])[0])
 
 
 def test_outputs_have_the_dtypes_that_are_asked_for(made):

@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from torch import fx
 
 from cmfast.engine.cuda.executable import Executable
 from cmfast.engine.steps import Step, Steps
@@ -19,9 +20,11 @@ def doubling(noted=None):
             noted.append("launch")
         torch.mul(x, 2, out=out)
 
+    block = fx.Graph().placeholder("x")
+    block.meta["layer"] = "a block"
     for name in "ab":
         out = steps.row(3)
-        steps.add(Step(name, "double", double, (out, x)))
+        steps.add(Step(name, "double", double, (out, x), node=block))
         x = out
     steps.want([x])
     return steps
@@ -104,6 +107,8 @@ class Cuda:
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: named(self.current))
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.log.append("sleep"))
+        monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: self.log.append(f"push {name}"))
+        monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: self.log.append("pop"))
         for name, value in {
             "Stream": Stream, "Event": Event, "CUDAGraph": CUDAGraph, "graph": graph, "stream": stream, "device": device
         }.items():  # fmt: skip

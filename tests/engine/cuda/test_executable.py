@@ -68,9 +68,13 @@ def test_within_a_capture_of_the_callers_the_steps_are_launched(cuda):
 
 def test_steps_are_timed_between_events(cuda):
     made = executable(cuda)
-    times = made.time([X])
-    assert [(timed.step.name, timed.seconds) for timed in times] == [("a", 1.0), ("b", 1.0)]
-    assert cuda.log == ["launch", "launch", "sleep", "launch", "launch"]  # what is measured was compiled before
+    timed = made.time([X], [torch.float16])
+    assert [(step.name, seconds) for step, seconds in timed.steps] == [("a", 1.0), ("b", 1.0)]
+    assert (timed.filling, timed.giving) == (1.0, 1.0)
+    assert timed.outputs[0].equal(4 * X.half())
+    # What is measured was compiled before; Nsight shows the names of what is measured.
+    measured = ["push a block", "push double", "launch", "pop", "push double", "launch", "pop", "pop"]
+    assert cuda.log == ["launch", "launch", "sleep", *measured]
 
 
 def test_values_lie_apart_and_outputs_have_the_dtypes_asked_for():

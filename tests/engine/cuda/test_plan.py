@@ -73,8 +73,8 @@ def test_what_is_planned_runs(kind):
     fast = Accelerator(unet, BF16)
     steps = fast.executable(inputs).steps.steps
     planned = plan(unet, inputs)
-    assert [(launch.layer, launch.operator, launch.reason) for launch in planned] == [
-        (step.name, step.operator, step.reason) for step in steps
+    assert [(launch.name, launch.layer, launch.operator, launch.reason) for launch in planned] == [
+        (step.name, step.layer, step.operator, step.reason) for step in steps
     ]
     grids = [0 if step.reason else math.prod(step.call.args[0].grid) for step in steps]
     assert [launch.programs for launch in planned] == grids

@@ -32,5 +32,14 @@ def test_steps_and_passes(cmfast, tmp_path):
     assert "without written_norms: " in out
     assert "without convolutions: " in out
     rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
-    assert [row["operator"] for row in rows] == ["conv2d", "apply_group_norm", "conv2d", "aten.tanh"]
+    assert [(row["operator"], row["layer"]) for row in rows] == [
+        ("copies of inputs", ""),
+        ("conv2d", "0"),
+        ("apply_group_norm", "1"),
+        ("conv2d", "3"),
+        ("aten.tanh", "4"),
+        ("copies of outputs", ""),
+        ("python", ""),
+    ]
     assert all(row["seconds"] > 0 for row in rows)
+    assert [row["operations"] for row in rows if row["name"]] == [2 * 8 * 16 * 27, 0, 2 * 4 * 4 * 72, 0]

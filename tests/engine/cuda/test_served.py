@@ -101,7 +101,7 @@ def test_counters_are_zero_at_first_and_no_one_elses():
     for _ in range(3):
         torch.testing.assert_close(fast(x), net(x))
     executable = fast.executable([x])
-    assert [timed.step for timed in executable.time([x])] == executable.steps.steps
+    assert [timed.step for timed in executable.time([x]).steps] == executable.steps.steps
     assert executable.bytes >= sum(buffer.bytes for buffer in executable.steps.counters)
 
 

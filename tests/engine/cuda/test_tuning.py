@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import cmfast
+from cmfast.engine import work
 from cmfast.engine.accelerator import accelerator_of
 from cmfast.engine.cuda import cudnn, measurements, timing, tuning
 from cmfast.engine.cuda.forms import Form
@@ -51,7 +52,7 @@ class Clock:
 
 def described(steps):
     """ "torch", or the rows and columns of the tiles of a product; of any other operator the backend."""
-    if any(step.operator in cudnn.PRODUCTS for step in steps):
+    if any(step.operator in work.PRODUCTS for step in steps):
         return "torch"
     if not any(step.operator.startswith("conv2d") for step in steps):
         return "cuda" if launch_of(steps[0]) is None else "triton"
@@ -67,7 +68,7 @@ def forms(fast, inputs):
     """The form of each convolution of an accelerated network."""
     by_node = {}
     for step in accelerator_of(fast).executable(inputs).steps.steps:
-        if step.operator.startswith("conv2d") or step.operator in cudnn.PRODUCTS:
+        if step.operator.startswith("conv2d") or step.operator in work.PRODUCTS:
             by_node.setdefault(step.name, []).append(step)
     return [described(steps) for steps in by_node.values()]
 

@@ -1,0 +1,102 @@
+"""Where the time of a call goes: it is made as it is and recorded, in turn, and the fastest of each are compared."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..engine.trace import synchronize
+from .recording import Recording, record
+
+#: Where no number of rounds is given, they go on until the recorded calls and the others agree within this share, for
+#: at least as many rounds and at most as many seconds.
+_AGREE, _FEWEST, _SECONDS = 0.02, 5, 6.0
+#: Before each call that takes no longer than so many seconds, others bring back to the caches what recording put out.
+_SHORT, _WARMING = 0.02, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A call that was measured.
+
+    The fastest calls are those that other work of the machine delayed least. So the sum of a recording's operations and
+    the time of a call that is not recorded can be compared.
+
+    Attributes:
+        seconds: of the fastest call, when nothing is recorded.
+        median_seconds: the median of these calls.
+        rounds: how many there were.
+        outside: seconds in no operator: Python, and the engine's checks for changes of the network.
+        recording: the fastest of the recorded calls.
+    """
+
+    seconds: float
+    median_seconds: float
+    rounds: int
+    outside: float
+    recording: Recording
+
+
+@torch.no_grad()
+def measure(
+    call: Callable[[], Any],
+    names: Mapping[nn.Module, str],
+    device: torch.device,
+    rounds: int | None = None,
+    *,
+    recorded: Callable[[], Any] | None = None,
+    stage: Callable[[], str] = lambda: "",
+) -> Measured:
+    """Make a call this many times as it is, and as often recorded, in turn, after a first one that prepares it.
+
+    Args:
+        call: evaluates networks whose modules have these names.
+        names: of modules.
+        device: where the networks are.
+        rounds: how often; None means until both agree, at least 5 times, but for 6 seconds at most.
+        recorded: what is recorded, if not that call.
+        stage: see `recording.record`.
+    """
+    call()
+    seconds: list[float] = []
+    outside: list[float] = []
+    best: Recording | None = None
+    left, started = 0.0, time.perf_counter()
+    while best is None or not _is_enough(rounds, len(seconds), min(seconds), best.busy + left, started):
+        for _ in range(_WARMING if not seconds or seconds[-1] < _SHORT else 0):
+            call()
+        seconds.append(_timed(call, device))
+        expected = 0 if best is None else sum(operation.module is None for operation in best.operations)
+        recording = record(recorded or call, names, device, stage=stage, expected=expected)
+        outside.append(recording.seconds - recording.in_programs)
+        if best is None or recording.busy < best.busy:
+            best = recording
+        # Recording torch's operators one by one takes time itself: then what is left of the call is outside them.
+        left = min(outside) if best.whole else max(0.0, min(seconds) - best.busy)
+    return Measured(min(seconds), statistics.median(seconds), len(seconds), left, best)
+
+
+@torch.no_grad()
+def fastest(call: Callable[[], Any], device: torch.device, rounds: int | None = None) -> float:
+    """Seconds of the fastest of as many calls (None: 5), after a first one that prepares it."""
+    call()
+    return min(_timed(call, device) for _ in range(rounds or _FEWEST))
+
+
+def _is_enough(rounds: int | None, done: int, whole: float, parts: float, started: float) -> bool:
+    if rounds is not None:
+        return done >= rounds
+    late = time.perf_counter() - started > _SECONDS
+    return late or (done >= _FEWEST and abs(parts - whole) < _AGREE * whole)
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin
