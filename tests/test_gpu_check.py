@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from cmfast.kernels import native
 
 from .kernels import emulation
 
@@ -311,3 +313,23 @@ def test_bad_options():
     done = subprocess.run([*CHECK, "--minutes", "0"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "--minutes must be more than 0, got 0" in done.stderr
+
+
+@needs_emulation
+def test_a_convolution_is_checked_on_each_backend_that_serves_it(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr("cmfast.kernels.cuda.conv_plan.PROGRAMS", 6)
+    monkeypatch.setenv("CMFAST_GPU_ON_CPU", "1")
+    calls, emulated = module("gpu.calls"), module("gpu.device").Emulated("")
+    with native.stand_in(emulation.emulated()):
+        small, call = (
+            calls.shapes.conv_call(1, 40, 0, columns, 8, 3, torch.bfloat16, "affine silu residual moments")
+            for columns in (20, 104)
+        )
+        assert calls.backends_of(small) == ["triton"]
+        assert calls.backends_of(call) == ["cuda", "triton"]
+        given = calls.values(call, emulated)
+        found = calls.tensors(calls.launched(call, "cuda", given)())
+        assert 0 < calls.judge(call, given, found, emulated) < 2e-2
+        again = calls.tensors(calls.served(call, "cuda", given)())
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))

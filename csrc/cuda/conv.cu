@@ -12,11 +12,11 @@
 // multiprocessors; instructions are those of the prologue, 66 for 8 elements, for each 16 x 8 x 16 product of a warp):
 //
 //   positions x outputs   blocks   sectors of input + weights         halo   instructions
-//   8 x 16 x 64               96     221,184 +   663,552 =   884,736   1.41   1.3           too few blocks
-//   8 x  8 x 96              128     153,600 + 1,327,104 = 1,480,704   1.56   0.9           too few blocks
+//   8 x 16 x 64               96     207,360 +   663,552 =   870,912   1.41   1.3           too few blocks
+//   8 x  8 x 96              128     153,600 + 1,327,104 = 1,480,704   1.56   1.0           too few blocks
 //   8 x  8 x 64              192     230,400 + 1,327,104 = 1,557,504   1.56   1.4
 //   8 x 16 x 32              192     414,720 +   663,552 = 1,078,272   1.41   2.6           this one
-//   16 x 16 x 16             192     746,496 +   331,776 = 1,078,272   1.27   4.7
+//   16 x 16 x 16             192     746,496 +   331,776 = 1,078,272   1.27   4.6
 //
 // (Halos that reach beyond the image are not read.) The product without a halo, 64 x 64, asks for 2,629,776.
 //
@@ -25,14 +25,10 @@
 // of a sum: so a sample has the same bits in any batch.
 #include "conv.h"
 
+#include "conv_sum.h"
 #include "conv_tile.cuh"
 
 namespace cmfast {
-
-// conv_sum.cu
-std::string conv_sum(const ConvProblem& p, int64_t segments, void* stream);
-std::string conv_merge(const ConvProblem& p, int64_t tiles_y, int64_t tiles_x, void* stream);
-
 namespace {
 
 struct ConvProduct {
@@ -69,50 +65,55 @@ __device__ __forceinline__ void copy_rows(float* rows, const ConvProduct& p, int
   }
 }
 
-// Give each thread its vectors of V columns of the tile's positions that are in the image: function(row, y, x, column).
-template <int WIDTH, int V, class Function>
-__device__ __forceinline__ void for_each_vector(const ConvProduct& p, const ConvPlace& place, const Function& function) {
-  constexpr int VECTORS = CONV_COLUMNS / V;
-  int column = place.column + static_cast<int>(threadIdx.x) % VECTORS * V;
-#pragma unroll 1
-  for (int row = static_cast<int>(threadIdx.x) / VECTORS; row < CONV_ROWS * WIDTH; row += CONV_THREADS / VECTORS) {
-    int y = place.y + row / WIDTH, x = place.x + row % WIDTH;
-    if (y < CMFAST_BOUND(8, p.output.height) && x < CMFAST_BOUND(9, p.output.width) && column < p.output.columns)
-      function(row, y, x, column);
-  }
-}
-
 // Write the sums of a segment.
 template <int WIDTH>
 __device__ __forceinline__ void write_partials(const ConvProduct& p, const ConvPlace& place, const ConvSums& sums) {
-  constexpr int V = 4;
+  constexpr int V = 4, VECTORS = CONV_COLUMNS / V;
   const ConvOutput& o = p.output;
+  int column = place.column + static_cast<int>(threadIdx.x) % VECTORS * V;
   int64_t sample = (blockIdx.y * static_cast<int64_t>(o.samples) + place.n) * o.height * o.width;
-  for_each_vector<WIDTH, V>(p, place, [&](int row, int y, int x, int column) {
+#pragma unroll 1
+  for (int row = static_cast<int>(threadIdx.x) / VECTORS; row < CONV_ROWS * WIDTH; row += CONV_THREADS / VECTORS) {
+    int y = place.y + row / WIDTH, x = place.x + row % WIDTH;
+    if (y >= CMFAST_BOUND(8, o.height) || x >= CMFAST_BOUND(9, o.width) || column >= o.columns) continue;
     float values[V];
     sums.get(row, column - place.column, values);
     store_global(p.partials + (sample + y * o.width + x) * o.columns + column, from_float<float>(values));
-  });
+  }
 }
 
-// Write the output and the tile's moments; `shared` is memory for those.
+// Write the output and the tile's moments; `shared` is memory for those. What lies outside reads what lies inside.
 template <class T, int WIDTH>
 __device__ __forceinline__ void finish(const ConvProduct& p, const ConvPlace& place, const ConvSums& sums,
                                        float* shared) {
-  constexpr int V = CONV_VECTOR;
-  int column = place.column + static_cast<int>(threadIdx.x) % CONV_QUADS * V, columns = p.output.columns;
-  ConvFinish<T, V> write(p.output, place.n, column);
+  constexpr int V = CONV_VECTOR, U = CONV_ROWS * WIDTH / CONV_LINES;
+  const ConvOutput& o = p.output;
+  int vector = static_cast<int>(threadIdx.x) % CONV_QUADS * V, column = place.column + vector;
+  ConvFinish<T, V> write(o, place.n, min(column, o.columns - V));
   Moments<V> moments;
-  for_each_vector<WIDTH, V>(p, place, [&](int row, int y, int x, int) {
-    float values[V];
-    sums.get(row, column - place.column, values);
-    write(y, x, values);
-    if (p.slots) moments.add(values);
-  });
+  int y[U], x[U];
+  float values[U][V];
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    int row = static_cast<int>(threadIdx.x) / CONV_QUADS + u * CONV_LINES;
+    y[u] = min(place.y + row / WIDTH, o.height - 1);
+    x[u] = min(place.x + row % WIDTH, o.width - 1);
+    sums.get(row, vector, values[u]);
+  }
+  write.add(y, x, values);
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    int row = static_cast<int>(threadIdx.x) / CONV_QUADS + u * CONV_LINES;
+    int at_y = place.y + row / WIDTH, at_x = place.x + row % WIDTH;
+    if (at_y >= CMFAST_BOUND(10, o.height) || at_x >= CMFAST_BOUND(11, o.width) || column >= o.columns) continue;
+    write.store(at_y, at_x, values[u]);
+    if (p.slots) moments.add(values[u]);
+  }
   if (p.slots) {
     merge_over_block<CONV_QUADS>(moments, shared);
-    if (threadIdx.x < CONV_QUADS && column < columns)
-      write_moments(p.slots + (place.n * p.tiles_y * p.tiles_x + place.tile) * 2 * columns + column, columns, moments);
+    if (threadIdx.x < CONV_QUADS && column < o.columns)
+      write_moments(p.slots + (place.n * p.tiles_y * p.tiles_x + place.tile) * 2 * o.columns + column, o.columns,
+                    moments);
   }
 }
 

@@ -43,7 +43,7 @@ inline ConvOutput conv_output(const ConvProblem& p) {
           static_cast<int>(p.columns)};
 }
 
-// V channels from `column` on of one sample.
+// V channels of one sample, from `column` on, which are there.
 template <class T, int V>
 struct ConvFinish {
   const ConvOutput& p;
@@ -55,49 +55,51 @@ struct ConvFinish {
       : p(p), n(n), column(column) {
 #pragma unroll
     for (float& b : bias) b = 0;
-    if (p.bias && column < p.columns) to_float(load_vector<float, V>(p.bias + column), bias);
+    if (p.bias) to_float(load_vector<float, V>(p.bias + column), bias);
   }
 
-  // Write the output of a position from its sums; `values` are then what was written, in float32 and less the bias: a
-  // large one would leave their moments few digits.
-  __device__ __forceinline__ void operator()(int y, int x, float (&values)[V]) const {
-#pragma unroll
-    for (int i = 0; i < V; ++i) values[i] += bias[i];
+  // Add to the sums of U positions, which are all read before the first is used.
+  template <int U>
+  __device__ __forceinline__ void add(const int (&y)[U], const int (&x)[U], float (&values)[U][V]) const {
     if (p.residual.data) add_residual(y, x, values);
-    if (p.relu) {
 #pragma unroll
-      for (float& v : values) v = v < 0 ? 0.0f : v;  // NaN stays NaN
+    for (auto& at : values) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        at[i] += bias[i];
+        if (p.relu) at[i] = at[i] < 0 ? 0.0f : at[i];  // NaN stays NaN
+      }
     }
+  }
+
+  // Write the output of a position; `values` are then what was written, in float32 and less the bias: a large one would
+  // leave their moments few digits.
+  __device__ __forceinline__ void store(int y, int x, float (&values)[V]) const {
     T* out = p.out.sample<T>(n) + column + y * p.out.stride_y + x * p.out.stride_x;
     store_global(out, from_float<T>(values));
 #pragma unroll
     for (int i = 0; i < V; ++i) values[i] -= bias[i];
   }
 
-  __device__ __forceinline__ void add_residual(int y, int x, float (&values)[V]) const {
+  template <int U>
+  __device__ __forceinline__ void add_residual(const int (&y)[U], const int (&x)[U], float (&values)[U][V]) const {
     const T* residual = p.residual.sample<T>(n) + column;
-    int stride_y = p.residual.stride_y, stride_x = p.residual.stride_x;
-    float each[V], total[V];
-    auto read = [&](int y, int x) {
-      to_float(load_vector<T, V>(residual + y * stride_y + x * stride_x), each);
-    };
-    if (p.residual_resample == CONV_AVERAGE) {
+    int taps = p.residual_resample == CONV_AVERAGE ? 4 : 1, shift = p.residual_resample == CONV_NEAREST ? 1 : 0;
+    int step = taps == 4 ? 2 : 1;
+    float share = taps == 4 ? 0.25f : 1.0f;
+#pragma unroll 1
+    for (int tap = 0; tap < taps; ++tap) {
+      Vector<T, V> each[U];
 #pragma unroll
-      for (float& t : total) t = 0;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        read(2 * y + i / 2, 2 * x + i % 2);
-#pragma unroll
-        for (int j = 0; j < V; ++j) total[j] += each[j];
+      for (int u = 0; u < U; ++u) {
+        int at_y = (y[u] * step >> shift) + tap / 2, at_x = (x[u] * step >> shift) + tap % 2;
+        each[u] = load_vector<T, V>(residual + at_y * p.residual.stride_y + at_x * p.residual.stride_x);
       }
 #pragma unroll
-      for (int j = 0; j < V; ++j) values[j] += 0.25f * total[j];
-      return;
-    }
-    int shift = p.residual_resample == CONV_NEAREST ? 1 : 0;
-    read(y >> shift, x >> shift);
+      for (int u = 0; u < U; ++u)
 #pragma unroll
-    for (int j = 0; j < V; ++j) values[j] += each[j];
+        for (int i = 0; i < V; ++i) values[u][i] += share * to_float(each[u].data[i]);
+    }
   }
 };
 

@@ -1,19 +1,17 @@
 // What follows a convolution's products (conv.cu): the sum of its segments, with all that is added to it, or the moments
 // of its tiles merged. Both in the order of the segments and tiles, so their bits are the same from run to run.
+#include "conv_sum.h"
+
 #include "conv_output.cuh"
 
 namespace cmfast {
-
-std::string conv_sum(const ConvProblem& p, int64_t segments, void* stream);
-std::string conv_merge(const ConvProblem& p, int64_t tiles_y, int64_t tiles_x, void* stream);
-
 namespace {
 
 constexpr int SUM_VECTOR = 4, SUM_VECTORS = 4;  // 16 channels of a block: whole sectors of sums and of the output
 constexpr int SUM_MOST_THREADS = 512;
 constexpr int MERGE_THREADS = 256;
 constexpr int MERGE_VECTOR = 4, MERGE_VECTORS = 8;  // 32 channels of a block
-constexpr int SUM_AT_A_TIME = 4;                    // segments whose loads are in flight together
+constexpr int SUM_POSITIONS = 4;                    // of a thread, whose loads are in flight together
 
 struct Sum {
   ConvOutput output;
@@ -31,25 +29,42 @@ __global__ void __launch_bounds__(SUM_MOST_THREADS) conv_sum_kernel(Sum p) {
   int vector = static_cast<int>(blockIdx.x) % p.blocks * SUM_VECTORS + static_cast<int>(threadIdx.x) % SUM_VECTORS;
   int column = vector * SUM_VECTOR;
   bool there = column < output.columns;
-  ConvFinish<T, SUM_VECTOR> write(output, n, column);
+  ConvFinish<T, SUM_VECTOR> write(output, n, min(column, output.columns - SUM_VECTOR));
   Moments<SUM_VECTOR> moments;
-  int positions = output.height * output.width;
+  int positions = output.height * output.width, rows = static_cast<int>(blockDim.x) / SUM_VECTORS;
   int64_t segment_stride = static_cast<int64_t>(output.samples) * positions * output.columns;
+  const float* partials = p.partials + n * positions * output.columns + write.column;
 #pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x) / SUM_VECTORS; i < CMFAST_BOUND(1, positions);
-       i += static_cast<int>(blockDim.x) / SUM_VECTORS) {
-    if (!there) continue;
-    const float* partial = p.partials + (n * positions + i) * output.columns + column;
-    float values[SUM_VECTOR] = {};
-#pragma unroll SUM_AT_A_TIME
-    for (int s = 0; s < p.segments; ++s) {
-      float part[SUM_VECTOR];
-      to_float(load_vector<float, SUM_VECTOR>(partial + s * segment_stride), part);
+  for (int first = static_cast<int>(threadIdx.x) / SUM_VECTORS; first < positions; first += SUM_POSITIONS * rows) {
+    // What lies behind the last position reads the last.
+    int y[SUM_POSITIONS], x[SUM_POSITIONS], offsets[SUM_POSITIONS];
+    float values[SUM_POSITIONS][SUM_VECTOR] = {};
 #pragma unroll
-      for (int j = 0; j < SUM_VECTOR; ++j) values[j] += part[j];
+    for (int u = 0; u < SUM_POSITIONS; ++u) {
+      int position = min(first + u * rows, positions - 1);
+      y[u] = position / output.width;
+      x[u] = position % output.width;
+      offsets[u] = position * output.columns;
     }
-    write(i / output.width, i % output.width, values);
-    if (p.moments) moments.add(values);
+#pragma unroll 2
+    for (int s = 0; s < p.segments; ++s) {
+      float part[SUM_POSITIONS][SUM_VECTOR];
+#pragma unroll
+      for (int u = 0; u < SUM_POSITIONS; ++u)
+        to_float(load_vector<float, SUM_VECTOR>(partials + s * segment_stride + offsets[u]), part[u]);
+#pragma unroll
+      for (int u = 0; u < SUM_POSITIONS; ++u)
+#pragma unroll
+        for (int i = 0; i < SUM_VECTOR; ++i) values[u][i] += part[u][i];
+    }
+    write.add(y, x, values);
+#pragma unroll
+    for (int u = 0; u < SUM_POSITIONS; ++u) {
+      int position = first + u * rows;
+      if (position >= CMFAST_BOUND(1, positions) || !there) continue;
+      write.store(position / output.width, position % output.width, values[u]);
+      if (p.moments) moments.add(values[u]);
+    }
   }
   if (p.moments) {
     merge_over_block<SUM_VECTORS>(moments, reinterpret_cast<float*>(memory));
@@ -108,7 +123,8 @@ std::string conv_sum(const ConvProblem& problem, int64_t segments, void* stream)
   Sum p = {conv_output(problem), problem.workspace, problem.moments, static_cast<int>(segments), blocks};
   int64_t all = problem.samples * blocks, positions = problem.height * problem.width;
   if (all > 0x7fffffff) return std::to_string(all) + " blocks are more than a grid has";
-  int64_t wanted = divided(positions * SUM_VECTORS, 32) * 32, threads = std::min<int64_t>(wanted, SUM_MOST_THREADS);
+  int64_t wanted = divided(divided(positions, SUM_POSITIONS) * SUM_VECTORS, 32) * 32;
+  int64_t threads = std::min<int64_t>(wanted, SUM_MOST_THREADS);
   size_t shared = merge_floats<SUM_VECTOR, SUM_VECTORS>(static_cast<int>(threads / 32)) * sizeof(float);
   LaunchConfig config{dim3(static_cast<unsigned>(all)), dim3(static_cast<unsigned>(threads)), shared, stream};
   return problem.dtype == FLOAT16 ? launch(conv_sum_kernel<__half>, config, p)

@@ -396,7 +396,7 @@ def test_parts_of_audio_and_video(name, tile, parts, dtype, layout, backend):
 SIXTEEN_BIT = {
     "whole": (1, 64, 64, 16, 32, 0, ()),
     "odd": (1, 72, 40, 9, 21, 0, ("affine", "residual")),
-    "pair": (1, 104, 72, 8, 8, 40, ("affine", "residual_average")),
+    "pair": (1, 104, 72, 7, 6, 40, ("affine", "residual_average")),
     "upsampled": (1, 24, 48, 6, 9, 8, ("affine", "nearest", "residual_nearest")),
     "one-row": (1, 16, 40, 1, 70, 0, ("affine",)),
     "one-position": (2, 40, 136, 1, 1, 0, ("residual",)),

@@ -66,7 +66,8 @@ def test_what_the_build_promises(rows):
         if row["op"].startswith("consistency_step"):
             assert row["store_bytes_min"] == 16, name
         if row["kernel"].startswith("conv_product"):
-            assert row["matrix_instructions"]["HMMA"] >= 144, name
+            # Of a step: nine taps of 32 channels, 16 by 32 of the output or 32 by 16 a warp.
+            assert row["matrix_instructions"]["HMMA"] >= (144 if ", 16>" in name else 72), name
             assert row["programs"] >= 132, name
             assert row["blocks_per_sm"] >= (1 if row["arch"] == "sm_120" else 2), name
         if row["op"].startswith("attention") and row["dtype"] != "float32":
