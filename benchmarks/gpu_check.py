@@ -13,7 +13,7 @@ the moment it ends:
     network      one evaluation of the ImageNet 64 network, accelerated and plain: time, launches, memory, a trace
     sampling     one consistency step, two, and Heun's 40, accelerated and plain
     conformance  the operators' tests, and compute-sanitizer, as long as its share of the time lasts
-    tuning       the network's convolutions with other tiles than the rule's, and torch's; kept as a file to commit
+    tuning       the network's calls in other forms than the rule's, and torch's convolution; kept as a file to commit
 
 A table of what was found ends the output; the exit status is 1 where anything was wrong. `--emulate` goes the same way
 without a GPU, on Triton's interpreter and csrc/emulation, with small sizes: its times say nothing.

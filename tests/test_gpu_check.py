@@ -71,10 +71,12 @@ def test_a_dry_run(tmp_path):
     compiled, of_forms = found["compile"]["rows"]
     assert 0 < compiled["compiled"] < compiled["kernels"]
     tuned = found["tuning"]["rows"]
-    assert len({row["call"] for row in tuned}) == 2
+    assert len({row["call"] for row in tuned}) == 3
+    assert tuned[-1]["call"].startswith("attention: ")
     assert sum(row["forms"] for row in tuned) > of_forms["forms"] > 0  # a share of them was compiled before
     assert all(row["rule"].startswith("triton") and 0 < row["chosen_us"] <= row["rule_us"] for row in tuned)
     assert not any(row["left_out"] for row in tuned)
+    assert tuned[-1]["forms"] == 2
     (kept,) = (tmp_path / "out" / "measured").iterdir()
     assert {row["call"] for row in tuned} == json.loads(kept.read_text())["calls"].keys()
     networks = {row["variant"]: row for row in found["network"]["rows"]}

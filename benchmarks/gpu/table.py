@@ -131,7 +131,7 @@ def _tuning(results) -> list[str]:
     by_torch = sum(row["chosen"] == "torch" for row in tuned)
     most = min(tuned, key=lambda row: row["chosen_us"] / row["rule_us"])
     return [
-        f"tuning: for {faster} of {len(tuned)} convolutions others are over 5 % faster than the rule's form, for "
+        f"tuning: for {faster} of {len(tuned)} calls others are over 5 % faster than the rule's form, for "
         f"{by_torch} torch's is the fastest; the most is {most['chosen_us'] / most['rule_us']:.2f} of its time, "
         + _short(most["call"], 80)
     ]

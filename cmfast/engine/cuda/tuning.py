@@ -120,9 +120,9 @@ class Tuner:
         served = {form: s for form in forms if (s := times.get(str(form))) is not None}
         return min(served, key=served.__getitem__) if served else forms[0]
 
-    def times(self, a: ConvArguments) -> dict[str, float | None]:
+    def times(self, call: str) -> dict[str, float | None]:
         """The seconds of the forms of a call, as far as they are known, by their names; the first form's first."""
-        return self._known.seconds(describe(a))
+        return self._known.seconds(call)
 
     def _measure_rates(self) -> None:
         """What a launch takes, and the bytes of memory a second."""
