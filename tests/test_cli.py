@@ -249,7 +249,9 @@ def test_profiles_that_cannot_be(cmfast, arguments, message):
 
 def test_plan(cmfast, tmp_path):
     path = tmp_path / "plan.json"
-    status, out, err = cmfast("profile", "--plan", "H200", "--dtype", "float16", "--batch-size", 2, "--json", path)
+    status, out, err = cmfast(
+        "profile", "--plan", "H200", "--dtype", "float16", "--batch-size", 2, "--depth", 1, "--json", path
+    )
     assert status == 0, err
     found = json.loads(path.read_text())
     assert f"digits on H200, float16: {found['launches']} launches" in out
@@ -257,6 +259,10 @@ def test_plan(cmfast, tmp_path):
     for name in ("flops", "bytes", "floor_seconds"):
         assert found[name] == pytest.approx(sum(row[name] for row in found["rows"]))
     assert found["launches"] == len(found["rows"])
+    layers = {line.split()[0]: line.split()[1:] for line in out.split("\n\n")[1].splitlines()}
+    in_blocks = [row for row in found["rows"] if row["layer"].startswith("input_blocks.")]
+    assert layers["input_blocks"][0] == str(len(in_blocks))
+    assert float(layers["input_blocks"][3]) == pytest.approx(1e6 * sum(r["floor_seconds"] for r in in_blocks), abs=0.06)
     assert {"input_blocks.1.0.in_layers.2", "out.2"} <= {row["layer"] for row in found["rows"]}
     settings = {"network": "digits", "batch_size": 2, "gpu": "H200", "dtype": "float16"}
     assert found["settings"] == settings

@@ -5,21 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from ..engine.cuda.plan import PlannedLaunch, plan, plan_step
 from ..kernels.static import GPUS
+from ..profiling.table import table
 from .results import write_json
 from .user_network import Call
 
+#: Fields of launches that are summed up.
+_SUMS = ("flops", "bytes", "floor_seconds")
+
 
 def print_plan(
-    call: Call, gpu: str, dtype: torch.dtype, settings: dict[str, Any], json_file: Path | None, *, sampled: bool
+    call: Call,
+    gpu: str,
+    dtype: torch.dtype,
+    settings: dict[str, Any],
+    json_file: Path | None,
+    *,
+    depth: int | None,
+    sampled: bool,
 ) -> None:
     """Print a table of the launches, by operator and shape, and write all of them where a file is given.
 
-    `sampled` says that the network's first argument is a sample, so that the launch of its consistency step is a part.
+    `depth` asks for a table by layer as well, by so many parts of their names. `sampled` says that the network's first
+    argument is a sample, so that the launch of its consistency step is a part.
     """
     if gpu not in GPUS:
         raise ValueError(f"--plan must be one of {', '.join(GPUS)}, got {gpu}")
@@ -38,6 +48,9 @@ def print_plan(
         f"no less than {1e6 * total['floor_seconds']:.1f} us"
     )
     _print(launches)
+    if depth is not None:
+        print()
+        _print_layers(launches, depth)
     if json_file is not None:
         rows = [launch._asdict() for launch in launches]
         write_json(json_file, rows, settings | {"gpu": gpu, "dtype": str(dtype).removeprefix("torch.")}, total)
@@ -45,18 +58,27 @@ def print_plan(
 
 
 def _print(launches: Sequence[PlannedLaunch]) -> None:
-    kinds: dict[tuple[str, str, int], list[PlannedLaunch]] = {}
+    kinds: dict[tuple[str, str, str], list[PlannedLaunch]] = {}
     for launch in launches:
         operator = f"{launch.operator} (torch)" if launch.reason else launch.operator
-        kinds.setdefault((operator, " x ".join(map(str, launch.shape)), launch.programs), []).append(launch)
-    table = Table("operator", "output", "launches", "programs", "GFLOP", "MB", "us", box=None, padding=(0, 2, 0, 0))
-    for column in table.columns[2:]:
-        column.justify = "right"
-    floors = {kind: sum(launch.floor_seconds for launch in each) for kind, each in kinds.items()}
-    for kind in sorted(kinds, key=floors.__getitem__, reverse=True):
-        operator, shape, programs = kind
-        each = kinds[kind]
-        flops, moved = (sum(getattr(launch, name) for launch in each) for name in ("flops", "bytes"))
-        numbers = f"{flops / 1e9:.2f}", f"{moved / 1e6:.1f}", f"{1e6 * floors[kind]:.1f}"
-        table.add_row(operator, shape, str(len(each)), str(programs or ""), *numbers)
-    Console().print(table)
+        kinds.setdefault((operator, " x ".join(map(str, launch.shape)), str(launch.programs or "")), []).append(launch)
+    rows = [
+        [operator, shape, programs, *_sums(kinds[operator, shape, programs])] for operator, shape, programs in kinds
+    ]
+    _print_longest(["operator", "output", "programs"], rows)
+
+
+def _print_layers(launches: Sequence[PlannedLaunch], depth: int) -> None:
+    layers: dict[str, list[PlannedLaunch]] = {}
+    for launch in launches:
+        layers.setdefault(".".join(launch.layer.split(".")[:depth]), []).append(launch)
+    _print_longest(["layer"], [[layer or "(the network itself)", *_sums(each)] for layer, each in layers.items()])
+
+
+def _sums(launches: Sequence[PlannedLaunch]) -> list[str]:
+    flops, moved, floor = (sum(getattr(launch, name) for launch in launches) for name in _SUMS)
+    return [str(len(launches)), f"{flops / 1e9:.2f}", f"{moved / 1e6:.1f}", f"{1e6 * floor:.1f}"]
+
+
+def _print_longest(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(table([*header, "launches", "GFLOP", "MB", "us"], sorted(rows, key=lambda row: -float(row[-1]))))

@@ -100,7 +100,7 @@ def profile(
     if threads is not None:
         torch.set_num_threads(threads)
     if gpu is not None:
-        return _plan(gpu, model, network, source, batch_size, dtype, json_file)
+        return _plan(gpu, model, network, source, batch_size, dtype, json_file, depth)
     settings: dict[str, Any] = {"network": source or network or model}
     if source is None:
         settings["batch_size"] = batch_size
@@ -229,16 +229,25 @@ def _accelerated(call: Call, products: torch.dtype, **options: Any) -> Callable[
 
 
 def _plan(
-    gpu: str, model: str, network: str | None, source: str | None, batch_size: int, dtype: str, json_file: Path | None
+    gpu: str,
+    model: str,
+    network: str | None,
+    source: str | None,
+    batch_size: int,
+    dtype: str,
+    json_file: Path | None,
+    depth: int | None,
 ) -> None:
     if source is not None:
         call = load_call(source)
         with errors_of(f"the network of {source}"):
-            return print_plan(call, gpu, options.dtype_of(dtype), {"network": source}, json_file, sampled=False)
+            settings: dict[str, Any] = {"network": source}
+            return print_plan(call, gpu, options.dtype_of(dtype), settings, json_file, depth=depth, sampled=False)
     with torch.device("meta" if network else "cpu"):
         unet = UNet(configuration(network)).eval() if network else load_model(model, "cpu", "float32").unet
     settings = {"network": network or model, "batch_size": batch_size}
-    print_plan(evaluation(unet, batch_size), gpu, options.dtype_of(dtype), settings, json_file, sampled=True)
+    call = evaluation(unet, batch_size)
+    print_plan(call, gpu, options.dtype_of(dtype), settings, json_file, depth=depth, sampled=True)
 
 
 def _gains(call: Call, products: torch.dtype, rounds: int | None, passes: Sequence[str]) -> dict[str, float]:

@@ -34,7 +34,8 @@ def profile_call(
     tensors = [t for network in networks.values() for t in (*network.parameters(), *network.buffers())]
     device = next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
     names = module_names(networks)
-    return _profile(measure(call, names, device, rounds), names, device, title, type(first).__name__)
+    network = type(first).__name__ if len(networks) == 1 else title
+    return _profile(measure(call, names, device, rounds), names, device, title, network)
 
 
 def profile_sampling(

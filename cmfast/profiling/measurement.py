@@ -57,7 +57,8 @@ def measure(
         call: evaluates networks whose modules have these names.
         names: of modules.
         device: where the networks are.
-        rounds: how often; None means until both agree, at least 5 times, but for 6 seconds at most.
+        rounds: how often; None means until both agree, at least 5 times, but no longer than 6 seconds
+            if twice is done by then.
         recorded: what is recorded, if not that call.
         stage: see `recording.record`.
     """
@@ -90,7 +91,7 @@ def fastest(call: Callable[[], Any], device: torch.device, rounds: int | None = 
 def _is_enough(rounds: int | None, done: int, whole: float, parts: float, started: float) -> bool:
     if rounds is not None:
         return done >= rounds
-    late = time.perf_counter() - started > _SECONDS
+    late = done >= min(_FEWEST, 2) and time.perf_counter() - started > _SECONDS
     return late or (done >= _FEWEST and abs(parts - whole) < _AGREE * whole)
 
 
