@@ -118,7 +118,7 @@ def test_a_network_in_its_parts(cmfast, folder):
     drawn = next(row for row in found["rows"] if row["operator"] == "aten.randn_like")
     assert (drawn["module"], drawn["layer"]) == (None, "")
     assert "draws random numbers" in found["not_captured"][""]
-    assert sum(row["seconds"] for row in found["rows"]) == pytest.approx(found["seconds"], rel=0.9)
+    assert sum(row["seconds"] for row in found["rows"]) >= found["seconds"] * (1 - 1e-9)  # what is left is outside
 
 
 def test_a_network_as_torch_runs_it(cmfast, folder):
