@@ -40,6 +40,7 @@ FILE = textwrap.dedent(
     triple = lambda: (Block().train(), [X], {"shift": 1.0})
     named = lambda: {"network": Block(), "args": (X,), "kwargs": {"shift": 1.0}}
     parts = lambda: (Draws(), (X,))
+    drops = lambda: (nn.Sequential(nn.Conv2d(8, 8, 1), nn.Dropout(0.5)).train(), (X,))
     alone = lambda: Block()
     bare_tensor = lambda: (Block(), X)
     no_module = lambda: (torch.relu, (X,))
@@ -118,7 +119,7 @@ def test_a_network_in_its_parts(cmfast, folder):
     drawn = next(row for row in found["rows"] if row["operator"] == "aten.randn_like")
     assert (drawn["module"], drawn["layer"]) == (None, "")
     assert "draws random numbers" in found["not_captured"][""]
-    assert sum(row["seconds"] for row in found["rows"]) == pytest.approx(found["seconds"], rel=0.9)
+    assert sum(row["seconds"] for row in found["rows"]) >= found["seconds"] * (1 - 1e-9)  # what is left is outside
 
 
 def test_a_network_as_torch_runs_it(cmfast, folder):
@@ -126,6 +127,9 @@ def test_a_network_as_torch_runs_it(cmfast, folder):
     assert status == 0, err
     assert out.startswith("networks.py:bare, torch, ")
     assert "aten.convolution 1x1 at 4 x 4 " in out
+    status, out, _ = cmfast("profile", "--from", "networks.py:drops", "--eager", "--rounds", 1)
+    assert status == 0
+    assert "dropout" not in out  # it is evaluated
     status, _, err = cmfast("profile", "--from", "networks.py:pair", "--eager", "--dtype", "bfloat16")
     assert status == 2
     assert "--eager takes the network of --from in its own dtype: it does not go with --dtype\n" in err

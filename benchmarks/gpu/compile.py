@@ -58,10 +58,8 @@ def share_of_forms(i: int, device) -> list[dict]:
     """A row: how many forms of the first evaluation's convolutions were compiled here, and the seconds."""
     start = time.perf_counter()
     arch = architecture(torch.device(device.name))
-    of_ours = [
-        (a, [b for b in backends if b == "triton"]) for a, backends in tuning.noted(device, 1).convolutions.values()
-    ]
-    found = [(a, form) for a, backends in of_ours for form in candidates(a, backends, arch)][i::SHARES]
+    calls = [a for a, backends in tuning.noted(device, 1).convolutions.values() if "triton" in backends]
+    found = [(a, form) for a in calls for form in candidates(a, ["triton"], arch)][i::SHARES]
     for a, form in found:
         steps, given = alone(a)
         packed = without_memory(a.weight, a.dtype, form.backend)

@@ -196,7 +196,9 @@ def _call(
         call = evaluation(unet, batch_size)
     evaluated = detached(call.network)
     evaluated.training = False
-    if not eager:
+    if eager:
+        evaluated.eval()
+    else:
         products_of(list(evaluated.parameters()), options.dtype_of(dtype))  # says what it does not serve
     return call._replace(network=evaluated)
 

@@ -78,11 +78,14 @@ def bytes_of(steps: Steps, index: int) -> tuple[int, int]:
     """
     step = steps.steps[index]
     target = None if step.node is None else step.node.target
-    first = {id(t): steps.buffer(t).first for t in tensors_of(step.arguments) if t.is_meta}
-    last = {id(t): steps.buffer(t).last for t in tensors_of(step.arguments) if t.is_meta}
-    written = [t for t in tensors_of(step.arguments) if first.get(id(t)) == index < last[id(t)]]
-    inside = [t for t in tensors_of(step.arguments) if first.get(id(t)) == index == last[id(t)]]
-    read = [t for t in tensors_of(step.arguments) if first.get(id(t)) != index]
+    read: list[Tensor] = []
+    written: list[Tensor] = []
+    inside: list[Tensor] = []
+    for t in tensors_of(step.arguments):
+        buffer = steps.buffer(t) if t.is_meta else None
+        written_here = buffer is not None and buffer.first == index
+        stays = buffer is not None and buffer.last == index
+        (inside if written_here and stays else written if written_here else read).append(t)
     scratch = 2 * sum(map(_size, inside))
     return _moved(target, read, written) + scratch, scratch
 
@@ -121,9 +124,9 @@ def _size(t: Tensor) -> int:
     return math.prod(once) * t.element_size()
 
 
-def products_of(step: Step) -> torch.dtype | None:
-    """The dtype of a step's products: what its arguments name, or else that of the first floating-point tensor."""
-    leaves = pytree.tree_leaves(step.arguments)
+def products_of(arguments: Any) -> torch.dtype | None:
+    """The dtype of products: what the arguments name, or else that of the first floating-point tensor among them."""
+    leaves = pytree.tree_leaves(arguments)
     named = [leaf for leaf in leaves if isinstance(leaf, torch.dtype)]
     floating = [leaf.dtype for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return next(iter(named + floating), None)

@@ -41,13 +41,15 @@ def profile_call(
 def profile_sampling(
     model: ConsistencyModel,
     count: int,
-    title: str,
+    title: str = "sampling",
     *,
     sampler: str | None = None,
     steps: int | None = None,
     rounds: int | None = None,
 ) -> Profile:
     """Profile `model.sample(count, sampler=sampler, steps=steps)`, whose rows have stages.
+
+    See `sampling.measure_sampling` for the stages, and `profile_call` for the title and the rounds.
 
     Raises:
         ValueError: an unknown sampler, or a number of steps that it does not take.

@@ -92,7 +92,7 @@ def memory_of(trace: Trace, names: Mapping[nn.Module, str]) -> Memory:
     if not runs:
         raise ValueError("memory is planned for what the engine runs, and it ran nothing: accelerate the network")
     seen: set[int] = set()
-    steps = [step for run in runs for step in _steps(run, names[run.module], seen)]
+    steps = [step for run in runs for step in _steps(run, names.get(run.module, ""), seen)]
     targets = {id(run.target): run.target for run in runs}.values()
     return Memory(sum(run.executable.bytes for run in runs), sum(target.bytes for target in targets), steps)
 

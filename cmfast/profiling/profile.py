@@ -82,12 +82,12 @@ class Profile:
     Attributes:
         title: what was called, and on what.
         network: the name of its type.
-        seconds: of the fastest call.
+        seconds: of the fastest call, which was not recorded.
         median_seconds: the median of the calls.
         rounds: how many calls there were.
-        rows: what the fastest of the recorded calls ran, in order; last what was in no operator.
+        rows: what ran in the call that was recorded right after it, in order; last what was in no operator.
         ceilings: what the machine reached at most, in the same run.
-        timeline: the same call, with the time at which each operator began.
+        timeline: the recorded call, with the time at which each operator began.
         trace: what the engine ran in that call.
         names: of the modules.
     """
@@ -106,7 +106,7 @@ class Profile:
     @property
     def left(self) -> dict[str, str]:
         """Why modules were not captured, by their names."""
-        return {self.names[module]: reason for module, reason in self.trace.left.items()}
+        return {self.names.get(module, ""): reason for module, reason in self.trace.left.items()}
 
     @property
     def operations(self) -> int:

@@ -6,6 +6,7 @@ operator passes, while torch's hooks of modules tell whose it is.
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..engine import work
 from ..engine.layers import Layers
 from ..engine.nvtx import Ranges, ranges
 from ..engine.steps import Steps
+from ..engine.target import Executable
 from ..engine.trace import Run, Trace, synchronize, tracing
 from .kinds import kind_of_call, kind_of_step, name_of
 
@@ -120,9 +122,10 @@ def record(
         for operation in found:
             if not operation.operator.startswith("cmfast."):
                 operation.reason, operation.kind = _OUTSIDE, f"{operation.kind} (torch)"
-    steps = {id(run.executable): _described(run.executable.steps) for run in trace.runs}
     for run in trace.runs:
-        found += _of_run(run, steps[id(run.executable)], names[run.module], begin)
+        if run.executable not in _described:
+            _described[run.executable] = _describe(run.executable.steps)
+        found += _of_run(run, _described[run.executable], names.get(run.module, ""), begin)
     found.sort(key=lambda operation: operation.begin)
     return Recording(found, seconds, sum(run.seconds for run in trace.runs), trace)
 
@@ -148,7 +151,6 @@ class _Recorder(TorchDispatchMode):
             end = time.perf_counter()
             if started is not None:
                 self._events.append((started, self._event()))
-        floating = [t.dtype for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.is_floating_point()]
         flops = work.operations(func, args, kwargs, result)
         self._found.append(
             Operation(
@@ -160,7 +162,7 @@ class _Recorder(TorchDispatchMode):
                 reason="",
                 operations=flops,
                 bytes=work.bytes_of_call(func, (args, kwargs), result),
-                products=floating[0] if flops and floating else None,
+                products=work.products_of((args, kwargs)) if flops else None,
                 begin=begin,
                 seconds=end - begin,
                 stage=self._stage(),
@@ -183,7 +185,11 @@ class _Recorder(TorchDispatchMode):
         return self._found
 
 
-def _described(steps: Steps) -> list[dict[str, Any]]:
+#: What was found of the steps of programs that are still there.
+_described: "weakref.WeakKeyDictionary[Executable, list[dict[str, Any]]]" = weakref.WeakKeyDictionary()
+
+
+def _describe(steps: Steps) -> list[dict[str, Any]]:
     """What is known of each step, whatever it took."""
     operations = work.operations_of(steps.steps)
     return [
@@ -195,7 +201,7 @@ def _described(steps: Steps) -> list[dict[str, Any]]:
             "reason": step.reason,
             "operations": operations[i],
             "bytes": work.bytes_of(steps, i)[0],
-            "products": work.products_of(step) if operations[i] else None,
+            "products": work.products_of(step.arguments) if operations[i] else None,
         }
         for i, step in enumerate(steps.steps)
     ]

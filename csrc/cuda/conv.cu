@@ -46,7 +46,7 @@ struct ConvPlace {
   int tile, y, x, column;
 };
 
-// The gain and the offset of the channels of the block's steps, side by side; 0 for channels that are not there.
+// The gains and then the offsets of the channels of the block's steps; 1 and 0 where there are none.
 __device__ __forceinline__ void copy_rows(float* rows, const ConvProduct& p, int64_t n, int begin, int end,
                                           int steps_of_h) {
   constexpr int VECTOR = 4;

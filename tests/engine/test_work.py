@@ -92,3 +92,10 @@ def test_a_value_that_is_expanded_lies_in_memory_once():
 
     steps = Accelerator(Net().eval(), torch.float32).executable((torch.randn(1, 5), torch.randn(8, 5))).steps
     assert [work.bytes_of(steps, i)[0] for i in range(len(steps.steps))] == [4 * (5 + 40 + 40)]
+
+
+def test_the_dtype_of_products_is_what_is_named():
+    half, wide = torch.ones(2, dtype=torch.float16), torch.ones(2)
+    assert work.products_of(([torch.ones(2, dtype=torch.int64), half], {"bias": wide})) == torch.float16
+    assert work.products_of((wide, {"dtype": torch.bfloat16})) == torch.bfloat16
+    assert work.products_of((1, None)) is None

@@ -26,7 +26,7 @@ def test_stages(accelerated, options, evaluations):
     steps = [row for row in profile.rows if row.stage == "sampler" and row.operator == "cmfast.consistency_step"]
     assert len(steps) == evaluations
     assert "\nstage " in str(profile)
-    assert sum(row.seconds for row in profile.rows) == pytest.approx(profile.seconds, rel=0.5)
+    assert sum(row.seconds for row in profile.rows) >= profile.seconds * (1 - 1e-9)  # what is left is outside
     assert torch.equal(model.sample(2, steps=2), before)
 
 

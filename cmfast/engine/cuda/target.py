@@ -62,7 +62,7 @@ class GpuTarget:
     @property
     def bytes(self) -> int:
         """Size of the packed weights."""
-        return sum(t.nbytes for t in (*self.weights.packed.values(), *self.weights.converted.values()))
+        return self.weights.bytes
 
     def compile(
         self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int], backend: str = "auto"

@@ -1,6 +1,5 @@
 """The weights of a network's convolutions as each backend reads them, packed once for all shapes of its inputs."""
 
-import dataclasses
 import importlib
 from collections.abc import Callable
 
@@ -10,17 +9,20 @@ from torch import Tensor
 from . import cudnn
 
 
-@dataclasses.dataclass
 class Weights:
-    """Weights on the device, in the dtype of products, by the names of what was packed.
+    """Weights on the device, in the dtype of products.
 
     Attributes:
-        packed: those that the kernels read.
-        converted: those of convolutions that torch serves.
+        of: each backend's, by the names of what was packed.
     """
 
-    packed: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    converted: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    def __init__(self) -> None:
+        self.of: dict[str, dict[str, Tensor]] = {backend: {} for backend in PACKINGS}
+
+    @property
+    def bytes(self) -> int:
+        """Size of all of them."""
+        return sum(t.nbytes for packed in self.of.values() for t in packed.values())
 
     def __call__(
         self, name: str, weight: Tensor, backend: str, dtype: torch.dtype, done: Callable[[str], None]
@@ -32,7 +34,7 @@ class Weights:
         Raises:
             RuntimeError: weights are to be packed that were given up.
         """
-        there = self._of(backend)
+        there = self.of[backend]
         if name not in there:
             if weight.is_meta:
                 raise RuntimeError(f"{name} was given up (keep_weights=False): accelerate the whole model again")
@@ -42,10 +44,7 @@ class Weights:
 
     def backends(self, name: str) -> list[str]:
         """Those for which weights of this name are packed."""
-        return [backend for backend in PACKINGS if name in self._of(backend)]
-
-    def _of(self, backend: str) -> dict[str, Tensor]:
-        return self.converted if backend == "torch" else self.packed
+        return [backend for backend, packed in self.of.items() if name in packed]
 
 
 def pack(weight: Tensor, dtype: torch.dtype, backend: str) -> Tensor:

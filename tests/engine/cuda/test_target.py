@@ -79,7 +79,7 @@ def test_several_shapes_share_the_weights():
         expected = exact(net, [x])
         assert error(fast(x), expected) < 2 * error(narrow(net, [x], BF16), expected)
         sizes.add(fast.target.bytes)
-        places.add(tuple(t.data_ptr() for t in fast.target.weights.packed.values()))
+        places.add(tuple(t.data_ptr() for t in fast.target.weights.of["triton"].values()))
     assert sizes == {2 * 27 * 8 + 2 * 72 * 4}
     assert len(places) == 1
 
@@ -94,9 +94,9 @@ def test_convolutions_that_no_kernel_serves(monkeypatch):
     for x in (*inputs, torch.cat((*inputs, *inputs))):
         expected = exact(net, [x])
         assert error(fast(x), expected) < 2 * error(narrow(net, [x], BF16), expected)
-    weights = fast.target.weights
-    assert (list(weights.converted), list(weights.packed)) == (["first.weight"], ["last.weight"])
-    assert weights.converted["first.weight"].dtype == BF16
+    weights = fast.target.weights.of
+    assert (list(weights["torch"]), list(weights["triton"])) == (["first.weight"], ["last.weight"])
+    assert weights["torch"]["first.weight"].dtype == BF16
 
 
 @torch.no_grad()

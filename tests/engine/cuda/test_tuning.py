@@ -314,8 +314,8 @@ def test_weights_that_were_given_up_keep_their_form(monkeypatch):
     twice = torch.cat((*inputs, *inputs))
     assert error(fast(twice)[:1], expected) < 2e-2
     assert forms(fast, [twice]) == ["torch", "torch"]
-    weights = accelerator_of(fast).target.weights
-    assert (len(weights.converted), len(weights.packed)) == (2, 0)
+    weights = accelerator_of(fast).target.weights.of
+    assert (len(weights["torch"]), len(weights["triton"])) == (2, 0)
     assert all(p.is_meta for p in fast.parameters() if p.ndim > 1)
 
 
