@@ -334,7 +334,7 @@ def test_a_network_by_torchs_convolutions(monkeypatch, kind, dtype):
         assert error(fast(*inputs), expected) < 2 * error(narrow, expected)
     steps = accelerator_of(fast).executable(inputs).steps.steps
     planned = plan(unet, inputs, dtype=dtype)
-    assert [(p.layer, p.operator, p.reason) for p in planned] == [(s.name, s.operator, s.reason) for s in steps]
+    assert [(p.name, p.operator, p.reason) for p in planned] == [(s.name, s.operator, s.reason) for s in steps]
     assert {"aten.convolution", "aten.addmm"} <= {p.operator for p in planned}
     with monkeypatch.context() as patch:
         patch.setattr(Rule, "__call__", lambda self, a, backends: Form("triton"))
