@@ -173,7 +173,7 @@ class Profile:
         rates = ", ".join(f"{rate / 1e9:.4g} GFLOP/s in {dtype}" for dtype, rate in c.products.items())
         copies = f"copies of {c.copied / 1e6:.3g} MB at {c.bandwidth / 1e9:.3g} GB/s"
         yield f"floors: {copies}, products of matrices at {rates}"
-        if any(0 < row.seconds < row.floor_seconds for row in self.rows):
+        if any(row.seconds < row.floor_seconds for row in self.rows):
             yield (
                 "below 1 x floor: GFLOP are those of the convolutions' definition, of which Winograd's F(4x4) does a "
                 "quarter; or values were in a cache"
