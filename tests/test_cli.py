@@ -1,4 +1,5 @@
 import csv
+import importlib
 import importlib.metadata
 import json
 import pickle
@@ -12,11 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cmfast import __version__, load
-from cmfast.cli import bench, kernels, results
+from cmfast.cli import kernels, results
 from cmfast.evaluation import Quality, evaluate, load_classifier
 from cmfast.evaluation.latency import Latency
 
 from .fixture_files import tiny_unet
+
+bench = importlib.import_module("cmfast.cli.bench.latency")  # the package has the function of that name
 
 
 def test_help_names_the_commands(cmfast):
@@ -385,16 +388,21 @@ def test_rows_in_a_file_name_the_machine(tmp_path, monkeypatch):
     facts = {
         "processor": {"name": "a processor", "threads": 3},
         "gpus": ["one", "another"],
+        "extensions": {"cpu": {"isa": "avx2"}},
+        "clocks": {"processor": "2 MHz", "governor": "performance"},
         "versions": {"torch": "2.9", "cmfast": "0.1"},
         "commit": "abc",
     }
     for commit, expected in (("abc", "abc"), (None, "")):
         monkeypatch.setattr(results, "describe", lambda commit=commit: {**facts, "commit": commit})
-        results.write_csv(tmp_path / "a.csv", [{"x": 1}, {"x": 2}])
+        results.write_csv(tmp_path / "a.csv", [{"x": 1}, {"x": 2, "y": 3}], {"seed": 4})
         with (tmp_path / "a.csv").open() as stream:
             rows = list(csv.DictReader(stream))
-        assert [row["x"] for row in rows] == ["1", "2"]
-        assert [*rows[0].values()][1:-1] == ["a processor", "3", "one; another", "2.9", "0.1", expected]
+        assert [(row["x"], row["y"]) for row in rows] == [("1", ""), ("2", "3")]
+        clocks = "processor 2 MHz; governor performance"
+        machine = ["a processor", "avx2", clocks, "3", "one; another", "2.9", "0.1", expected]
+        assert [*rows[0].values()][2:-2] == machine
+        assert rows[0]["settings"] == '{"seed": 4}'
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", rows[0]["date"])
 
 

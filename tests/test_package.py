@@ -74,6 +74,7 @@ ROOMS = [
     "explain",
     "pictures",
     "evaluation",
+    "benchmarking",
     "training",
     "cli",
 ]

@@ -8,9 +8,12 @@ import dataclasses
 import functools
 
 import torch
-from cmfast.kernels import shapes
+from cmfast.kernels import reference, shapes
 from cmfast.kernels.triton import conv, conv_config
 from cmfast.kernels.triton.launch import Launch
+
+from cmfast.benchmarking import accuracy
+from cmfast.benchmarking.calls import bytes_moved, fields, name
 
 from . import calls, stage
 
@@ -28,7 +31,7 @@ def convolutions(device) -> list[shapes.Call]:
 def cases(device, folder, until):
     """A convolution each."""
     for call in convolutions(device):
-        yield stage.Case(calls.name(call), functools.partial(measure, call, device), optional=True)
+        yield stage.Case(name(call), functools.partial(measure, call, device), optional=True)
 
 
 def count(call: shapes.Call) -> int:
@@ -57,14 +60,14 @@ def planned(given: tuple, i: int) -> tuple[list[Launch], tuple[torch.Tensor, tor
 def measure(call: shapes.Call, device) -> list[dict]:
     """A row for each candidate: its tiles, its error and microseconds; the first is the rule's."""
     first = calls.values(call, device)
-    exact = calls.outputs(call, calls.reference.conv2d(*calls.wide(first)))[0]
-    moved = calls.bytes_moved(call, first)
+    exact = accuracy.outputs(call, reference.conv2d(*accuracy.wide(first)))[0]
+    moved = bytes_moved(call, first)
     sets = 1 if device.emulated else min(MOST, max(4, -(-2 * device.cache_bytes // moved)))
     given = [first, *(calls.values(call, device, seed) for seed in range(1, sets))]
     rows = []
     for i in range(count(call)):
         launches, (out, _), config = planned(first, i)
-        row = {**calls.fields(call), **dataclasses.asdict(config), "rule": i == 0}
+        row = {**fields(call), **dataclasses.asdict(config), "rule": i == 0}
         try:
             _run(launches)
         except Exception as error:

@@ -39,16 +39,22 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 def load_model(source: str, device: str | None, dtype: str, accelerated: bool = False) -> ConsistencyModel:
     """Load a model where and in which precision the options say, accelerated or as it is."""
     precision = dtype_of(dtype)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {first_line(error)}") from error
+    place = usable_device(device)
     if not accelerated:
         return load(source, device=place, dtype=precision)
     model = accelerate(load(source, device=place), precision)
     assert isinstance(model, ConsistencyModel)
     return model
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of the option: a GPU where there is one by default."""
+    try:
+        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {first_line(error)}") from error
+    return place
 
 
 def dtype_of(name: str) -> torch.dtype:

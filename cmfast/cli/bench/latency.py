@@ -1,4 +1,4 @@
-"""`cmfast bench`: measurements, as a table, CSV, JSON and a picture."""
+"""`cmfast bench latency`: samplers, by their latency and the quality of what they draw."""
 
 import dataclasses
 import sys
@@ -13,26 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..checkpoints import BUNDLED
-from ..evaluation import load_classifier
-from ..evaluation.latency import Latency, Plan, equal_quality, measure
-from ..files import check_writable, whole_file
-from . import options
-from .options import integers, kernels_of, load_model
-from .results import write_csv, write_json
-
-app = typer.Typer(help="Measure latency and quality.", no_args_is_help=True, rich_markup_mode=None)
+from ...checkpoints import BUNDLED
+from ...evaluation import load_classifier
+from ...evaluation.latency import Latency, Plan, equal_quality, measure
+from ...files import check_writable, whole_file
+from .. import options
+from ..options import integers, kernels_of, load_model
+from ..results import write_csv, write_json
 
 #: The diffusion samplers beside which the consistency model is measured.
 BASELINES = ("heun", "euler", "dpm2", "dpmpp_2m", "ddim", "ancestral")
 
 
-@app.callback()
-def bench() -> None:
-    """Measure latency and quality."""
-
-
-@app.command()
 def latency(
     model: options.Model = "digits",
     teacher: Annotated[
