@@ -184,3 +184,117 @@ def test_large_calls_are_left_out_on_the_cpu_unless_asked_for(monkeypatch):
     assert {name.split()[1] for name in names} == {"1x256x256x256"}
     assert {call.dtype for call in every} == {"float32"}
     assert all(torch.float32 == call.arguments[0].dtype for call in every if call.op == "attention")
+
+
+def test_model_and_its_files(cmfast, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmfast.benchmarking.devices.TURN", 1e-6)
+    files = {kind: tmp_path / f"rows.{kind}" for kind in ("csv", "json", "png")}
+    options = ("--rounds", 2, "--batch-sizes", "1,2", "--threads", 1)
+    written = ("--csv", files["csv"], "--json", files["json"], "--plot", files["png"])
+    status, out, err = cmfast("bench", "model", *options, *written)
+    assert status == 0, err
+    assert "one evaluation of digits, float32" in out
+    document = json.loads(files["json"].read_text())
+    rows = [row for row in document["rows"] if "variant" in row]
+    assert [(row["batch"], row["variant"]) for row in rows] == [
+        (n, variant) for n in (1, 2) for variant in ("torch", "eager", "accelerated")
+    ]
+    assert all(row["seconds_s"] > 0 and row["rounds"] == 2 for row in rows)
+    assert document["settings"]["network"] == "digits"
+    assert len(list(csv.DictReader(files["csv"].open()))) == len(document["rows"])
+    assert Image.open(files["png"]).width == 1170
+    status, out, _ = cmfast("bench", "model", *options, "--compare", files["json"])
+    assert status == 0
+    assert "compared: 4 unclear" in out  # two rounds say nothing
+
+
+def test_control_c_in_a_model(cmfast, monkeypatch):
+    turns = []
+    take = importlib.import_module("cmfast.benchmarking.model").take_turns
+
+    def interrupted(*arguments, **options):
+        turns.append(None)
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+        take(*arguments, **options)
+
+    monkeypatch.setattr("cmfast.benchmarking.model.take_turns", interrupted)
+    monkeypatch.setattr("cmfast.benchmarking.devices.TURN", 1e-6)
+    status, out, _ = cmfast("bench", "model", "--variants", "accelerated")
+    assert status == 130
+    assert "accelerated" in out
+    assert "interrupted" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--network", "sd"), "--network must be one of imagenet64, lsun256, got sd"),
+        (("--variants", "fast"), "--variants must be some of torch, eager, accelerated, got fast"),
+        (("--batch-sizes", "0,1"), "--batch-sizes must be positive, got 0,1"),
+        (("--peers", "tensorflow"), "--peers must be some of cmfast, "),
+        (("--peers", "torch", "--network", "sd"), "--peers know the networks imagenet64, lsun256, digits, "),
+        (("--peers", "torch", "--dtype", "float16"), "--peers are measured in float32 or bfloat16, got float16"),
+    ],
+)
+def test_bad_arguments_of_model(cmfast, arguments, message):
+    status, _, err = cmfast("bench", "model", *arguments)
+    assert status == 2
+    assert message in err
+
+
+def test_peers_need_a_checkout(cmfast, monkeypatch, tmp_path):
+    monkeypatch.setattr(module("model"), "_ROOT", tmp_path)
+    status, _, err = cmfast("bench", "model", "--peers", "torch")
+    assert status == 2
+    assert "--peers needs a checkout of cmfast" in err
+
+
+def test_peers_have_rows_beside_ours(cmfast, monkeypatch, tmp_path):
+    """The workers are those of benchmarks/peers (tests/test_peers.py); here it is what becomes of their rows."""
+    compare = module("model")._compare_module()
+    base = {"version": "1", "conversion": 0.0, "start": 1.0, "memory": 0.1, "ratio": 1.0, "note": ""}
+    found = [
+        {**base, "peer": "cmfast", "error": 1e-6, "seconds": 0.5, "rounds": [0.5, 0.5]},
+        {**base, "peer": "cmfast-eager", "error": 1e-6, "seconds": 1.0, "rounds": [1.0, 1.0]},
+        {**base, "peer": "torch", "error": 0.5, "seconds": None, "rounds": [], "note": "its output is wrong"},
+        {**base, "peer": "ncnn", "error": None, "seconds": None, "rounds": [], "note": "ncnn is not installed"},
+    ]
+    asked = []
+
+    def measure(case, peers, rounds, say):
+        asked.append((case.network, case.batch, case.dtype, peers, rounds))
+        return found
+
+    monkeypatch.setattr(compare, "measure", measure)
+    path = tmp_path / "a.json"
+    status, out, _ = cmfast(
+        "bench",
+        "model",
+        "--peers",
+        "torch,ncnn",
+        "--rounds",
+        2,
+        "--batch-sizes",
+        2,
+        "--dtype",
+        "bfloat16",
+        "--json",
+        path,
+    )
+    assert asked == [("digits", 2, "bf16", ["cmfast", "cmfast-eager", "torch", "ncnn"], 2)]
+    assert status == 1  # of a wrong output
+    assert "torch bfloat16" not in out
+    assert "wrong: off by 0.5 of the norm" in out
+    assert "ncnn, batch 2: ncnn is not installed" in out
+    rows = [row for row in json.loads(path.read_text())["rows"] if "variant" in row["key"]]
+    assert [(row["key"]["variant"], row["control"], row["samples"]) for row in rows] == [
+        ("cmfast", False, {"seconds": [0.5, 0.5]}),
+        ("cmfast-eager", False, {"seconds": [1.0, 1.0]}),
+        ("torch", True, {}),
+        ("ncnn", True, {}),
+    ]
+    del found[2:], found[0]["rounds"][1:]
+    status, out, _ = cmfast("bench", "model", "--peers", "torch", "--rounds", 2)
+    assert status == 130
+    assert "interrupted" in out

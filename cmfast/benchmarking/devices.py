@@ -65,6 +65,9 @@ class Device(Protocol):
     def timer(self, runs: Sequence[Callable[[], Any]], position: Position) -> Timer:
         """What times the runs in turn: the same call, each with buffers of its own."""
 
+    def clock(self, run: Callable[[], Any]) -> Timer:
+        """What times a whole call as the host sees it: from Python until its result is there."""
+
     def synchronize(self) -> None:
         """Wait for what was launched."""
 
@@ -90,6 +93,10 @@ class Cpu:
         """By the clock around as many calls as take TURN; a first one is not timed."""
         return _Clock(runs, position)
 
+    def clock(self, run: Callable[[], Any]) -> Timer:
+        """The same of one call on its own buffers."""
+        return _Clock([run], Position())
+
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
@@ -98,8 +105,10 @@ class Cpu:
 
 
 class _Clock:
-    def __init__(self, runs: Sequence[Callable[[], Any]], position: Position) -> None:
-        self.runs, self.position = runs, position
+    def __init__(
+        self, runs: Sequence[Callable[[], Any]], position: Position, wait: Callable[[], None] = lambda: None
+    ) -> None:
+        self.runs, self.position, self.wait = runs, position, wait
         self.calls = 1
         self.turn()
         self.calls = max(1, round(TURN / max(self.turn(), 1e-7)))
@@ -108,9 +117,11 @@ class _Clock:
         first, count = self.position.next, len(self.runs)
         turn = [self.runs[(first + i) % count] for i in range(self.calls)]
         self.position.next += self.calls
+        self.wait()
         start = time.perf_counter()
         for run in turn:
             run()
+            self.wait()
         return (time.perf_counter() - start) / self.calls
 
 
@@ -131,6 +142,10 @@ class Gpu:
     def timer(self, runs: Sequence[Callable[[], Any]], position: Position) -> Timer:
         """By events around the replay of one CUDA graph of all the runs."""
         return _Replay(runs, self.stream)
+
+    def clock(self, run: Callable[[], Any]) -> Timer:
+        """By the clock, waiting for the GPU after each call."""
+        return _Clock([run], Position(), torch.cuda.synchronize)
 
     def replayed(self, calls: Sequence[Callable[[], Any]]) -> Times:
         """Microseconds of a call where all of them are one CUDA graph, replayed."""
@@ -211,3 +226,8 @@ class _Replay:
 def device_of(name: str) -> Device:
     """The device by torch's name, "cpu" or "cuda"."""
     return Gpu() if torch.device(name).type == "cuda" else Cpu()
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether products of bfloat16 are computed there, not emulated."""
+    return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512_BF16", "AMX")
