@@ -310,7 +310,7 @@ def test_bench_latency(cmfast, tmp_path):
         "consistency, 2 steps",
     ]
     document = json.loads(files["json"].read_text())
-    rows = document["rows"]
+    rows = [row for row in document["rows"] if "sampler" in row]
     assert [(r["sampler"], r["evaluations"]) for r in rows] == [
         ("multistep", 1),
         ("multistep", 2),
@@ -323,7 +323,9 @@ def test_bench_latency(cmfast, tmp_path):
     assert document["settings"]["seed"] == 0
     with files["csv"].open() as stream:
         table = list(csv.DictReader(stream))
-    assert [float(r["seconds"]) for r in table] == [r["seconds"] for r in rows]
+    assert [float(r["seconds"]) for r in table if r["sampler"]] == [r["seconds"] for r in rows]
+    assert all(r["first"] > 0 and r["seconds_per_sample"] == r["seconds"] / 10 for r in rows)
+    assert all(len(r["samples"]["batch"]) == 2 for r in rows)
     assert table[0]["torch"] == importlib.metadata.version("torch")
     assert Image.open(files["png"]).size == (910, 585)
     assert all(f"wrote {path}" in " ".join(out.split()) for path in files.values())
@@ -335,11 +337,15 @@ def test_a_plain_bench(cmfast, tmp_path):
     assert status == 0, err
     assert "milliseconds for 64 samples: median, fastest and slowest of 5" in out
     settings = json.loads((tmp_path / "a.json").read_text())["settings"]
+    assert settings.pop("load_s") > 0
     assert settings == {
+        "command": "latency",
+        "device": "cpu",
         "model": "digits",
         "teacher": "digits-teacher",
-        "batch_size": 64,
+        "batch_sizes": "64",
         "rounds": 5,
+        "passes": 5,
         "seed": 0,
         "dtype": "float32",
         "backend": "auto",
@@ -357,7 +363,7 @@ def test_the_picture_has_a_line_a_sampler(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "_line", line)
     few = [timed("consistency", "multistep", 1, 1, 0.1, 0.9)]
     many = [timed("diffusion", sampler, n, n, 0.9, 0.9) for n in (5, 9) for sampler in ("heun", "euler")]
-    bench._plot(few, many, 10, tmp_path / "a.png")
+    bench._plot(few, many, 10, tmp_path / "a.png", "conditions")
     assert lines == {"diffusion, heun": many[::2], "diffusion, euler": many[1::2], "consistency": few}
 
 
@@ -374,7 +380,7 @@ def test_the_table_of_latencies(capsys, monkeypatch):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "milliseconds for 10 samples: median, fastest and slowest of 3"
     assert "consistency 1 1 100 50–200 100 0.900 2.50 0.25" in lines
-    assert "heun 40 79 8000 4000–16000 1 0.960 2.50 0.25" in lines
+    assert "heun 40 79 8000 4000–16000 1.25 0.960 2.50 0.25" in lines
     assert lines[-2:] == [
         "consistency, 1 step: 9.0x faster than heun 5 (9 evaluations), the fastest of at least its quality; "
         "80.0x faster than heun 40 (79 evaluations)",

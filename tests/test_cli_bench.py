@@ -10,6 +10,7 @@ import torch
 from cmfast.kernels import cpu
 from PIL import Image
 
+from cmfast import load
 from cmfast.benchmarking import calls, ceilings
 from cmfast.benchmarking.operators import Operators
 
@@ -199,7 +200,7 @@ def test_model_and_its_files(cmfast, tmp_path, monkeypatch):
     assert [(row["batch"], row["variant"]) for row in rows] == [
         (n, variant) for n in (1, 2) for variant in ("torch", "eager", "accelerated")
     ]
-    assert all(row["seconds_s"] > 0 and row["rounds"] == 2 for row in rows)
+    assert all(row["evaluation_s"] > 0 and row["rounds"] == 2 for row in rows)
     assert document["settings"]["network"] == "digits"
     assert len(list(csv.DictReader(files["csv"].open()))) == len(document["rows"])
     assert Image.open(files["png"]).width == 1170
@@ -289,8 +290,8 @@ def test_peers_have_rows_beside_ours(cmfast, monkeypatch, tmp_path):
     assert "ncnn, batch 2: ncnn is not installed" in out
     rows = [row for row in json.loads(path.read_text())["rows"] if "variant" in row["key"]]
     assert [(row["key"]["variant"], row["control"], row["samples"]) for row in rows] == [
-        ("cmfast", False, {"seconds": [0.5, 0.5]}),
-        ("cmfast-eager", False, {"seconds": [1.0, 1.0]}),
+        ("cmfast", False, {"evaluation": [0.5, 0.5]}),
+        ("cmfast-eager", False, {"evaluation": [1.0, 1.0]}),
         ("torch", True, {}),
         ("ncnn", True, {}),
     ]
@@ -298,3 +299,61 @@ def test_peers_have_rows_beside_ours(cmfast, monkeypatch, tmp_path):
     status, out, _ = cmfast("bench", "model", "--peers", "torch", "--rounds", 2)
     assert status == 130
     assert "interrupted" in out
+
+
+def test_latency_of_a_network_with_random_weights(cmfast, monkeypatch, tmp_path):
+    """Seconds alone, at each batch size; the released networks are too large here."""
+    config = load("digits").unet.config
+    monkeypatch.setattr(module("latency"), "configuration", lambda name: config)
+    files = {kind: tmp_path / f"rows.{kind}" for kind in ("csv", "json", "png")}
+    options = ("--network", "imagenet64", "--batch-sizes", "1,3", "--consistency-steps", 2, "--steps", 2, "--rounds", 4)
+    written = ("--csv", files["csv"], "--json", files["json"], "--plot", files["png"])
+    status, out, err = cmfast("bench", "latency", *options, "--accelerate", *written)
+    assert status == 0, err
+    assert "quality: not measured" in out
+    document = json.loads(files["json"].read_text())
+    rows = [row for row in document["rows"] if "sampler" in row["key"]]
+    assert [(r["sampler"], r["steps"], r["batch_size"], r["evaluations"]) for r in rows] == [
+        (*row, n, evaluations) for n in (1, 3) for *row, evaluations in (("multistep", 2, 2), ("heun", 2, 3))
+    ]
+    assert all("accuracy" not in r and len(r["samples"]["batch"]) == 4 and r["first"] > 0 for r in rows)
+    assert document["settings"]["model"] == "imagenet64"
+    assert document["settings"]["accelerate"] is True
+    assert len([row for row in document["rows"] if row["control"]]) == 5
+    assert Image.open(files["png"]).width == 1170
+    status, out, _ = cmfast("bench", "latency", *options, "--accelerate", "--compare", files["json"])
+    assert "compared: " in out
+    assert status in (0, 1)  # of four rounds on a busy machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--network", "sd"), "--network must be one of imagenet64, lsun256, sd15, got sd"),
+        (("--batch-sizes", "4,0"), "--batch-sizes must be positive, got 4,0"),
+        (("--compare", "none.json"), "none.json: No such file"),
+    ],
+)
+def test_bad_arguments_of_latency(cmfast, arguments, message):
+    status, _, err = cmfast("bench", "latency", *arguments)
+    assert status == 2
+    assert message in err
+
+
+def test_control_c_in_latency(cmfast, monkeypatch, tmp_path):
+    latency = importlib.import_module("cmfast.evaluation.latency")
+    timed, calls_made = latency._timed, []
+
+    def interrupted(*arguments):
+        calls_made.append(None)
+        if len(calls_made) > 5:
+            raise KeyboardInterrupt
+        return timed(*arguments)
+
+    monkeypatch.setattr(latency, "_timed", interrupted)
+    options = ("--consistency-steps", "1", "--samplers", "euler", "--steps", 1, "--batch-size", 2)
+    status, out, _ = cmfast("bench", "latency", *options, "--json", tmp_path / "a.json")
+    assert status == 130
+    assert "interrupted" in out
+    rows = [row for row in json.loads((tmp_path / "a.json").read_text())["rows"] if "sampler" in row["key"]]
+    assert [row["rounds"] for row in rows] == [2, 1]

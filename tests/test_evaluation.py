@@ -184,14 +184,16 @@ def test_each_plan_is_warmed_up_and_then_measured_in_turn(monkeypatch):
             return torch.zeros(count, 1, 8, 8)
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    plans = [Plan("a", Model("a", [9, 9, 4, 1, 2]), "heun", 5), Plan("b", Model("b", [9, 9, 8, 16, 12]), "euler", 2)]
+    plans = [Plan("a", Model("a", [9, 7, 4, 1, 2]), "heun", 5), Plan("b", Model("b", [5, 7, 8, 16, 12]), "euler", 2)]
     first, second = measure(plans, batch_size=6, rounds=3, seed=7)
-    assert calls[:2] == [("a", 1, "heun", 5, 0, 0), ("b", 1, "euler", 2, 0, 0)]  # counted
-    assert calls[2:4] == [("a", 6, "heun", 5, 0, 0), ("b", 6, "euler", 2, 0, 0)]
+    assert calls[:2] == [("a", 6, "heun", 5, 7, 0), ("a", 1, "heun", 5, 0, 0)]  # the first, and counted
+    assert calls[2:4] == [("b", 6, "euler", 2, 7, 0), ("b", 1, "euler", 2, 0, 0)]
     assert calls[4:] == [
         (name, 6, *rest, 7, n) for n in (0, 6, 12) for name, *rest in (("a", "heun", 5), ("b", "euler", 2))
     ]
     assert (first.seconds, first.fastest, first.slowest, first.samples_per_second) == (2, 1, 4, 3)
+    assert (first.first, first.rounds, first.batch_size) == (9, (4, 1, 2), 6)
+    assert second.first == 5
     assert (second.seconds, second.fastest, second.slowest, second.samples_per_second) == (12, 8, 16, 0.5)
 
 
@@ -209,6 +211,27 @@ def test_latency_refuses_wrong_samples():
     torch.nn.init.constant_(model.unet.out[2].bias, float("nan"))
     with pytest.raises(RuntimeError, match="not finite"):
         measure([Plan("m", model, "euler", 2)], batch_size=1, rounds=1)
+
+
+@pytest.mark.parametrize(("done", "rounds"), [(3, [2, 1]), (4, [2, 2]), (1, [1]), (0, None)])
+def test_an_interruption_keeps_the_rounds_that_were_done(done, rounds):
+    model = ConsistencyModel(tiny_unet(), EDM())
+    sample, calls = model.sample, []
+
+    def interrupted(*arguments, **options):
+        calls.append(None)
+        if len(calls) > 4 + done:  # two first batches, two to count evaluations
+            raise KeyboardInterrupt
+        return sample(*arguments, **options)
+
+    model.sample = interrupted
+    plans = [Plan("a", model, "euler", 1), Plan("b", model, "euler", 2)]
+    options = {"batch_size": 2, "rounds": 3, "classifier": load_classifier()}
+    if rounds is None:
+        with pytest.raises(KeyboardInterrupt):
+            measure(plans, **options)
+    else:
+        assert [len(found.rounds) for found in measure(plans, **options)] == rounds
 
 
 def row(seconds, accuracy, to_test, to_train):

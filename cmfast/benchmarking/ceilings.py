@@ -13,14 +13,17 @@ BYTES, PRODUCT = {"cpu": 1 << 28, "cuda": 1 << 30}, {"cpu": 1024, "cuda": 8192}
 
 
 def ceilings(device: Device, dtypes: Sequence[str], rows: dict[str, Row]) -> Iterator[Candidate]:
-    """Each ceiling, ready for its turns: "copy", "read", "cached copy" and "product" by dtype; `rows` keeps their rows.
+    """Each ceiling, ready for its turns; `rows` keeps their rows by name.
 
-    Copy and read are of the memory; the cached copy is of a buffer of an eighth of the last cache to another.
+    "copy" and "read" are of the memory, "cached copy" is of a buffer of an eighth of the last cache to another,
+    "launch" is an addition to one number, and "product" there is for each dtype.
     """
     size, small = max(4 * device.cache_bytes, BYTES[device.name]), device.cache_bytes // 8
     yield _candidate(device, "copy", "", copy(device.name, size), {"bytes": 2 * size}, rows)
     yield _candidate(device, "read", "", read(device.name, size), {"bytes": size}, rows)
     yield _candidate(device, "cached copy", "", copy(device.name, small), {"bytes": 2 * small}, rows)
+    one = torch.zeros(1, device=device.name)
+    yield _candidate(device, "launch", "", lambda: one.add_(1), {"calls": 1}, rows)
     for dtype in dtypes:
         n = PRODUCT[device.name]
         yield _candidate(device, "product", dtype, product(device.name, dtype, n), {"flops": 2 * n**3}, rows)
@@ -31,7 +34,7 @@ def _candidate(
 ) -> Candidate:
     key = {"op": "ceiling", "shape": name, "layout": "", "form": "", "dtype": dtype, "backend": "torch"}
     row = rows.setdefault(f"{name} {dtype}".strip(), Row(key, dict(facts), control=True))
-    return Candidate(row, {"cold": device.timer([work], Position())})
+    return Candidate(row, {"cold": device.timer([work] * (20 if name == "launch" else 1), Position())})
 
 
 def copy(device: str, size: int) -> Callable[[], Any]:

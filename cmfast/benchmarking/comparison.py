@@ -124,7 +124,7 @@ def check_comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     different = []
     for name in sorted(old["settings"].keys() | new["settings"].keys()):
         before, after = (document["settings"].get(name) for document in (old, new))
-        if before != after and name not in ("rounds", "passes", "ops", "large", "backends", "peers", "variants"):
+        if before != after and name not in _FREE:
             different.append(f"{name} {before} and {after}")
     for name, of in _MACHINE.items():
         before, after = (of(document["environment"]) for document in (old, new))
@@ -134,6 +134,8 @@ def check_comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         raise ValueError(f"--compare: the runs differ in {'; '.join(different)}: their times say nothing of the code")
 
 
+#: Settings that choose rows or rounds, or were measured.
+_FREE = ("rounds", "passes", "ops", "large", "backends", "peers", "variants", "load_s")
 _MACHINE = {
     "processor": lambda facts: facts["processor"]["name"],
     "threads": lambda facts: facts["processor"]["threads"],

@@ -80,7 +80,7 @@ class Evaluations:
                     row.facts["error"] = relative_error(output[:_COMPARED], exact[batch])
                     if not row.facts["error"] < WRONG[dtype]:
                         raise WrongResultError(f"off by {row.facts['error']:.2g} of the norm, allowed {WRONG[dtype]}")
-                    candidates.append(Candidate(row, {"seconds": self.device.clock(run)}))
+                    candidates.append(Candidate(row, {"evaluation": self.device.clock(run)}))
                 except (WrongResultError, BackendError) as error:
                     row.fail(f"{'wrong' if isinstance(error, WrongResultError) else 'void'}: {error}")
                 yield f"{variant}, batch {batch}"
@@ -88,7 +88,7 @@ class Evaluations:
         for i in range(self.rounds):
             take_turns([*candidates, *limits], 1, first=i)
             for candidate in candidates:
-                times = candidate.row.times("seconds")
+                times = candidate.row.times("evaluation")
                 assert times is not None
                 candidate.row.facts["samples_per_s"] = candidate.row.key["batch"] / times.median
             yield f"round {i + 1}"

@@ -1,11 +1,14 @@
 """The networks that are measured, with weights drawn at random: times do not depend on them."""
 
 import math
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..unet import UNet, UNetConfig
+
+Network = TypeVar("Network", bound=nn.Module)
 
 #: The released networks, by name.
 NETWORKS = {"imagenet64": UNetConfig.imagenet64, "lsun256": UNetConfig.lsun256}
@@ -23,15 +26,21 @@ def configuration(name: str) -> UNetConfig:
 
 
 def random_network(config: UNetConfig, device: str, dtype: torch.dtype = torch.float32) -> UNet:
-    """A network whose values stay of order 1: normal matrices and kernels divided by the root of their inputs.
-
-    Norms' weights are 1 + 0.2 z, biases 0.1 z, drawn on the device; in evaluation mode, without gradients.
-    """
+    """A network with `drawn` weights; in evaluation mode, without gradients."""
     with torch.device("meta"):
         unet = UNet(config)
-    unet = unet.to_empty(device=device).eval().requires_grad_(False)
+    return drawn(unet, device).to(dtype)
+
+
+def drawn(network: Network, device: str) -> Network:
+    """A network without weights, with such that its values stay of order 1, drawn on the device.
+
+    Matrices and kernels are normal numbers z divided by the root of their inputs, norms' weights 1 + 0.2 z, biases
+    0.1 z.
+    """
+    network = network.to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
-    for name, p in unet.named_parameters():
+    for name, p in network.named_parameters():
         p.normal_(generator=generator)
         if p.ndim > 1:
             p.div_(math.sqrt(p[0].numel()))
@@ -39,7 +48,7 @@ def random_network(config: UNetConfig, device: str, dtype: torch.dtype = torch.f
             p.mul_(0.2).add_(1)
         else:
             p.mul_(0.1)
-    return unet.to(dtype)
+    return network
 
 
 def inputs(config: UNetConfig, device: str, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -109,7 +109,7 @@ def print_table(rows: Sequence[Row], settings: dict[str, Any]) -> None:
     for column in ("variant", "batch", "ms", "quartiles", "samples per s", "error"):
         table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for row in rows:
-        times = row.times("seconds")
+        times = row.times("evaluation")
         cells = [row.problem.partition(":")[0] or "left out", "", ""]
         if times is not None:
             ms = [1e3 * seconds for seconds in (times.median, times.low, times.high)]
@@ -127,7 +127,7 @@ def draw(rows: Sequence[Row], settings: dict[str, Any], path: Path, caption: str
     """Write a PNG: a bar a variant and batch size, milliseconds a sample, with the quartiles."""
     from matplotlib.figure import Figure
 
-    bars = [(row, times) for row in rows if (times := row.times("seconds")) is not None]
+    bars = [(row, times) for row in rows if (times := row.times("evaluation")) is not None]
     figure = Figure(figsize=(9, 1.6 + 0.35 * len(bars)), layout="constrained")
     axes = figure.subplots()
     batches = list(dict.fromkeys(row.key["batch"] for row, _ in bars))
@@ -187,7 +187,7 @@ def _with_peers(
         case = compare.Case(name, batch, short, torch.get_num_threads(), (_ROOT / "out" / "peers").resolve())
         found = compare.measure(case, list(dict.fromkeys(wanted)), rounds, lambda line: print(line, file=sys.stderr))
         rows += [_row_of(peer, {"network": name, "batch": batch, "dtype": dtype}) for peer in found]
-        if any(0 < len(row.samples.get("seconds", ())) < rounds for row in rows):
+        if any(0 < len(row.samples.get("evaluation", ())) < rounds for row in rows):
             return _finish(rows, list(limits.values()), settings, files, earlier, interrupted=True)
     _finish(rows, list(limits.values()), settings, files, earlier, interrupted=False)
 
@@ -196,7 +196,7 @@ def _row_of(peer: dict[str, Any], key: dict[str, Any]) -> Row:
     """The row of a peer; one that is not there, or does not run, has a note and no time."""
     facts = {name: peer[name] for name in ("error", "version", "memory", "start", "conversion", "note")}
     facts["samples_per_s"] = peer["seconds"] and key["batch"] / peer["seconds"]
-    samples = {"seconds": peer["rounds"]} if peer["rounds"] else {}
+    samples = {"evaluation": peer["rounds"]} if peer["rounds"] else {}
     wrong = f"wrong: off by {peer['error']:.2g} of the norm" if peer["error"] and not samples else ""
     control = not peer["peer"].startswith("cmfast")
     return Row(key | {"variant": peer["peer"]}, facts, samples, wrong, control)

@@ -107,10 +107,11 @@ def print_table(rows: Sequence[Row], left_out: int = 0) -> None:
     for row in rows:
         times = row.times("cold") if row.key["op"] == "ceiling" else None
         if times is not None:
-            gb = "bytes" in row.facts
-            rate = row.facts["bytes" if gb else "flops"] / times.median / 1e9
+            fact, amount = next(iter(row.facts.items()))
+            rate = f"{_us(times.median)} us" if fact == "calls" else f"{amount / times.median / 1e9:.1f} "
+            unit = {"calls": "", "bytes": "GB/s", "flops": "GFLOP/s"}[fact]
             name = f"{row.key['shape']} {row.key['dtype']}".strip()
-            console.print(f"ceiling: {name} {rate:.1f} {'GB/s' if gb else 'GFLOP/s'}", highlight=False)
+            console.print(f"ceiling: {name} {rate}{unit}", highlight=False)
     for op in dict.fromkeys(row.key["op"] for row in rows if row.key["op"] != "ceiling"):
         dtypes = " and ".join(dict.fromkeys(row.key["dtype"] for row in rows if row.key["op"] == op))
         table = Table(
