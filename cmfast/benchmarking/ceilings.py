@@ -22,8 +22,7 @@ def ceilings(device: Device, dtypes: Sequence[str], rows: dict[str, Row]) -> Ite
     yield _candidate(device, "copy", "", copy(device.name, size), {"bytes": 2 * size}, rows)
     yield _candidate(device, "read", "", read(device.name, size), {"bytes": size}, rows)
     yield _candidate(device, "cached copy", "", copy(device.name, small), {"bytes": 2 * small}, rows)
-    one = torch.zeros(1, device=device.name)
-    yield _candidate(device, "launch", "", lambda: one.add_(1), {"calls": 1}, rows)
+    yield _candidate(device, "launch", "", launch(device.name), {"calls": 1}, rows)
     for dtype in dtypes:
         n = PRODUCT[device.name]
         yield _candidate(device, "product", dtype, product(device.name, dtype, n), {"flops": 2 * n**3}, rows)
@@ -48,6 +47,12 @@ def read(device: str, size: int) -> Callable[[], Any]:
     """A sum, which reads so many bytes."""
     x = torch.randn(size // 4, device=device)
     return lambda: x.sum()
+
+
+def launch(device: str) -> Callable[[], Any]:
+    """An addition to one number: what a call costs at least."""
+    one = torch.zeros(1, device=device)
+    return lambda: one.add_(1)
 
 
 def product(device: str, dtype: str, n: int) -> Callable[[], Any]:

@@ -126,12 +126,12 @@ class _Clock:
 
 
 class Gpu:
-    """An NVIDIA GPU."""
+    """An NVIDIA GPU: torch's current one."""
 
     name = "cuda"
 
     def __init__(self) -> None:
-        self.properties = torch.cuda.get_device_properties(0)
+        self.properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.stream = torch.cuda.Stream()
 
     @property

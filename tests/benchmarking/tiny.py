@@ -47,6 +47,7 @@ class Clock:
         monkeypatch.setattr(plain_torch, "in_torch", lambda *arguments: self._timed(in_torch(*arguments), 1.5))
         monkeypatch.setattr(ceilings, "copy", lambda device, size: self._timed(lambda: None, size / 1e7))
         monkeypatch.setattr(ceilings, "read", lambda device, size: self._timed(lambda: None, size / 2e7))
+        monkeypatch.setattr(ceilings, "launch", lambda device: self._timed(lambda: None, 1e-3))
         monkeypatch.setattr(ceilings, "product", lambda device, dtype, n: self._timed(lambda: None, n**3 / 1e6))
         monkeypatch.setattr(devices, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
 

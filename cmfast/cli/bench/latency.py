@@ -24,7 +24,7 @@ from ...evaluation import load_classifier
 from ...evaluation.latency import Latency, Plan, equal_quality, measure
 from ...model import ConsistencyModel
 from .. import options
-from ..options import dtype_of, integers, kernels_of, load_model, usable_device
+from ..options import dtype_of, integers, kernels_of, load_model
 from . import report
 
 #: Networks with random weights: cmfast's own, and Stable Diffusion 1.5's of diffusers.
@@ -89,7 +89,7 @@ def latency(
         teacher = f"{model}-teacher"
     settings: dict[str, Any] = {
         "command": "latency",
-        "device": usable_device(device).type,
+        "device": report.place_of(device),
         "model": network or model,
         "teacher": teacher,
         "batch_sizes": ",".join(map(str, batches)),

@@ -20,7 +20,7 @@ from ...benchmarking.networks import NETWORKS, configuration, random_network
 from ...benchmarking.rounds import Row, take_turns
 from ...unet import UNet
 from .. import options
-from ..options import dtype_of, integers, load_model, usable_device
+from ..options import dtype_of, integers, load_model
 from . import report
 
 #: The root of a checkout.
@@ -53,7 +53,7 @@ def model(
     """Time one evaluation of a network in plain torch, on cmfast's operators (eager), and accelerated."""
     if threads is not None:
         torch.set_num_threads(threads)
-    place, precision = usable_device(device).type, dtype_of(dtype)
+    place, precision = report.place_of(device), dtype_of(dtype)
     batches = integers(batch_sizes, "--batch-sizes") or []
     if min(batches) < 1:
         raise ValueError(f"--batch-sizes must be positive, got {batch_sizes}")

@@ -15,7 +15,7 @@ from ...benchmarking.operators import TORCH, Operators
 from ...benchmarking.rounds import Row
 from ...kernels.backends import BACKENDS, OPERATORS
 from ...kernels.shapes import Call, calls
-from ..options import Device, Threads, dtype_of, integers, usable_device
+from ..options import Device, Threads, dtype_of, integers
 from . import report
 
 #: Bytes above which a call is left out on the CPU, unless it is asked for: the first level of LSUN-256.
@@ -51,7 +51,7 @@ def operators(
     """Time every operator at the networks' shapes on each backend, beside plain torch and what the machine can do."""
     if threads is not None:
         torch.set_num_threads(threads)
-    place = usable_device(device).type
+    place = report.place_of(device)
     dtype = dtype or ("bfloat16" if place == "cuda" else "float32")
     chosen, left_out = _calls(ops, dtype, integers(batch_sizes, "--batch-sizes") or [], large or place == "cuda")
     names = None if backends is None else _some(backends, BACKENDS, "--backends")

@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -17,6 +18,7 @@ from ...benchmarking import comparison
 from ...benchmarking.rounds import Row
 from ...environment import describe
 from ...files import check_writable, whole_file
+from ..options import usable_device
 from ..results import write_csv, write_json
 
 Csv = Annotated[Path | None, typer.Option(help="Write the rows as CSV.")]
@@ -53,6 +55,14 @@ class Files:
         earlier = comparison.read(self.compare)
         comparison.check_comparable(earlier, {"settings": settings, "environment": describe()})
         return earlier
+
+
+def place_of(device: str | None) -> str:
+    """Where to measure, "cpu" or "cuda": the GPU that the option names becomes the current one."""
+    place = usable_device(device)
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)
+    return place.type
 
 
 def run(work: Iterable[str], total: int) -> bool:
