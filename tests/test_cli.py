@@ -387,7 +387,7 @@ def test_the_table_of_latencies(capsys, monkeypatch):
         "consistency, 2 steps: no diffusion row is at least as good; 40.0x faster than heun 40 (79 evaluations)",
     ]
     bench.print_table([timed("consistency", "multistep", 1, 1, 0.1, None)], [], batch_size=10, rounds=3)
-    assert capsys.readouterr().out.splitlines()[-1] == "consistency, 1 step:"
+    assert "consistency, 1 step" not in capsys.readouterr().out  # there is nothing to say of it
 
 
 def test_rows_in_a_file_name_the_machine(tmp_path, monkeypatch):

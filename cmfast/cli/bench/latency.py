@@ -203,7 +203,9 @@ def print_table(few: Sequence[Latency], many: Sequence[Latency], batch_size: int
     """Print all rows, and for each consistency row the baseline of equal quality."""
     console = Console()
     measured = (few[0] if few else many[0]).quality is not None
-    title = f"milliseconds for {batch_size} samples: median, fastest and slowest of {rounds}"
+    title = (
+        f"milliseconds for {batch_size} sample{'s' if batch_size > 1 else ''}: median, fastest and slowest of {rounds}"
+    )
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("sampler", "steps", "evalu-\nations", "first\nms", "ms", "range", "samples\nper s"):
         table.add_column(column, justify="left" if column == "sampler" else "right", no_wrap=True)
@@ -236,7 +238,8 @@ def print_table(few: Sequence[Latency], many: Sequence[Latency], batch_size: int
             text += "no diffusion row is at least as good; "
         if default is not None:
             text += f"{default.seconds / row.seconds:.1f}x faster than heun 40 ({default.evaluations} evaluations)"
-        console.print(text.rstrip("; "), highlight=False)
+        if not text.endswith(": "):
+            console.print(text.rstrip("; "), highlight=False)
 
 
 def _plot(few: Sequence[Latency], many: Sequence[Latency], batch_size: int, path: Path, caption: str) -> None:
@@ -256,6 +259,7 @@ def _plot(few: Sequence[Latency], many: Sequence[Latency], batch_size: int, path
     )
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.legend()
