@@ -59,4 +59,5 @@ def take_turns(candidates: Sequence[Candidate], rounds: int, first: int = 0) -> 
         start = (first + i) % max(len(candidates), 1)
         for candidate in [*candidates[start:], *candidates[:start]]:
             for measure, timer in candidate.timers.items():
-                candidate.row.samples.setdefault(measure, []).append(timer.turn())
+                seconds = timer.turn()  # which Ctrl-C may end
+                candidate.row.samples.setdefault(measure, []).append(seconds)

@@ -177,6 +177,20 @@ def test_turns_rotate():
     assert "".join(order) == "abcbcacab"
 
 
+def test_a_turn_that_is_interrupted_leaves_a_whole_row():
+    class Interrupted:
+        def turn(self):
+            raise KeyboardInterrupt
+
+    row = Row({"name": "a"})
+    with pytest.raises(KeyboardInterrupt):
+        take_turns([Candidate(row, {"cold": Still(), "warm": Interrupted()})], 2)
+    assert row.samples == {"cold": [1.0]}
+    assert row.flat() == {
+        **{"name": "a", "cold_s": 1.0, "cold_low_s": 1.0, "cold_high_s": 1.0, "rounds": 1, "problem": ""}
+    }
+
+
 def test_cold_buffers_are_not_touched_twice_in_a_row(monkeypatch):
     """The next candidate goes on where the last one stopped: what one has just read is not the other's."""
     touched, position = [], devices.Position()
