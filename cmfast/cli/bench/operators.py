@@ -182,7 +182,7 @@ def draw(rows: Sequence[Row], path: Path, caption: str) -> None:
                 slow, fast = torch_times.low / times.high, torch_times.high / times.low
                 left.plot([slow, fast], [i, i], color=style["color"], linewidth=1)
     left.set_yticks(range(len(labels)), labels, fontsize=6)
-    left.invert_yaxis()
+    left.set_ylim(len(labels) - 0.5, -0.5)
     left.axvline(1, color="tab:gray", linewidth=1)
     left.set(xscale="log", xlabel="times as fast as plain torch (lines: quartiles)")
     left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
