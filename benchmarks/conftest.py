@@ -1,5 +1,6 @@
 import pytest
 
+from cmfast.benchmarking.devices import computes_bfloat16
 from cmfast.environment import describe
 
 
@@ -11,12 +12,6 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 def dtype(request):
     import torch
 
-    if request.param == "bfloat16" and not (
-        torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() in FAST
-    ):
+    if request.param == "bfloat16" and not computes_bfloat16("cuda" if torch.cuda.is_available() else "cpu"):
         pytest.skip("this processor has no bfloat16 arithmetic")
     return getattr(torch, request.param)
-
-
-#: Processors on which bfloat16 is computed, not emulated.
-FAST = ("AVX512_BF16", "AMX")

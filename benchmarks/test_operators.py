@@ -1,71 +1,43 @@
-"""Each operator at the released networks' shapes, on every backend that serves this machine's fastest device."""
+"""Each operator at the networks' shapes, on every backend that serves this machine's fastest device, and in torch.
+
+What is called, and when a result is right, is what `cmfast bench operators` has too: cmfast.benchmarking.
+"""
 
 import pytest
 import torch
-from cmfast.kernels import backends
+from cmfast.kernels import backends, shapes
 
-from cmfast import kernels
+from cmfast.benchmarking import accuracy, calls, devices, plain_torch, serving
 
-from .shapes import ATTENTION, GROUP_NORM, STEP
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = devices.device_of("cuda" if torch.cuda.is_available() else "cpu")
 SERVING = [name for name in backends.BACKENDS if backends.available(name, "group_norm")[0]]
+CALLS = {
+    calls.name(call): call
+    for dtype in (torch.float32, torch.bfloat16)
+    for call in shapes.calls(dtype=dtype, batch=1)
+    if DEVICE.name == "cuda" or not call.shape.startswith("1x256x256x256")
+}
 
 
-def tensor(*shape, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
+@pytest.mark.parametrize("backend", [*SERVING, "torch"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_operator(benchmark, call, backend):
+    if call.dtype == "bfloat16" and not devices.computes_bfloat16(DEVICE.name):
+        pytest.skip("this processor has no bfloat16 arithmetic")
+    given = calls.values(call, DEVICE.name)
+    if backend == "torch":
+        run = plain_torch.in_torch(call, given)
+        accuracy.judge_plain(call, given, run())
+    elif backend not in serving.backends_of(call, given):
+        pytest.skip(backends.available(backend, call.op, calls.tensors(given))[1])
+    else:
+        given = serving.prepared(call, given, backend)
+        run = serving.launched(call, backend, given)
+        accuracy.judge(call, given, serving.run_watched(backend, run))
+    benchmark.extra_info |= {"bytes": calls.bytes_moved(call, given), "flops": sum(call.flops)}
 
+    def waited():
+        run()
+        DEVICE.synchronize()
 
-def timed(benchmark, function, backend):
-    """Time function(backend), synchronised, after comparing it with the definition."""
-    expected, actual = function("reference"), function(backend)
-    tolerance = 1e-4 if actual.dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
-    wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
-
-    def run():
-        function(backend)
-        wait()
-
-    benchmark(run)
-
-
-@pytest.mark.parametrize("backend", SERVING)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("shape", GROUP_NORM)
-def test_group_norm(benchmark, shape, layout, dtype, backend):
-    channels, size, groups = GROUP_NORM[shape]
-    x = tensor(1, channels, size, size, dtype=dtype)
-    x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
-    weight, bias = tensor(channels, dtype=dtype), tensor(channels, dtype=dtype)
-    film = {name: tensor(1, channels, dtype=dtype) for name in ("scale", "shift")}
-    benchmark.extra_info["bytes"] = 3 * x.numel() * x.element_size()
-    timed(
-        benchmark,
-        lambda backend: kernels.group_norm(x, groups, weight, bias, **film, activation="silu", backend=backend),
-        backend,
-    )
-
-
-@pytest.mark.parametrize("backend", SERVING)
-@pytest.mark.parametrize("shape", ATTENTION)
-def test_attention(benchmark, shape, dtype, backend):
-    heads, tokens, head_channels = ATTENTION[shape]
-    q, k, v = kernels.split_qkv(tensor(1, tokens, 3 * heads * head_channels, dtype=dtype), heads, channels_dim=2)
-    benchmark.extra_info["flops"] = 4 * heads * tokens * tokens * head_channels
-    timed(benchmark, lambda backend: kernels.attention(q, k, v, backend=backend), backend)
-
-
-@pytest.mark.parametrize("backend", SERVING)
-@pytest.mark.parametrize("shape", STEP)
-def test_consistency_step(benchmark, shape, backend):
-    x, output = tensor(1, *STEP[shape]), tensor(1, *STEP[shape])
-
-    def function(backend):
-        step = kernels.consistency_step(
-            x, output, 0.1, 0.9, clip=1.0, alpha=1.0, beta=2.0, seed=1, input_scale=0.5, backend=backend
-        )
-        return step.model_input
-
-    benchmark.extra_info["bytes"] = 5 * x.numel() * x.element_size()
-    timed(benchmark, function, backend)
+    benchmark(waited)

@@ -1,8 +1,11 @@
 """What this machine is and what cmfast can use of it; nothing here raises."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,7 @@ _PACKAGES = ("cmfast", "torch", "triton", "numpy", "safetensors")
 
 
 def describe() -> dict[str, Any]:
-    """Versions, processor, GPUs, commit, how extensions were built; for each backend and operator "yes" or why not."""
+    """Versions, processor, GPUs, clocks, commit, extensions; for each backend and operator "yes" or why not."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "commit": _commit(),
@@ -29,6 +32,7 @@ def describe() -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
         },
         "gpus": _gpus(),
+        "clocks": _clocks(),
         "extensions": {"cpu": _extension(native.cpu), "cuda": _extension(native.cuda)},
         "backends": backend_report(),
     }
@@ -69,6 +73,26 @@ def _gpus() -> list[str]:
 def _gpu(index: int) -> str:
     p = torch.cuda.get_device_properties(index)
     return f"{p.name}, {p.total_memory / 2**30:.0f} GiB, {p.multi_processor_count} multiprocessors, {p.major}.{p.minor}"
+
+
+def _clocks() -> dict[str, str]:
+    """The clocks as they are at this moment, of the processor and of the GPUs; none where the system does not say."""
+    found = {}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    if clocks := [float(value) for value in re.findall(r"^cpu MHz\s*: ([\d.]+)$", text, re.MULTILINE)]:
+        found["processor"] = f"{min(clocks):.0f} to {max(clocks):.0f} MHz"
+    with contextlib.suppress(OSError):  # a virtual machine's host has it
+        found["governor"] = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    if shutil.which("nvidia-smi"):
+        query = "--query-gpu=clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu"
+        command = ["nvidia-smi", query, "--format=csv,noheader"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            found["gpus (sm, memory, most sm, power, temperature)"] = "; ".join(done.stdout.strip().splitlines())
+    return found
 
 
 def _commit() -> str | None:

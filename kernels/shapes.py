@@ -40,10 +40,25 @@ class Call:
         return self.flops if launches == len(self.flops) else (sum(self.flops),) * launches
 
 
-def calls(ops: Sequence[str] | None = None) -> Iterator[Call]:
-    """Yield the calls of the operators (None: of all)."""
+def calls(
+    ops: Sequence[str] | None = None, dtype: torch.dtype | None = None, batch: int | None = None
+) -> Iterator[Call]:
+    """Yield the calls of the operators (None: of all), each once.
+
+    They have the networks' own dtypes and batches, or all of them this one: timesteps are float32 in any case.
+    """
     for op in ops or OPERATORS:
-        yield from OPERATORS[op]()
+        seen = set()
+        for call in OPERATORS[op](dtype, batch):
+            key = call.shape, call.layout, call.form, call.dtype
+            if key not in seen:
+                yield call
+            seen.add(key)
+
+
+def _of(batch: int | None, *shapes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The shapes with this batch, where one is given."""
+    return tuple((batch or n, *others) for n, *others in shapes)
 
 
 def _meta(shape: Sequence[int], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
@@ -73,8 +88,9 @@ def step_call(shape: Sequence[int], layout: str, dtype: torch.dtype, seeded: boo
     return Call("consistency_step", _size(shape), layout, form, _name(dtype), arguments, flops)
 
 
-def _consistency_steps() -> Iterator[Call]:
-    for choice in itertools.product(_SAMPLES, ("nchw", "nhwc"), (torch.bfloat16, torch.float32), (False, True)):
+def _consistency_steps(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    dtypes = (torch.bfloat16, torch.float32) if dtype is None else (dtype,)
+    for choice in itertools.product(_of(batch, *_SAMPLES), ("nchw", "nhwc"), dtypes, (False, True)):
         yield step_call(*choice)
 
 
@@ -87,9 +103,10 @@ def step_gradient_call(shape: Sequence[int], layout: str, dtype: torch.dtype) ->
     return Call("consistency_step_backward", _size(x.shape), layout, form, _name(dtype), arguments, flops)
 
 
-def _consistency_step_gradients() -> Iterator[Call]:
-    for choice in itertools.product(("nchw", "nhwc"), (torch.bfloat16, torch.float32)):
-        yield step_gradient_call((16, 3, 64, 64), *choice)
+def _consistency_step_gradients(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    dtypes = (torch.bfloat16, torch.float32) if dtype is None else (dtype,)
+    for choice in itertools.product(_of(batch, (16, 3, 64, 64)), ("nchw", "nhwc"), dtypes):
+        yield step_gradient_call(*choice)
 
 
 # Shapes of x (of h and skip where there are two), layout, dtype and arguments: imagenet64's levels and joins, the first
@@ -131,9 +148,9 @@ def norm_call(
     return Call("group_norm", _size(*shapes), layout, form, _name(dtype), arguments, flops)
 
 
-def _group_norms() -> Iterator[Call]:
-    for norm in _NORMS:
-        yield norm_call(*norm)
+def _group_norms(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for shapes, layout, own, form in _NORMS:
+        yield norm_call(_of(batch, *shapes), layout, dtype or own, form)
 
 
 def norm_gradient_call(
@@ -148,9 +165,9 @@ def norm_gradient_call(
     return Call("group_norm_backward", _size(*shapes), layout, form, _name(dtype), arguments, flops)
 
 
-def _group_norm_gradients() -> Iterator[Call]:
-    for norm in _NORMS[:9]:
-        yield norm_gradient_call(*norm)
+def _group_norm_gradients(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for shapes, layout, own, form in _NORMS[:9]:
+        yield norm_gradient_call(_of(batch, *shapes), layout, dtype or own, form)
 
 
 # As _NORMS, and what is pooled after it: the levels and joins of imagenet64, the first of LSUN-256.
@@ -171,10 +188,11 @@ def moments_call(shape: Sequence[int], layout: str, dtype: torch.dtype) -> Call:
     return Call("channel_moments", _size(shape), layout, "", _name(dtype), (x,), (4 * x.numel(),))
 
 
-def _channel_moments() -> Iterator[Call]:
+def _channel_moments(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
     for i in (0, 1, 3, 4, 6):
-        shapes, layout, dtype, _ = _APPLIED_NORMS[i]
-        yield moments_call(shapes[0], layout, dtype)
+        shapes, layout, own, _ = _APPLIED_NORMS[i]
+        (shape,) = _of(batch, shapes[0])
+        yield moments_call(shape, layout, dtype or own)
 
 
 def _moments(shapes: Sequence[Sequence[int]]) -> list[Tensor | None]:
@@ -189,10 +207,10 @@ def fold_call(shapes: Sequence[Sequence[int]], dtype: torch.dtype, form: str, gr
     return Call("fold_group_norm", _size(*shapes), "", form, _name(dtype), arguments, flops)
 
 
-def _fold_group_norms() -> Iterator[Call]:
+def _fold_group_norms(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
     for i in (0, 3, 5):
-        shapes, _, dtype, form = _APPLIED_NORMS[i]
-        yield fold_call(shapes, dtype, form.removesuffix(" silu"))
+        shapes, _, own, form = _APPLIED_NORMS[i]
+        yield fold_call(_of(batch, *shapes), dtype or own, form.removesuffix(" silu"))
 
 
 def applied_norm_call(
@@ -206,9 +224,9 @@ def applied_norm_call(
     return Call("apply_group_norm", _size(*shapes), layout, form, _name(dtype), arguments, flops)
 
 
-def _applied_norms() -> Iterator[Call]:
-    for norm in _APPLIED_NORMS:
-        yield applied_norm_call(*norm)
+def _applied_norms(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for shapes, layout, own, form in _APPLIED_NORMS:
+        yield applied_norm_call(_of(batch, *shapes), layout, dtype or own, form)
 
 
 # Shape, layout, dtype and form: a latent model's tokens, then images of networks with layer and RMS norms.
@@ -228,9 +246,10 @@ def channel_norm_call(shape: Sequence[int], layout: str, dtype: torch.dtype, for
     return Call("channel_norm", _size(shape), layout, form, _name(dtype), arguments, (8 * x.numel(),))
 
 
-def _channel_norms() -> Iterator[Call]:
-    for norm in _CHANNEL_NORMS:
-        yield channel_norm_call(*norm)
+def _channel_norms(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for (n, *others), layout, own, form in _CHANNEL_NORMS:
+        count = n if batch is None else n * batch if layout == "tokens" else batch
+        yield channel_norm_call((count, *others), layout, dtype or own, form)
 
 
 # N, H, T, S, D, dtype, form: imagenet64's three levels, LSUN-256's widest, a latent model's cross-attention.
@@ -261,9 +280,9 @@ def attention_call(n: int, heads: int, t: int, s: int, d: int, dtype: torch.dtyp
     return Call("attention", _size(q.shape, k.shape), "ntc", form, _name(dtype), (q, k, v, d**-0.5), flops)
 
 
-def _attentions() -> Iterator[Call]:
-    for sizes in _ATTENTIONS:
-        yield attention_call(*sizes)
+def _attentions(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for n, heads, t, s, d, own, form in _ATTENTIONS:
+        yield attention_call(batch or n, heads, t, s, d, dtype or own, form)
 
 
 def attention_gradient_call(n: int, heads: int, t: int, s: int, d: int, dtype: torch.dtype, form: str) -> Call:
@@ -276,9 +295,9 @@ def attention_gradient_call(n: int, heads: int, t: int, s: int, d: int, dtype: t
     return Call("attention_backward", _size(q.shape, k.shape), "ntc", form, _name(dtype), arguments, flops)
 
 
-def _attention_gradients() -> Iterator[Call]:
-    for sizes in (*_ATTENTIONS[:3], _ATTENTIONS[4], _ATTENTIONS[6]):
-        yield attention_gradient_call(*sizes)
+def _attention_gradients(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for n, heads, t, s, d, own, form in (*_ATTENTIONS[:3], _ATTENTIONS[4], _ATTENTIONS[6]):
+        yield attention_gradient_call(batch or n, heads, t, s, d, dtype or own, form)
 
 
 # N, C of h, of skip (0: none), Cout, height and width, kernel, dtype, form: imagenet64's levels (the first also with a
@@ -336,9 +355,9 @@ def conv_call(
     return Call("conv2d", _size(*shapes), "nhwc", form, _name(dtype), (a,), flops)
 
 
-def _convolutions() -> Iterator[Call]:
-    for sizes in _CONVOLUTIONS:
-        yield conv_call(*sizes)
+def _convolutions(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for n, channels, skip, columns, size, kernel, own, form in _CONVOLUTIONS:
+        yield conv_call(batch or n, channels, skip, columns, size, kernel, dtype or own, form)
 
 
 # N, F: imagenet64's, LSUN-256's, a latent model's, a batch.
@@ -353,13 +372,13 @@ def timesteps_call(n: int, count: int) -> Call:
     return Call("timestep_embedding", _size(t.shape, frequencies.shape), "", "", "float32", arguments, flops)
 
 
-def _timestep_embeddings() -> Iterator[Call]:
-    for sizes in _TIMESTEPS:
-        yield timesteps_call(*sizes)
+def _timestep_embeddings(dtype: torch.dtype | None, batch: int | None) -> Iterator[Call]:
+    for n, count in _TIMESTEPS:
+        yield timesteps_call(batch or n, count)
 
 
 #: The calls of each operator.
-OPERATORS: dict[str, Callable[[], Iterator[Call]]] = {
+OPERATORS: dict[str, Callable[[torch.dtype | None, int | None], Iterator[Call]]] = {
     "group_norm": _group_norms,
     "group_norm_backward": _group_norm_gradients,
     "channel_moments": _channel_moments,

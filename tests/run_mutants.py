@@ -34,6 +34,8 @@ RELATED = {
     "cmfast/sampling/": ("tests/sampling",),
     "cmfast/training/": ("tests/test_training.py",),
     "cmfast/evaluation/": ("tests/test_evaluation.py",),
+    "cmfast/benchmarking/": ("tests/benchmarking", "tests/test_cli_bench.py"),
+    "cmfast/cli/bench/": ("tests/test_cli_bench.py", "tests/test_cli.py"),
     "cmfast/engine/passes/": tuple(
         f"tests/engine/test_{name}.py" for name in ("passes", "spellings", "homemade", "patterns")
     ),

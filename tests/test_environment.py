@@ -49,3 +49,25 @@ def test_gpus_are_described(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_count", broken)
     assert environment._gpus() == ["unusable: the driver is too old"]
+
+
+def test_the_clocks_as_they_are(monkeypatch):
+    texts = {"/proc/cpuinfo": "cpu MHz\t\t: 2445.4\nx\ncpu MHz\t\t: 3100.0\n", "scaling_governor": "performance\n"}
+
+    def read(path):
+        return next((text for name, text in texts.items() if str(path).endswith(name)), None) or path.open().read()
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert environment._clocks() == {"processor": "2445 to 3100 MHz", "governor": "performance"}
+    card = types.SimpleNamespace(stdout="1980 MHz, 2619 MHz, 1980 MHz, 71.3 W, 31\n")
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: card)
+    assert card.stdout.strip() in environment._clocks().values()
+
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(environment.shutil, "which", lambda name: None)
+    assert environment._clocks() == {}

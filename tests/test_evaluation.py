@@ -184,14 +184,20 @@ def test_each_plan_is_warmed_up_and_then_measured_in_turn(monkeypatch):
             return torch.zeros(count, 1, 8, 8)
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    plans = [Plan("a", Model("a", [9, 9, 4, 1, 2]), "heun", 5), Plan("b", Model("b", [9, 9, 8, 16, 12]), "euler", 2)]
+    plans = [
+        Plan("a", Model("a", [9, 7, 8, 4, 1, 2]), "heun", 5),
+        Plan("b", Model("b", [5, 7, 8, 8, 16, 12]), "euler", 2),
+    ]
     first, second = measure(plans, batch_size=6, rounds=3, seed=7)
-    assert calls[:2] == [("a", 1, "heun", 5, 0, 0), ("b", 1, "euler", 2, 0, 0)]  # counted
-    assert calls[2:4] == [("a", 6, "heun", 5, 0, 0), ("b", 6, "euler", 2, 0, 0)]
-    assert calls[4:] == [
+    assert calls[:2] == [("a", 6, "heun", 5, 7, 0), ("b", 6, "euler", 2, 7, 0)]  # the first
+    assert calls[2:4] == [("a", 1, "heun", 5, 0, 0), ("b", 1, "euler", 2, 0, 0)]  # counted
+    assert calls[4:6] == [("a", 6, "heun", 5, 0, 0), ("b", 6, "euler", 2, 0, 0)]
+    assert calls[6:] == [
         (name, 6, *rest, 7, n) for n in (0, 6, 12) for name, *rest in (("a", "heun", 5), ("b", "euler", 2))
     ]
     assert (first.seconds, first.fastest, first.slowest, first.samples_per_second) == (2, 1, 4, 3)
+    assert (first.first, first.rounds, first.batch_size) == (9, (4, 1, 2), 6)
+    assert second.first == 5
     assert (second.seconds, second.fastest, second.slowest, second.samples_per_second) == (12, 8, 16, 0.5)
 
 
@@ -209,6 +215,27 @@ def test_latency_refuses_wrong_samples():
     torch.nn.init.constant_(model.unet.out[2].bias, float("nan"))
     with pytest.raises(RuntimeError, match="not finite"):
         measure([Plan("m", model, "euler", 2)], batch_size=1, rounds=1)
+
+
+@pytest.mark.parametrize(("done", "rounds"), [(3, [2, 1]), (4, [2, 2]), (1, [1]), (0, None)])
+def test_an_interruption_keeps_the_rounds_that_were_done(done, rounds):
+    model = ConsistencyModel(tiny_unet(), EDM())
+    sample, calls = model.sample, []
+
+    def interrupted(*arguments, **options):
+        calls.append(None)
+        if len(calls) > 6 + done:  # two first batches, two to count evaluations, two more
+            raise KeyboardInterrupt
+        return sample(*arguments, **options)
+
+    model.sample = interrupted
+    plans = [Plan("a", model, "euler", 1), Plan("b", model, "euler", 2)]
+    options = {"batch_size": 2, "rounds": 3, "classifier": load_classifier()}
+    if rounds is None:
+        with pytest.raises(KeyboardInterrupt):
+            measure(plans, **options)
+    else:
+        assert [len(found.rounds) for found in measure(plans, **options)] == rounds
 
 
 def row(seconds, accuracy, to_test, to_train):
@@ -238,3 +265,17 @@ def test_equal_quality_is_the_fastest_that_is_as_good():
 def test_as_good_is_half_a_percent_of_accuracy_and_no_farther(quality, as_good):
     baseline = row(1.0, *quality)
     assert equal_quality(row(0.1, 0.75, 0.25, 0.125), [baseline]) is (baseline if as_good else None)
+
+
+def test_rounds_do_not_pay_for_the_count_of_evaluations(monkeypatch):
+    """A hook that comes and goes makes an accelerated network ready again: that is outside the rounds."""
+    from cmfast import accelerate
+    from cmfast.engine.accelerator import Accelerator
+
+    model, events = accelerate(ConsistencyModel(tiny_unet(), EDM())), []
+    make, timed = Accelerator._make, latency._timed
+    monkeypatch.setattr(Accelerator, "_make", lambda *arguments: events.append("make") or make(*arguments))
+    monkeypatch.setattr(latency, "_timed", lambda *arguments: events.append("timed") or timed(*arguments))
+    measure([Plan("m", model, "multistep", 1), Plan("m", model, "multistep", 2)], batch_size=2, rounds=2)
+    assert events[-4:] == ["timed"] * 4
+    assert events[:4] == ["timed", "make", "timed", "make"]  # of them the second finds ready what the first has made

@@ -92,7 +92,9 @@ def test_a_dry_run(tmp_path):
 
 
 FAULTS = """
-served = calls.served
+from cmfast.benchmarking import serving
+from cmfast.kernels import reference
+served = serving.served
 def wrong(call, backend, given):
     run = served(call, backend, given)
     if call.op == "group_norm" and backend == "triton":
@@ -101,10 +103,10 @@ def wrong(call, backend, given):
         os.kill(os.getpid(), signal.SIGSEGV)
     if call.op == "attention" and stage == "operators":  # it is asked for one backend, and another serves
         from cmfast.kernels import backends
-        backends._function = lambda name, op: calls.reference.attention
+        backends._function = lambda name, op: reference.attention
         return served(call, backend, given)
     return run
-calls.served = wrong
+serving.served = wrong
 if stage == "machine":
     device.Emulated.replayed = lambda *_: time.sleep(1e6)
 """

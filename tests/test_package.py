@@ -76,6 +76,7 @@ ROOMS = [
     "profile",
     "pictures",
     "evaluation",
+    "benchmarking",
     "training",
     "cli",
 ]

@@ -1,7 +1,6 @@
 """The comparison with other projects (benchmarks/peers), as far as it needs none of them."""
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from cmfast.benchmarking.plain_network import plain_operators
 
 from .fixture_files import network
 
@@ -28,16 +29,8 @@ class Operators(TorchDispatchMode):
         return operator(*args, **kwargs or {})
 
 
-@pytest.fixture
-def plain_operators():
-    specification = importlib.util.spec_from_file_location("plain", ROOT / "benchmarks" / "peers" / "plain.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module.plain_operators
-
-
 @pytest.mark.parametrize("name", ["unet_classcond_film_resblockupdown", "unet_uncond_addemb_resblockupdown"])
-def test_the_plain_network_is_the_published_one(name, plain_operators):
+def test_the_plain_network_is_the_published_one(name):
     unet, data = network(name)
     with torch.no_grad(), plain_operators(), Operators() as operators:
         output = unet(data["x"], data["timesteps"], data.get("y"))

@@ -7,6 +7,9 @@ Fresh memory is NaN, so that what a kernel leaves unwritten shows.
 
 import torch
 
+from cmfast.benchmarking import accuracy, serving
+from cmfast.benchmarking.calls import fields, name, tensors
+
 from . import calls, stage
 
 
@@ -14,26 +17,27 @@ def cases(device, folder, until):
     """Each call on each backend."""
     seen = set()
     for call in calls.checked(device):
-        if calls.name(call) in seen:
+        if name(call) in seen:
             continue
-        seen.add(calls.name(call))
+        seen.add(name(call))
         for backend in calls.backends_of(call):
-            name = f"{calls.name(call)} on {backend}"
-            yield stage.Case(name, lambda call=call, backend=backend: [check(call, backend, device)])
+            yield stage.Case(
+                f"{name(call)} on {backend}", lambda call=call, backend=backend: [check(call, backend, device)]
+            )
 
 
 def check(call, backend: str, device) -> dict:
     """A row: the error as a share of the largest value, or what is wrong."""
-    row = {**calls.fields(call), "backend": backend}
+    row = {**fields(call), "backend": backend}
     reason = device.refusal(backend)
     if reason:
         return {**row, "error": f"backend {backend!r} is not here: {reason}"}
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills fresh memory with NaN
     try:
         given = calls.values(call, device)
-        run = calls.served(call, backend, given)
-        first, second = calls.tensors(run()), calls.tensors(run())
-        row["largest_error"] = calls.judge(call, given, first, device)
+        run = serving.served(call, backend, given)
+        first, second = tensors(run()), tensors(run())
+        row["largest_error"] = accuracy.judge(call, given, first)
     except (AssertionError, RuntimeError) as error:
         return {**row, "error": str(error)}
     finally:

@@ -5,9 +5,7 @@ Everything else in the stages is the same for both, except the sizes (`calls.py`
 
 import collections
 import contextlib
-import dataclasses
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,38 +13,14 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ROUNDS = 20
+from cmfast.benchmarking import devices
+from cmfast.benchmarking.devices import Times
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Microseconds of a call: the median and the quartiles of several measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, found: Sequence[float]) -> "Times":
-        """Those of microseconds that were measured, of which there are two at least."""
-        low, median, high = statistics.quantiles(found, n=4, method="inclusive")
-        return cls(*(float(f"{x:.4g}") for x in (median, low, high)))
-
-
-class Gpu:
+class Gpu(devices.Gpu):
     """An NVIDIA GPU."""
 
     emulated = False
-    name = "cuda"
-
-    def __init__(self) -> None:
-        self.properties = torch.cuda.get_device_properties(0)
-        self.stream = torch.cuda.Stream()
-
-    @property
-    def cache_bytes(self) -> int:
-        """The size of the L2 cache."""
-        return self.properties.L2_cache_size
 
     def refusal(self, backend: str) -> str:
         """Why nothing can be asked of the backend here, or nothing."""
@@ -59,62 +33,6 @@ class Gpu:
         except RuntimeError:
             return True
         return False
-
-    def replayed(self, calls: Sequence[Callable]) -> Times:
-        """A call's time where all of them are one CUDA graph, replayed."""
-        calls[0]()
-        calls[-1]()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            for call in calls:
-                call()
-        for _ in range(3):
-            graph.replay()
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(ROUNDS)]
-        for start, end in events:
-            start.record()
-            graph.replay()
-            end.record()
-        torch.cuda.synchronize()
-        return Times.of([1e3 * start.elapsed_time(end) / len(calls) for start, end in events])
-
-    def called(self, call: Callable, rounds: int = ROUNDS) -> Times:
-        """A call's time as the host sees it: from Python until its result is there."""
-        call()
-        found = []
-        for _ in range(rounds):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
-            found.append(1e6 * (time.perf_counter() - start))
-        return Times.of(found)
-
-    def launches(self, call: Callable, trace: Path | None = None) -> dict[str, int]:
-        """How often a call launches each kernel (and copies, and clears); the profiler's trace goes to a file."""
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        call()
-        torch.cuda.synchronize()
-        with torch.profiler.profile(activities=activities) as profiler:
-            call()
-            torch.cuda.synchronize()
-        if trace:
-            profiler.export_chrome_trace(str(trace))
-        on_device = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        return dict(collections.Counter(event.name for event in on_device).most_common())
-
-    def peak_memory(self, call: Callable) -> int:
-        """Bytes that are allocated at most during a call."""
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated()
-
-    def free(self) -> None:
-        """Give back what is not used any more."""
-        torch.cuda.empty_cache()
 
 
 class Emulated:

@@ -5,6 +5,7 @@ import subprocess
 
 import torch
 
+from cmfast.benchmarking import ceilings
 from cmfast.environment import describe
 
 from . import stage
@@ -44,29 +45,20 @@ def _output(*command: str) -> str:
 
 def copy(device, size: int) -> dict:
     """Bytes a second of a copy within the memory, read and written."""
-    x = torch.randn(size // 4, device=device.name)
-    y = torch.empty_like(x)
-    times = device.replayed([lambda: y.copy_(x)] * 2)
+    times = device.replayed([ceilings.copy(device.name, size)] * 2)
     return {"us": times.median, "bytes_per_s": 2 * size / times.median * 1e6}
 
 
 def read(device, size: int) -> dict:
     """Bytes a second that a sum reads."""
-    x = torch.randn(size // 4, device=device.name)
-    times = device.replayed([lambda: x.sum()] * 2)
+    times = device.replayed([ceilings.read(device.name, size)] * 2)
     return {"us": times.median, "bytes_per_s": size / times.median * 1e6}
 
 
 def product(device, dtype: str) -> dict:
-    """Operations a second of a product of random matrices; float32 is computed as tf32, as Triton's products are."""
+    """Operations a second of a product of random matrices."""
     n = 64 if device.emulated else 8192
-    a, b = (torch.randn(n, n, device=device.name, dtype=getattr(torch, dtype)) for _ in range(2))
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        times = device.replayed([lambda: a @ b] * 2)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    times = device.replayed([ceilings.product(device.name, dtype, n)] * 2)
     return {"ceiling": f"product {dtype}", "us": times.median, "flops_per_s": 2 * n**3 / times.median * 1e6}
 
 

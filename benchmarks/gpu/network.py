@@ -5,14 +5,14 @@ As it is called from Python, and replayed from a CUDA graph; kernels launched, p
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable
 
 import torch
 
 import cmfast
-from benchmarks.peers.plain import plain_operators
 from cmfast import UNet, UNetConfig, kernels
+from cmfast.benchmarking import networks
+from cmfast.benchmarking.plain_network import plain_operators
 from cmfast.engine.accelerator import accelerator_of
 
 from . import stage
@@ -31,28 +31,12 @@ def config(device) -> UNetConfig:
 
 def network(device, dtype: torch.dtype = torch.float32) -> UNet:
     """The network on weights by the formula of the peers' comparison, drawn on the device."""
-    with torch.device("meta"):
-        unet = UNet(config(device))
-    unet = unet.to_empty(device=device.name).eval().requires_grad_(False)
-    generator = torch.Generator(device.name).manual_seed(0)
-    for name, p in unet.named_parameters():
-        p.normal_(generator=generator)
-        if p.ndim > 1:
-            p /= math.sqrt(p[0].numel())
-        elif name.endswith("weight"):
-            p.mul_(0.2).add_(1)
-        else:
-            p *= 0.1
-    return unet.to(dtype)
+    return networks.random_network(config(device), device.name, dtype)
 
 
 def inputs(device, batch: int, dtype: torch.dtype) -> tuple:
     """x, timesteps and class labels."""
-    generator = torch.Generator(device.name).manual_seed(1)
-    c = config(device)
-    x = torch.randn(batch, *c.sample_shape, generator=generator, device=device.name).to(dtype)
-    timesteps = torch.linspace(-1000, 1000, batch, device=device.name)
-    return x, timesteps, torch.arange(batch, device=device.name) % c.num_classes
+    return networks.inputs(config(device), device.name, batch, dtype)
 
 
 #: name: whether the launches of the accelerated network are captured in a CUDA graph

@@ -7,14 +7,13 @@ operations of an attention or a convolution by the measured matrix product, whic
 
 import json
 
-import torch
+from cmfast.benchmarking import accuracy, plain_torch, serving
+from cmfast.benchmarking.calls import bytes_moved, fields, name
 
 from . import calls, stage
 
 #: Calls of a graph, at least and at most.
 CALLS, MOST = 20, 256
-#: Relative errors of the norm above which torch's own result is not the same function.
-WRONG = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 def cases(device, folder, until):
@@ -24,10 +23,10 @@ def cases(device, folder, until):
     for call in timed:
         for backend in (*calls.backends_of(call), "torch"):
             work = lambda call=call, backend=backend: [measure(call, backend, device, ceilings)]  # noqa: E731
-            yield stage.Case(f"{calls.name(call)} on {backend}", work)
+            yield stage.Case(f"{name(call)} on {backend}", work)
     for call in timed[-1:] if device.emulated else timed:
         work = lambda call=call: [measure(call, "torch.compile", device, ceilings)]  # noqa: E731
-        yield stage.Case(f"{calls.name(call)} on torch.compile", work, patience=90, optional=True)
+        yield stage.Case(f"{name(call)} on torch.compile", work, patience=90, optional=True)
 
 
 def _ceilings(folder) -> dict[str, dict]:
@@ -38,17 +37,17 @@ def _ceilings(folder) -> dict[str, dict]:
 
 def measure(call, backend: str, device, ceilings) -> dict:
     """A row: cold and warm microseconds with their quartiles, and what share of the ceiling the cold time is."""
-    row = {**calls.fields(call), "backend": backend}
+    row = {**fields(call), "backend": backend}
     if device.refusal(backend):
         return {**row, "error": f"backend {backend!r} is not here: {device.refusal(backend)}"}
     given = calls.values(call, device)
     try:
         bind = _binder(call, backend, given)
         run = bind(given)
-        row["largest_error"] = _judge(call, backend, given, run(), device)
+        row["largest_error"] = _judge(call, backend, given, run())
     except (AssertionError, RuntimeError) as error:
         return {**row, "error": str(error)}
-    moved = calls.bytes_moved(call, given)
+    moved = bytes_moved(call, given)
     count = min(MOST, max(CALLS, -(-2 * device.cache_bytes // moved) + 1), max(2, (8 << 30) // moved))
     sets = [
         run,
@@ -68,23 +67,14 @@ def measure(call, backend: str, device, ceilings) -> dict:
 def _binder(call, backend: str, given):
     """A function of values that gives the call of them; torch.compile compiles once for all."""
     if backend in calls.BACKENDS:
-        return lambda values: calls.launched(call, backend, values)
-    compiled = calls.compile_call(call, given) if backend == "torch.compile" else None
-    return lambda values: calls.in_torch(call, values, compiled)
+        return lambda values: serving.launched(call, backend, values)
+    compiled = plain_torch.compile_call(call, given) if backend == "torch.compile" else None
+    return lambda values: plain_torch.in_torch(call, values, compiled)
 
 
-def _judge(call, backend: str, given, actual, device) -> float:
-    if backend in calls.BACKENDS:
-        return calls.judge(call, given, actual, device)
-    if call.op in ("group_norm_backward", "attention_backward", "consistency_step"):
-        # Its outputs are others: gradients of all parameters, another noise. The forward is compared where it is timed.
-        assert all(torch.isfinite(t).all() for t in calls.tensors(actual)), "not finite"
-        return 0.0
-    exact = calls.tensors(getattr(calls.reference, call.op)(*calls.wide(given)))[0]
-    result = calls.tensors(actual)[0]
-    off = ((result.double() - exact).norm() / exact.norm()).item()
-    assert off < WRONG[call.dtype], f"off by {off:.2g} of the norm"
-    return off
+def _judge(call, backend: str, given, actual) -> float:
+    judge = accuracy.judge if backend in calls.BACKENDS else accuracy.judge_plain
+    return judge(call, given, actual)
 
 
 def _floor_us(call, moved: int, ceilings) -> float:

@@ -87,7 +87,7 @@ class Case:
 
     def exportable(self):
         """The network as other projects convert it, with `inputs("embedding")`."""
-        from .plain import FromEmbedding
+        from cmfast.benchmarking.plain_network import FromEmbedding
 
         return self.unet() if self.network in OTHERS else FromEmbedding(self.unet())
 

@@ -53,6 +53,7 @@ class Worker:
                 text=True,
                 cwd=ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": str(case.threads)},
+                start_new_session=True,  # Ctrl-C is for `take_turns`, which keeps what is measured
             )
 
     def ask(self, request):
@@ -138,14 +139,14 @@ def wait_for_an_idle_machine():
 
 
 def measure(case, peers, rounds, say=print):
-    """A row a peer: version, seconds, ratio to the fastest, error, memory in GB, seconds to convert and to start."""
+    """A row a peer: version, seconds, those of each round, ratio to the fastest, error, memory in GB, time to start."""
     case.write()
     exact = case.reference()
     rows, workers = {}, {}
     for peer in peers:
         say(f"starting {peer}")
         worker, rows[peer] = start(peer, case, exact)
-        rows[peer] |= {"seconds": None, "ratio": None, "memory": None}
+        rows[peer] |= {"seconds": None, "ratio": None, "memory": None, "rounds": []}
         if worker:
             workers[peer] = worker
     for peer, result in take_turns(workers, rounds, say).items():
@@ -158,22 +159,37 @@ def measure(case, peers, rounds, say=print):
 
 
 def take_turns(workers, rounds, say):
-    """For each peer the median seconds of a call and the peak memory, or the reason why it has none."""
+    """For each peer its rounds' seconds of a call, their median and the peak memory, or the reason why it has none.
+
+    Ctrl-C ends the rounds: fewer are there then.
+    """
     times, results, worst = {peer: [] for peer in workers}, {}, 0.0
-    for i in range(rounds):
-        say(f"round {i + 1} of {rounds}")
-        for peer in [peer for peer in workers if peer not in results]:
-            try:
-                disturbance, seconds = quiet_turn(workers[peer])
-            except PeerError as reason:
-                results[peer] = {"note": str(reason)}
-            else:
-                times[peer].append(seconds)
-                worst = max(worst, disturbance)
+    try:
+        for i in range(rounds):
+            say(f"round {i + 1} of {rounds}")
+            for peer in [peer for peer in workers if peer not in results]:
+                try:
+                    disturbance, seconds = quiet_turn(workers[peer])
+                except PeerError as reason:
+                    results[peer] = {"note": str(reason)}
+                else:
+                    times[peer].append(seconds)
+                    worst = max(worst, disturbance)
+    except KeyboardInterrupt:
+        say("interrupted: the rounds that were done are kept")
     say(f"other processes took at most {worst:.0%} of a core during a turn")
     for peer in workers.keys() - results.keys():
-        results[peer] = {"seconds": statistics.median(times[peer]), **workers[peer].ask("memory")}
+        seconds = statistics.median(times[peer]) if times[peer] else None
+        results[peer] = {"seconds": seconds, "rounds": times[peer], **_memory(workers[peer])}
     return results
+
+
+def _memory(worker):
+    """Its peak; none of a worker that was interrupted in a turn, whose answer is still to come."""
+    try:
+        return {"memory": worker.ask("memory").get("memory")}
+    except PeerError:
+        return {"memory": None}
 
 
 #: heading of the table: (field, format)
@@ -221,7 +237,7 @@ def main():
     print(f"{settings}, median of {given.rounds} rounds\n\n{table(rows)}")
     if given.csv:
         settings = {name: getattr(given, name) for name in ("network", "dtype", "batch", "rounds")}
-        write_csv(given.csv, [{**settings, **row} for row in rows])
+        write_csv(given.csv, [{**settings, **row, **settings} for row in rows])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import torch
 
-from .plain import plain_operators
+from cmfast.benchmarking.plain_network import plain_operators
 
 PACKAGES = ("torch",)
 

@@ -5,7 +5,7 @@ import os
 import torch
 from torch._inductor import config
 
-from .plain import plain_operators
+from cmfast.benchmarking.plain_network import plain_operators
 
 PACKAGES = ("torch",)
 

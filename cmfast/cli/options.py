@@ -49,7 +49,7 @@ def load_model(
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of the option."""
+    """The device of the option: a GPU where there is one by default."""
     try:
         place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=place)

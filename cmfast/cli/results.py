@@ -21,11 +21,16 @@ def write_json(
         file.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a line a row; the last columns name the machine, the versions and the commit."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None) -> None:
+    """Write a line a row; the last columns name the machine, the versions, the commit and, where given, the settings.
+
+    The columns are those of all rows: what a row does not have is empty.
+    """
     facts = describe()
     machine = {
         "processor": facts["processor"]["name"],
+        "isa": (facts["extensions"]["cpu"] or {}).get("isa", ""),
+        "clocks": "; ".join(f"{name} {value}" for name, value in facts["clocks"].items()),
         "threads": facts["processor"]["threads"],
         "gpu": "; ".join(facts["gpus"]),
         "torch": facts["versions"]["torch"],
@@ -33,8 +38,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         "commit": facts["commit"] or "",
         "date": _now(),
     }
+    if settings is not None:
+        machine["settings"] = json.dumps(settings)
+    columns = dict.fromkeys(column for row in rows for column in row)
     with whole_file(path) as file, file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*rows[0], *machine])
+        writer = csv.DictWriter(stream, [*columns, *machine])
         writer.writeheader()
         writer.writerows({**row, **machine} for row in rows)
 

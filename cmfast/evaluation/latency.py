@@ -37,6 +37,10 @@ class Latency:
         slowest: time of the slowest batch.
         samples_per_second: batch size over the median.
         quality: of all the batches' samples; None without a classifier.
+        batch_size: samples a batch.
+        first: time of the plan's first batch, with what is allocated, compiled and captured for it; what other plans
+            of the same model have prepared before is prepared.
+        rounds: time of each batch.
     """
 
     model: str
@@ -48,6 +52,9 @@ class Latency:
     slowest: float
     samples_per_second: float
     quality: Quality | None
+    batch_size: int = 1
+    first: float | None = None
+    rounds: tuple[float, ...] = ()
 
 
 def measure(
@@ -62,7 +69,8 @@ def measure(
     """Time every plan `rounds` times, in turn, so that a slow moment of the machine falls on all of them alike.
 
     A round draws the next batch_size samples of the run of `seed`; the first batch of each plan (allocation,
-    compilation, capture) is outside the times. All samples of a plan go into its quality.
+    compilation, capture) is timed apart. All samples of a plan go into its quality. Ctrl-C ends the rounds: the rows
+    are of those that were done, and without plans that have none.
 
     Args:
         plans: what to measure.
@@ -75,30 +83,34 @@ def measure(
     Raises:
         RuntimeError: samples that are not finite; nothing is reported of such a run.
     """
+    firsts = [_timed(plan, batch_size, 0, seed)[0] for plan in plans]
     evaluations = [_evaluations(plan) for plan in plans]
-    for plan in plans:
+    for plan in plans:  # a network that is accelerated is made ready again once the counting hook is gone
         plan.model.sample(batch_size, sampler=plan.sampler, steps=plan.steps)
     seconds: list[list[float]] = [[] for _ in plans]
     samples: list[list[Tensor]] = [[] for _ in plans]
-    for i in range(rounds):
-        for k, plan in enumerate(plans):
-            elapsed, drawn = _timed(plan, batch_size, i * batch_size, seed)
-            if not torch.isfinite(drawn).all():
-                raise RuntimeError(f"{plan.name} {plan.sampler} {plan.steps} gave samples that are not finite")
-            seconds[k].append(elapsed)
-            samples[k].append(drawn.cpu())
-            if progress is not None:
-                progress(i * len(plans) + k + 1, rounds * len(plans))
+    try:
+        for i in range(rounds):
+            for k, plan in enumerate(plans):
+                elapsed, drawn = _timed(plan, batch_size, i * batch_size, seed)
+                if not torch.isfinite(drawn).all():
+                    raise RuntimeError(f"{plan.name} {plan.sampler} {plan.steps} gave samples that are not finite")
+                seconds[k].append(elapsed)
+                samples[k].append(drawn.cpu())
+                if progress is not None:
+                    progress(i * len(plans) + k + 1, rounds * len(plans))
+    except KeyboardInterrupt:
+        if not seconds[0]:
+            raise
     rows = []
-    for plan, times, drawn_batches, count in zip(plans, seconds, samples, evaluations, strict=True):
+    for plan, times, drawn_batches, count, first in zip(plans, seconds, samples, evaluations, firsts, strict=True):
+        if not times:
+            continue
         median = statistics.median(times)
-        labels = torch.arange(rounds * batch_size) % (plan.model.num_classes or 1)
+        labels = torch.arange(len(times) * batch_size) % (plan.model.num_classes or 1)
         quality = None if classifier is None else evaluate(torch.cat(drawn_batches), labels, classifier)
-        rows.append(
-            Latency(
-                plan.name, plan.sampler, plan.steps, count, median, min(times), max(times), batch_size / median, quality
-            )
-        )
+        figures = (count, median, min(times), max(times), batch_size / median, quality, batch_size, first, tuple(times))
+        rows.append(Latency(plan.name, plan.sampler, plan.steps, *figures))
     return rows
 
 

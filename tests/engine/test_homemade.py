@@ -50,6 +50,12 @@ NETWORKS = {
     "added-to-itself": Homemade(lambda m, x, e: (lambda y: y + y)(m.a(x)), a=convolution()),
     "transposed-rows": Homemade(lambda m, x, e: m.a(x).transpose(1, 3).reshape(len(x), 6, -1), a=convolution()),
     "cloned": Homemade(lambda m, x, e: m.b(m.a(x).clone().contiguous()), a=convolution(), b=nn.Conv2d(6, 3, 1)),
+    "expanded-table": Homemade(
+        lambda m, x, e: m.a(x) + m.b(m.c.weight.expand(len(x), 5, 12)).mean(1)[..., None, None],
+        a=convolution(),
+        b=nn.Linear(12, 6),
+        c=nn.Embedding(5, 12),
+    ),
     "upsampled-thrice": Homemade(lambda m, x, e: m.a(F.interpolate(x, scale_factor=3.0)), a=convolution()),
     "odd-pooling": Homemade(lambda m, x, e: m.a(F.avg_pool2d(x, 2)), a=convolution()),
     "three-parts": Homemade(lambda m, x, e: m.a(torch.cat((x[:, :1], x[:, 1:2], x[:, 2:]), 1)), a=convolution()),

@@ -3,9 +3,12 @@
 import operator
 import re
 
+import torch
 from torch import Tensor, fx
 
 from ..graph import Graph
+
+_aten = torch.ops.aten
 
 
 def fold(graph: Graph) -> int:
@@ -17,7 +20,9 @@ def fold(graph: Graph) -> int:
         if any(graph.tensor(given) is None for given in node.all_input_nodes):
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), graph.tensor)
-        result = node.target(*args, **kwargs)
+        # A copy before a view is taken out of the graph: what it made adjacent may be an expanded tensor here.
+        target = _aten.reshape.default if node.target is _aten.view.default else node.target
+        result = target(*args, **kwargs)
         name = _name(node)
         if isinstance(result, Tensor):
             graph.replace(node, graph.attribute(name, result, node))

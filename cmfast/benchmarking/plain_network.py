@@ -1,17 +1,19 @@
 """The cmfast network in plain PyTorch operators, which exporters and compilers of other projects know."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmfast import unet
+from .. import unet
 
 
 @contextlib.contextmanager
-def plain_operators():
+def plain_operators() -> Iterator[None]:
     """Within it, `cmfast.UNet` computes with torch.nn.functional instead of cmfast.kernels."""
     with mock.patch.object(unet, "group_norm", group_norm), mock.patch.object(unet, "attention", attention):
         yield
@@ -23,36 +25,47 @@ class FromEmbedding(nn.Module):
     An exported network that computes in bf16 rounds the times before it takes their sine: it would be off by radians.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x, embedding, class_labels=None):
-        """x [N, C, H, W], embedding [N, model_channels] in float32, class_labels [N]."""
+    def forward(self, x: Tensor, embedding: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """X [N, C, H, W], embedding [N, model_channels] in float32, class_labels [N]."""
 
-        def timestep_embedding(timesteps, dim):
+        def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
             return embedding
 
         with plain_operators(), mock.patch.object(unet, "timestep_embedding", timestep_embedding):
             return self.network(x, embedding[:, 0], class_labels)
 
 
-def group_norm(x, num_groups, weight, bias, eps, *, add=None, scale=None, shift=None, activation=None):
+def group_norm(
+    x: Any,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:
     """The group norm that `cmfast.kernels.group_norm` defines."""
     if isinstance(x, tuple):
         x = torch.cat(x, dim=1)
     if add is not None:
         x = x + _per_channel(add)
     y = F.group_norm(x, num_groups, weight, bias, eps)
-    if scale is not None:
+    if scale is not None and shift is not None:
         y = y * (1 + _per_channel(scale)) + _per_channel(shift)
     return F.silu(y) if activation == "silu" else y
 
 
-def attention(q, k, v):
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The attention that `cmfast.kernels.attention` defines."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _per_channel(value):
+def _per_channel(value: Tensor) -> Tensor:
     return value[:, :, None, None]
