@@ -67,9 +67,11 @@ static-check: .venv/development
 	CMFAST_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-.venv/development: .venv/runtime
+# With it, where there is nvcc; what runs is then there as well.
+.venv/development: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+	touch .venv/runtime $@
 
 .venv-newest/development: pyproject.toml setup.py $(shell find csrc -type f)
 	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest

@@ -54,8 +54,8 @@ def results(folder):
 @needs_emulation
 def test_a_dry_run(tmp_path):
     stages = ["machine", "compile", "correctness", "network", "sampling", "conformance", "tuning"]
-    command = [*CHECK, "--minutes", "5", "--out", str(tmp_path / "out"), "--stages", *stages]
-    done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, "pass"), timeout=400)
+    command = [*CHECK, "--minutes", "10", "--out", str(tmp_path / "out"), "--stages", *stages]
+    done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, "pass"), timeout=700)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(tmp_path / "out")
     assert set(found) == {"emulation", *stages}
@@ -115,10 +115,10 @@ if stage == "machine":
 @needs_emulation
 def test_faults_are_reported_and_the_other_cases_run(tmp_path):
     stages = ["machine", "correctness", "operators", "sampling"]
-    command = [*CHECK, "--minutes", "3", "--out", str(tmp_path / "out"), "--stages", *stages]
+    command = [*CHECK, "--minutes", "5", "--out", str(tmp_path / "out"), "--stages", *stages]
     started = time.time()
     done = subprocess.run(command, capture_output=True, text=True, env=seeded(tmp_path, FAULTS), timeout=400)
-    assert time.time() - started < 240
+    assert time.time() - started < 360
     assert done.returncode == 1, done.stdout + done.stderr
     found = results(tmp_path / "out")
 

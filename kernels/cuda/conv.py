@@ -36,11 +36,12 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
     out = empty_channels_last(a.h, shape)
     moments = a.h.new_empty((shape[0], 2, shape[1]) if a.moments else 0, dtype=torch.float32)
     if out.numel():
-        _launch(a, out, moments)
+        launch_conv2d(out, moments if a.moments else None, a)
     return out if channels_adjoin(a.h) else out.contiguous(), moments
 
 
-def _launch(a: ConvArguments, out: Tensor, moments: Tensor) -> None:
+def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None:
+    """Write out [N, C, H, W], whose channels are innermost, and the moments [N, 2, C] where they are wanted."""
     n, columns, height, width = out.shape
     plan = conv_plan.plan(height, width, columns, _sources(a))
     packed = _rows(a.packed) if a.packed is not None and a.packed.ndim == 2 else pack(a.weight, a.dtype)
@@ -58,7 +59,7 @@ def _launch(a: ConvArguments, out: Tensor, moments: Tensor) -> None:
         [(0, 0) if t is None else (t.data_ptr(), t.stride(0)) for t in (gain, offset)],
         packed.data_ptr(),
         native.address(bias),
-        native.address(moments if a.moments else None),
+        native.address(moments),
         native.address(workspace),
         (n, height, width, a.h.shape[1], 0 if skip is None else skip.shape[1], columns),
         (native.DTYPES[out.dtype], a.resample == "nearest", a.silu, a.relu, _RESAMPLES[a.residual_resample]),

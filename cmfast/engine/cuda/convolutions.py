@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from ...kernels.backends import BackendError
 from ...kernels.conv_arguments import ConvArguments
+from ...kernels.cuda.conv import launch_conv2d
 from ..graph import arguments
 from ..steps import Step, Steps
 from . import cudnn
@@ -52,7 +53,7 @@ class Convolutions:
         a = ConvArguments(**taken | {"weight": shape, "packed": None, "dtype": self._dtype})
         tensors = [t for t in (a.h, a.skip, shape, a.residual) if t is not None]
         asked = list(LOWERED)[:-1] if backend == "auto" else [backend]
-        answers = {b: available("conv2d", self._device, tensors, b) for b in asked}
+        answers = {b: available("conv2d", self._device, tensors, b, [a]) for b in asked}
         backends = [b for b, (ok, _) in answers.items() if ok]
         if not backends:
             reason = answers[asked[0]][1]
@@ -76,6 +77,15 @@ def _by_triton(form: Form, steps: Steps, name: str, a: ConvArguments, weight: Te
     return launched(steps, name, "conv2d", planner("conv2d")(a._replace(packed=weight), arch=arch, **options))
 
 
+def _by_cuda(form: Form, steps: Steps, name: str, a: ConvArguments, weight: Tensor, arch: str) -> Any:
+    shape = a.output_shape()
+    out = steps.image(shape, a.h.dtype)
+    moments = steps.row(shape[0], 2, shape[1]) if a.moments else None
+    unpacked = weight.unflatten(0, (*a.weight.shape[2:], -1)).movedim((-1, -2), (0, 1))  # a view, for its shape
+    steps.add(Step(name, "conv2d", launch_conv2d, (out, moments, a._replace(weight=unpacked, packed=weight))))
+    return out, moments
+
+
 def _by_torch(form: Form, steps: Steps, name: str, a: ConvArguments, weight: Tensor, arch: str) -> Any:
     return cudnn.lower_conv2d(steps, name, a, weight, arch)
 
@@ -83,6 +93,7 @@ def _by_torch(form: Form, steps: Steps, name: str, a: ConvArguments, weight: Ten
 #: backend: how a call becomes its steps; ours in the order in which they are taken, torch's last.
 LOWERED: dict[str, Callable[[Form, Steps, str, ConvArguments, Tensor, str], Any]] = {
     "triton": _by_triton,
+    "cuda": _by_cuda,
     "torch": _by_torch,
 }
 

@@ -12,7 +12,7 @@ class Form(NamedTuple):
     """A way to compute a call; its string tells it from all others in files of measurements.
 
     Attributes:
-        backend: "triton", or "torch" for cuDNN's convolution with what surrounds it in launches of its own.
+        backend: "triton", "cuda", or "torch" for cuDNN's convolution with what surrounds it in launches of its own.
         config: how the backend divides the work; None leaves that to its own rule.
     """
 
@@ -59,5 +59,6 @@ def _of_triton(a: ConvArguments, arch: str) -> list[Any]:
 #: backend: the configurations that it has for a call.
 _CONFIGS: dict[str, Callable[[ConvArguments, str], list[Any]]] = {
     "triton": _of_triton,
+    "cuda": lambda a, arch: [None],
     "torch": lambda a, arch: [None],
 }

@@ -20,15 +20,23 @@ from ...kernels.triton.launch import Launch
 from ..steps import Step, Steps
 
 
-def available(op: str, device: torch.device, tensors: Sequence[Tensor], backend: str = "triton") -> tuple[bool, str]:
+def available(
+    op: str,
+    device: torch.device,
+    tensors: Sequence[Tensor],
+    backend: str = "triton",
+    arguments: Sequence[Any] | None = None,
+) -> tuple[bool, str]:
     """Whether a backend serves an operator for tensors of these shapes and dtypes on the device, or why not.
+
+    `arguments` are those of its function, where the answer may depend on more than the tensors.
 
     On "meta", for a plan, csrc/cuda is asked for a GPU.
     """
     if device.type == "meta" and backend == "cuda":
         with FakeTensorMode():
-            return backends.available(backend, op, [stand_in(t, torch.device("cuda")) for t in tensors])
-    return backends.available(backend, op, [stand_in(t, device) for t in tensors])
+            return backends.available(backend, op, [stand_in(t, torch.device("cuda")) for t in tensors], arguments)
+    return backends.available(backend, op, [stand_in(t, device) for t in tensors], arguments)
 
 
 def stand_in(t: Tensor, device: torch.device) -> Tensor:

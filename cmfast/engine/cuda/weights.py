@@ -1,11 +1,11 @@
 """The weights of a network's convolutions as each backend reads them, packed once for all shapes of its inputs."""
 
-import importlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ...kernels import conv_weights
 from . import cudnn
 
 
@@ -52,10 +52,9 @@ def pack(weight: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
     return PACKINGS[backend](weight, dtype)
 
 
-def _for_triton(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    packed: Tensor = importlib.import_module("...kernels.triton.conv", __package__).pack(weight, dtype)
-    return packed
-
-
 #: backend: what packs weights for it.
-PACKINGS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {"triton": _for_triton, "torch": cudnn.pack}
+PACKINGS: dict[str, Callable[[Tensor, torch.dtype], Tensor]] = {
+    "triton": conv_weights.pack,
+    "cuda": conv_weights.pack,
+    "torch": cudnn.pack,
+}

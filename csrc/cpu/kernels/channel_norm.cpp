@@ -51,11 +51,18 @@ struct ChannelNorm {
                      ? total(from, [](Floats x) __attribute__((always_inline)) { return x; }) / count : 0.0f;
     float square = total(from, [&](Floats x) __attribute__((always_inline)) { return (x - mean) * (x - mean); }) / count;
     float rstd = 1.0f / __builtin_sqrtf((square > p.least ? square : p.least) + p.eps);
-    for (int64_t c = 0; c < channels; c += LANES) {
-      int lanes = (int)(channels - c < LANES ? channels - c : LANES);
-      Floats x = (load(p.x.data, p.dtype, from + c, lanes) - mean) * rstd;
-      x = x * load(gain + c, lanes) + load(offset + c, lanes);
-      store((void*)p.y.data, p.dtype, to + c, p.silu ? CMFAST_ISA::silu(x) : x, lanes);
+    auto normal = [&](Floats x, Floats by, Floats plus) __attribute__((always_inline)) {
+      x = (x - mean) * rstd * by + plus;
+      return p.silu ? CMFAST_ISA::silu(x) : x;
+    };
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+      Floats x = load(p.x.data, p.dtype, from + c);
+      store((void*)p.y.data, p.dtype, to + c, normal(x, load(gain + c), load(offset + c)), LANES);
+    }
+    if (int lanes = (int)(channels - c)) {
+      Floats x = load(p.x.data, p.dtype, from + c, lanes);
+      store((void*)p.y.data, p.dtype, to + c, normal(x, load(gain + c, lanes), load(offset + c, lanes)), lanes);
     }
   }
 };

@@ -31,6 +31,7 @@ struct Source {
   void* data;
   int dtype;
   int64_t n, strides[MAX_DIMS];
+  bool dense;  // a sample's elements lie in the layout's order, one beside the other
 };
 
 struct Loaded {
@@ -66,13 +67,21 @@ Layout merge(const StepArguments& p, Source* const* sources, const StepTensor* c
     layout.sizes[0] = 1;
     for (int t = 0; t < count; ++t) sources[t]->strides[0] = 1;
   }
+  for (int t = 0; t < count; ++t) {
+    int64_t adjacent = 1;
+    sources[t]->dense = true;
+    for (int d = layout.dims - 1; d >= 0; adjacent *= layout.sizes[d--])
+      sources[t]->dense &= sources[t]->strides[d] == adjacent;
+  }
   return layout;
 }
 
-// Call use(element, stride, position, length) for each run along the innermost dimension of a tile.
+// Call use(element, stride, position, length) for each run along the innermost dimension of a tile; for the whole tile,
+// where it lies in one run.
 template <class Use>
 CMFAST_INLINE void for_runs(const Layout& layout, const Source& source, int64_t n, int64_t start, int64_t count,
                             Use use) {
+  if (source.dense) return use(n * source.n + start, 1, 0, count);
   int64_t digits[MAX_DIMS], rest = start;
   int inner = layout.dims - 1;
   for (int d = inner; d >= 0; --d) {
@@ -125,7 +134,7 @@ struct Step {
                 coefficient(p.input_scale, n)};
     read(layout, x, n, start, count, first);
     Source other = model_output;
-    if (FAULT(strides_of_x)) __builtin_memcpy(other.strides, x.strides, sizeof x.strides);
+    if (FAULT(strides_of_x)) __builtin_memcpy(other.strides, x.strides, sizeof x.strides), other.dense = x.dense;
     read(layout, other, n, start, count, second);
     bool noisy = noise.data || p.seeded;
     if (noise.data) read(layout, noise, n, start, count, z);
@@ -145,7 +154,7 @@ struct Step {
   }
 };
 
-Source source(const StepTensor& t) { return {t.data, t.dtype, t.strides[0], {}}; }
+Source source(const StepTensor& t) { return {t.data, t.dtype, t.strides[0], {}, false}; }
 
 }  // namespace
 

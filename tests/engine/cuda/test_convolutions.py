@@ -1,21 +1,24 @@
 """Each form of a convolution computes what its definition does, as steps of known launches."""
 
+import contextlib
 import math
 
 import pytest
 import torch
-from cmfast.kernels import reference
+from cmfast.kernels import native, reference
 from cmfast.kernels.conv_arguments import ConvArguments
+from cmfast.kernels.cuda import conv_plan
 
 from cmfast.engine.cuda import cudnn
 from cmfast.engine.cuda.convolutions import LOWERED, alone, lower_conv2d
 from cmfast.engine.cuda.executable import Executable
 from cmfast.engine.cuda.forms import Form, candidates
-from cmfast.engine.cuda.launches import launch_of
+from cmfast.engine.cuda.launches import available, launch_of
 from cmfast.engine.cuda.weights import pack
 
+from ...kernels import emulation
 from ..networks import error
-from .device import DEVICE
+from .device import DEVICE, ON_GPU
 
 F32, BF16 = torch.float32, torch.bfloat16
 
@@ -131,6 +134,27 @@ def test_torchs_form_is_the_convolution(name):
     if a.moments:
         for i in range(2):
             assert (found[1][:, i].double() - moments[:, i]).norm() < limit * moments[:, 1].norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, BF16], ids=str)
+@torch.no_grad()
+def test_the_form_of_the_extension_is_the_convolution(dtype, monkeypatch):
+    """On a GPU, or in the emulation; with weights that Triton's form reads too."""
+    if not ON_GPU and emulation.missing():
+        pytest.skip(emulation.missing())
+    monkeypatch.setattr(conv_plan, "PROGRAMS", 2)
+    norm = {"gain": row(1, 40), "offset": row(1, 40), "silu": True}
+    a = call(image(1, 24, 9, 7, dtype=dtype), 48, 3, skip=image(1, 16, 9, 7, dtype=dtype), residual=same(dtype),
+             moments=True, **norm)  # fmt: skip
+    with contextlib.nullcontext() if ON_GPU else native.stand_in(emulation.emulated()):
+        assert available("conv2d", DEVICE, [a.h, a.skip, a.weight.to(dtype), a.residual], "cuda", [a])[0]
+        steps, found, (expected, moments) = run(Form("cuda"), a)
+    assert [step.operator for step in steps] == ["conv2d"]
+    assert error(found[0], expected) < 1e-2
+    for i in range(2):
+        assert (found[1][:, i].double() - moments[:, i]).norm() < 1e-2 * moments[:, 1].norm()
+    strided = a._replace(stride=[2, 2])
+    assert "stride 1" in available("conv2d", DEVICE, [a.h], "cuda", [strided])[1]
 
 
 @torch.no_grad()
