@@ -14,6 +14,9 @@ import pytest
 import torch
 from cmfast.kernels import native
 
+from cmfast.benchmarking import accuracy, serving
+from cmfast.benchmarking.calls import tensors
+
 from .kernels import emulation
 
 ROOT = Path(__file__).parent.parent
@@ -333,7 +336,7 @@ def test_a_convolution_is_checked_on_each_backend_that_serves_it(monkeypatch):
         assert calls.backends_of(small) == ["triton"]
         assert calls.backends_of(call) == ["cuda", "triton"]
         given = calls.values(call, emulated)
-        found = calls.tensors(calls.launched(call, "cuda", given)())
-        assert 0 < calls.judge(call, given, found, emulated) < 2e-2
-        again = calls.tensors(calls.served(call, "cuda", given)())
+        found = tensors(serving.launched(call, "cuda", given)())
+        assert 0 < accuracy.judge(call, given, found) < 2e-2
+        again = tensors(serving.served(call, "cuda", given)())
         assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))

@@ -98,13 +98,17 @@ def test_embeddings_of_diffusers(dim, shift, scale, flip):
 @torch.no_grad()
 def test_a_gpu_has_one_launch_for_it():
     pytest.importorskip("triton")
+    from cmfast.engine.cuda.convolutions import Convolutions
+    from cmfast.engine.cuda.rule import Rule
     from cmfast.engine.cuda.served import kernels
 
+    device, dtype, arch = torch.device("meta"), torch.bfloat16, "sm_90"
+    none = Convolutions(device, dtype, arch, lambda name, weight, backend: weight, Rule(arch))
     for t in (TIMES, torch.arange(3)):
         graph = capture(Function(lambda m, t: sinusoids(t, m.w, flip=True, scale=3), w=W), (t,))
         for rewrite in PASSES.values():
             rewrite(graph)
-        steps = lower(graph, kernels(torch.device("meta"), torch.bfloat16, "sm_90"))
+        steps = lower(graph, kernels(device, dtype, arch, none))
         assert [(step.operator, step.reason) for step in steps.steps] == [("timestep_embedding", "")]
         assert steps.outputs[0].dtype == torch.float32
 
