@@ -1,7 +1,7 @@
 // Layer norm and RMS norm: a position's channels stay in the first cache while their mean and their mean square are
 // taken, one after the other, and the result is written.
 //
-// Weight, bias and FiLM are folded to one multiply-add a channel at the beginning of each sample.
+// Weight, bias and FiLM are folded to one multiply-add a channel: once, or with FiLM at the beginning of each sample.
 #include "../channel_norm.h"
 
 #include "../faults.h"
@@ -51,18 +51,26 @@ struct ChannelNorm {
                      ? total(from, [](Floats x) __attribute__((always_inline)) { return x; }) / count : 0.0f;
     float square = total(from, [&](Floats x) __attribute__((always_inline)) { return (x - mean) * (x - mean); }) / count;
     float rstd = 1.0f / __builtin_sqrtf((square > p.least ? square : p.least) + p.eps);
-    auto normal = [&](Floats x, Floats by, Floats plus) __attribute__((always_inline)) {
-      x = (x - mean) * rstd * by + plus;
-      return p.silu ? CMFAST_ISA::silu(x) : x;
+    auto normal = [=](Floats x, Floats by, Floats plus) __attribute__((always_inline)) {
+      return (x - mean) * rstd * by + plus;
     };
+    if (p.silu) write(from, to, gain, offset, [=](Floats x, Floats by, Floats plus) __attribute__((always_inline)) {
+      return CMFAST_ISA::silu(normal(x, by, plus));
+    });
+    else write(from, to, gain, offset, normal);
+  }
+
+  // A position's f(register, its gain, its offset).
+  template <class F>
+  CMFAST_INLINE void write(int64_t from, int64_t to, const float* gain, const float* offset, F f) const {
     int64_t c = 0;
     for (; c + LANES <= channels; c += LANES) {
       Floats x = load(p.x.data, p.dtype, from + c);
-      store((void*)p.y.data, p.dtype, to + c, normal(x, load(gain + c), load(offset + c)), LANES);
+      store((void*)p.y.data, p.dtype, to + c, f(x, load(gain + c), load(offset + c)), LANES);
     }
     if (int lanes = (int)(channels - c)) {
       Floats x = load(p.x.data, p.dtype, from + c, lanes);
-      store((void*)p.y.data, p.dtype, to + c, normal(x, load(gain + c, lanes), load(offset + c, lanes)), lanes);
+      store((void*)p.y.data, p.dtype, to + c, f(x, load(gain + c, lanes), load(offset + c, lanes)), lanes);
     }
   }
 };
@@ -74,13 +82,14 @@ const char* channel_norm(const ChannelNormArguments& p) {
   if (p.samples <= 0 || norm.channels <= 0 || p.positions <= 0) return "the input has no elements";
   float* rows = (float*)scratch(SCRATCH_ROWS, p.threads * 2 * norm.channels * 4);
   if (!rows) return "no memory for the rows";
+  bool film = p.scale.data || p.shift.data;  // rows of a sample: tokens may each be a sample
   auto body = [&](Team team) {
     float *gain = rows + team.rank * 2 * norm.channels, *offset = gain + norm.channels;
     Share mine = share(p.samples * p.positions, team);
     int64_t last = -1;
     for (int64_t i = mine.begin; i < mine.end; ++i) {
       int64_t n = i / p.positions, at = i % p.positions;
-      if (n != last && !(FAULT(rows_of_first_sample) && last >= 0)) norm.fold(n, gain, offset);
+      if (last < 0 || (film && n != last && !FAULT(rows_of_first_sample))) norm.fold(n, gain, offset);
       last = n;
       norm.normalise(n * p.x.n + at * p.x.p, n * p.y.n + at * p.y.p, gain, offset);
     }
