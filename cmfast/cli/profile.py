@@ -13,6 +13,7 @@ from rich.progress import track
 from torch import nn
 
 from ..accelerate import accelerate
+from ..benchmarking.networks import configuration, random_network
 from ..engine import Accelerator
 from ..engine.accelerator import detached, device_of, products_of
 from ..engine.explanation import explanation
@@ -23,7 +24,7 @@ from ..profiling import profile_call, profile_sampling
 from ..profiling.measurement import fastest
 from ..unet import UNet
 from . import options
-from .networks import configuration, evaluation, random_network
+from .networks import evaluation
 from .options import Threads, load_model
 from .plan import print_plan
 from .results import write_json
@@ -217,7 +218,7 @@ def _check_dtype(dtype: str, device: torch.device) -> None:
 
 
 def _random(network: str, device: str | None, dtype: str) -> UNet:
-    return random_network(network, options.device_of(device), options.dtype_of(dtype))
+    return random_network(configuration(network), str(options.device_of(device)), options.dtype_of(dtype))
 
 
 def _as_it_is(call: Call) -> Callable[[], Any]:
