@@ -31,8 +31,13 @@ _GATHERS = (
 )
 
 
+def of_convolution(out: Sequence[int], weight: Sequence[int]) -> int:
+    """The operations of a convolution with weights [Cout, Cin, *kernel], by the shapes of its output and of these."""
+    return 2 * math.prod(out) * math.prod(weight[1:])
+
+
 def _conv2d(h: Any, skip: Any, weight: Sequence[int], *_: Any, out_shape: Any, **__: Any) -> int:
-    return 2 * math.prod(out_shape[0]) * math.prod(weight[1:])
+    return of_convolution(out_shape[0], weight)
 
 
 def _attention(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:

@@ -12,6 +12,7 @@ from ...kernels.conv_arguments import ConvArguments
 from ...kernels.cuda.conv import launch_conv2d
 from ..graph import arguments
 from ..steps import Step, Steps
+from ..work import of_convolution
 from . import cudnn
 from .forms import Choose, Form
 from .launches import available, launched, planner
@@ -122,7 +123,7 @@ def without_memory(weight: Tensor, dtype: torch.dtype, backend: str) -> Tensor:
 
 def flops(a: ConvArguments) -> int:
     """Multiplications and additions of a call, each counted as one."""
-    return 2 * math.prod(a.output_shape()) * math.prod(a.weight.shape[1:])
+    return of_convolution(a.output_shape(), a.weight.shape)
 
 
 def alone(a: ConvArguments) -> tuple[Steps, ConvArguments]:
