@@ -306,8 +306,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
       .def("first_difference", &Snapshot::first_difference)
       .def("accept", &Snapshot::accept);
   py::class_<TensorSnapshot>(m, "TensorSnapshot", py::module_local())
-      .def(py::init<const Tensors&, const Parts&>())
-      .def("same", &TensorSnapshot::same);
+      .def(py::init<const Tensors&, const Parts&>());
+  m.def("look", look);
   m.def("build_info", [] {
     const Kernels* found = kernels();
     return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),

@@ -5,8 +5,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
 
 #include "cpu/checksum.h"
+#include "cpu/team.h"
 #include "dlpack.h"
 
 namespace cmfast {
@@ -33,6 +36,15 @@ class Snapshot {
     }
     return -1;
   }
+
+  // Whether the dicts' numbers of changes tell that none of a share of them was changed. Needs no lock of Python.
+  bool unchanged(Share of) const {
+    if (!COUNTS_CHANGES) return false;
+    for (int64_t i = of.begin; i < of.end; ++i)
+      if (changes(dicts_[i].object) != dicts_[i].changes) return false;
+    return true;
+  }
+  int64_t size() const { return (int64_t)dicts_.size(); }
 
   // Remember one of the dicts as it is now.
   void accept(size_t i) {
@@ -87,7 +99,7 @@ using Parts = std::vector<std::pair<uintptr_t, int64_t>>;
 // whose addresses and sizes in bytes are the parts.
 class TensorSnapshot {
  public:
-  TensorSnapshot(const Tensors& tensors, const Parts& parts) : sample_(parts) {
+  TensorSnapshot(const Tensors& tensors, const Parts& parts) {
     py::object type = py::module_::import("torch").attr("Tensor");
     data_ptr_ = type.attr("data_ptr");
     stride_ = type.attr("stride");
@@ -107,19 +119,27 @@ class TensorSnapshot {
       if (placed) seen.place = place(seen);
       seen_.push_back(std::move(seen));
     }
-    sum_ = sample_.checksum();
+    auto middle = parts.begin() + (int64_t)parts.size() / 2;
+    for (const Parts& half : {Parts(parts.begin(), middle), Parts(middle, parts.end())}) {
+      Sample sample(half);
+      samples_.push_back({sample, sample.checksum()});
+    }
   }
 
-  // The elements are looked at last: where their addresses are others, the old ones may not be read any more.
-  bool same() const {
+  // Whether torch has counted no write, and the elements are where they were: where their addresses are others, the old
+  // ones may not be read any more.
+  bool same_places() const {
     for (size_t i = 0; i < seen_.size(); ++i) {
       if (i + AHEAD < seen_.size()) seen_[i + AHEAD].prefetch();
       const Seen& seen = seen_[i];
       if (seen.counted && version(seen.tensor) != seen.version) return false;
       if (seen.placed && !same_place(seen)) return false;
     }
-    return sample_.checksum() == sum_;
+    return true;
   }
+
+  // Whether the elements of one half of the tensors, 0 or 1, are the same. Needs no lock of Python.
+  bool same_elements(int half) const { return samples_[half].first.checksum() == samples_[half].second; }
 
  private:
   struct Place {
@@ -182,8 +202,35 @@ class TensorSnapshot {
   py::object data_ptr_, stride_, version_;
   int (*describe_)(void*, dlpack::Tensor*) = nullptr;
   std::vector<Seen> seen_;
-  Sample sample_;
-  uint64_t sum_ = 0;
+  std::vector<std::pair<Sample, uint64_t>> samples_;
 };
+
+// The first of the dicts that holds anything else now, or -1, and whether the tensors are the same. The calling thread has
+// Python's lock and asks where the tensors are, while the others read the dicts' numbers; then two read elements. Most of
+// the time is waiting for memory. It is the team of the kernels that come after: another size would have threads end and
+// begin again.
+static inline std::pair<int64_t, bool> look(Snapshot& dicts, const TensorSnapshot& tensors, int threads) {
+  std::atomic<bool> unchanged{true}, same{false};
+  std::exception_ptr thrown;
+  auto body = [&](Team team) {
+    int others = team.size - 1;
+    if (team.rank || !others) {
+      Share mine = others ? share(dicts.size(), {team.rank - 1, others}) : Share{0, dicts.size()};
+      if (!dicts.unchanged(mine)) unchanged = false;
+    }
+    if (!team.rank) try {
+        same = tensors.same_places();
+      } catch (...) {
+        thrown = std::current_exception();
+      }
+    team.barrier();
+    if (!same) return;
+    for (int half = team.rank; half < 2; half += team.size)
+      if (!tensors.same_elements(half)) same = false;
+  };
+  parallel(threads, body);
+  if (thrown) std::rethrow_exception(thrown);
+  return {unchanged ? -1 : dicts.first_difference(), (bool)same};
+}
 
 }  // namespace cmfast

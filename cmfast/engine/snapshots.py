@@ -60,6 +60,11 @@ class TensorSnapshot:
         return seen, b"".join(ctypes.string_at(*place) for place in self._places) if read else b""
 
 
+def look(dicts: Snapshot, tensors: TensorSnapshot, threads: int) -> tuple[int, bool]:
+    """The first of the dicts that holds anything else now, or -1, and whether the tensors are the same."""
+    return dicts.first_difference(), tensors.same()
+
+
 def _sample(address: int, size: int) -> list[tuple[int, int]]:
     """Addresses and sizes of what is read of a part of memory."""
     if size <= _SMALL:

@@ -4,6 +4,7 @@ import copy
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels import native
@@ -27,6 +28,7 @@ class Watch:
         self._dicts, others = attributes(module)
         self._copies = [dict(found) for found in self._dicts]
         found = _snapshots()
+        self._look = found.look
         self._snapshot = found.Snapshot(self._dicts)
         self._others = [(value, copy.copy(value)) for value in others]
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
@@ -35,20 +37,24 @@ class Watch:
         seen = [(t, not t.is_inference(), there) for t, there in zip(tensors, placed, strict=True)]
         read = [_memory(t) for t in tensors if t.device.type == "cpu"]
         self._tensors = found.TensorSnapshot(seen, read)
+        self._on_cpu = bool(read)  # where threads of the processor are about to evaluate the network, they look as well
 
     def changed(self) -> bool:
         """Whether the network is another, as far as can be seen."""
-        while (i := self._snapshot.first_difference()) >= 0:
+        threads = torch.get_num_threads() if self._on_cpu else 1
+        i, same = self._look(self._snapshot, self._tensors, threads)
+        while i >= 0:
             if not _same(self._dicts[i], self._copies[i]):
                 return True
             self._copies[i] = dict(self._dicts[i])  # numbers or the mode: equal, or of no matter
             self._snapshot.accept(i)
+            i = self._snapshot.first_difference()
         try:
-            if any(container != before for container, before in self._others):
+            if self._others and any(container != before for container, before in self._others):
                 return True
         except (RuntimeError, TypeError, ValueError):  # a tensor of several elements has no truth: it was replaced
             return True
-        return not self._tensors.same()
+        return not same
 
 
 def _snapshots() -> ModuleType:

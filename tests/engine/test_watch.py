@@ -21,9 +21,11 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=["extension", "python"], autouse=True)
+@pytest.fixture(params=["extension", "extension, 2 threads", "extension, 3 threads", "python"], autouse=True)
 def made_by(request, monkeypatch):
     """What has the snapshots: the extension, or Python where it was not built."""
+    if "threads" in request.param:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: int(request.param.split()[1]))
     if request.param == "python":
 
         def missing():
@@ -89,6 +91,15 @@ def test_tensors_of_every_kind(kind):
     with torch.inference_mode(before.is_inference()):
         before.data = before.clone() if before.numel() else before.new_empty(0, 4)
     assert net.state is before
+    assert watch.changed()
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_one_of_several_tensors(which):
+    net = nn.ParameterList([nn.Parameter(torch.zeros(3)) for _ in range(5)])
+    watch = Watch(net)
+    assert not watch.changed()
+    net[which].detach().numpy()[...] += 1
     assert watch.changed()
 
 
