@@ -11,9 +11,9 @@ from ...model import ConsistencyModel
 class Draws(Protocol):
     """The random numbers of one update, for the samples that are at hand.
 
-    They are drawn for the update's whole batch, and each process and each part of an accumulated batch takes those of its
-    samples: so that the numbers of a sample do not depend on how the batch is divided. Calls are made in the same order
-    in each part.
+    They are drawn for the update's whole batch, and each process and each part of an accumulated batch takes those of
+    its samples: so that the numbers of a sample do not depend on how the batch is divided. Calls are made in the same
+    order in each part.
     """
 
     def normal(self, like: Tensor) -> Tensor:
