@@ -54,12 +54,15 @@ def _version(package: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """The processor's name, with the numbers that tell generations of one name apart where the system has them."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        text = ""
+    facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    numbers = ", ".join(f"{key.removeprefix('cpu ')} {facts[key]}" for key in ("cpu family", "model") if key in facts)
+    return f"{name} ({numbers})" if numbers else name
 
 
 def _gpus() -> list[str]:

@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 
 from cmfast import __version__, load
 from cmfast.cli import kernels, results
+from cmfast.cli.bench import latency_report, report
 from cmfast.evaluation import Quality, evaluate, load_classifier
 from cmfast.evaluation.latency import Latency
 
 from .fixture_files import tiny_unet
-
-bench = importlib.import_module("cmfast.cli.bench.latency")  # the package has the function of that name
 
 
 def test_help_names_the_commands(cmfast):
@@ -425,29 +424,30 @@ def test_a_plain_bench(cmfast, tmp_path):
 
 
 def test_the_picture_has_a_line_a_sampler(tmp_path, monkeypatch):
-    lines, draw = {}, bench._line
+    lines, draw = {}, latency_report._line
 
     def line(axes, rows, label, **style):
         lines[label] = rows
         draw(axes, rows, label, **style)
 
-    monkeypatch.setattr(bench, "_line", line)
+    monkeypatch.setattr(latency_report, "_line", line)
     few = [timed("consistency", "multistep", 1, 1, 0.1, 0.9)]
     many = [timed("diffusion", sampler, n, n, 0.9, 0.9) for n in (5, 9) for sampler in ("heun", "euler")]
-    bench._plot(few, many, 10, tmp_path / "a.png", "conditions")
+    latency_report.draw([*few, *many], tmp_path / "a.png", "conditions")
     assert lines == {"diffusion, heun": many[::2], "diffusion, euler": many[1::2], "consistency": few}
 
 
 def timed(model, sampler, steps, evaluations, seconds, accuracy):
     quality = None if accuracy is None else Quality(accuracy, 2.5, 0.25)
-    return Latency(model, sampler, steps, evaluations, seconds, seconds / 2, 2 * seconds, 10 / seconds, quality)
+    figures = (seconds, seconds / 2, 2 * seconds, 10 / seconds, quality, 10, None, (seconds / 2, seconds, 2 * seconds))
+    return Latency(model, sampler, steps, evaluations, *figures)
 
 
 def test_the_table_of_latencies(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     few = [timed("consistency", "multistep", 1, 1, 0.1, 0.9), timed("consistency", "multistep", 2, 2, 0.2, 0.97)]
     many = [timed("diffusion", "heun", 5, 9, 0.9, 0.95), timed("diffusion", "heun", 40, 79, 8.0, 0.96)]
-    bench.print_table(few, many, batch_size=10, rounds=3)
+    report.show(latency_report.tables([*few, *many]), latency_report.notes([*few, *many]))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "milliseconds for 10 samples: median, fastest and slowest of 3"
     assert "consistency 1 1 100 50–200 100 0.900 2.50 0.25" in lines
@@ -457,8 +457,23 @@ def test_the_table_of_latencies(capsys, monkeypatch):
         "80.0x faster than heun 40 (79 evaluations)",
         "consistency, 2 steps: no diffusion row is at least as good; 40.0x faster than heun 40 (79 evaluations)",
     ]
-    bench.print_table([timed("consistency", "multistep", 1, 1, 0.1, None)], [], batch_size=10, rounds=3)
-    assert "consistency, 1 step" not in capsys.readouterr().out  # there is nothing to say of it
+    report.show(latency_report.tables(few[:1]), markdown=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "milliseconds for 10 samples: median, fastest and slowest of 3",
+        "",
+        "| sampler | steps | evaluations | first ms | ms | range | samples per s | accuracy | to test | to train |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| consistency | 1 | 1 |  | 100 | 50–200 | 100 | 0.900 | 2.50 | 0.25 |",
+    ]
+    assert not list(latency_report.notes([timed("consistency", "multistep", 1, 1, 0.1, None)]))  # nothing to say
+
+
+@pytest.mark.parametrize("accuracy", [None, 0.9])
+def test_latencies_are_read_as_they_were_written(accuracy):
+    latency = timed("diffusion", "heun", 5, 9, 0.9, accuracy)
+    row = latency_report.row_of(latency)
+    document = {"rows": [json.loads(json.dumps(report.entry(row)))]}
+    assert [latency_report.latency_of(row) for row in report.rows_of(document)] == [latency]
 
 
 def test_rows_in_a_file_name_the_machine(tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ def test_operators_and_their_files(cmfast, tmp_path, monkeypatch):
     assert [row["backend"] for row in table] == [row["backend"] for row in document["rows"]]
     assert json.loads(table[0]["settings"]) == document["settings"]
     assert table[0]["isa"] == document["environment"]["extensions"]["cpu"]["isa"]
+    assert_shown_again(cmfast, files, out.partition("ceiling: ")[0])
     picture = Image.open(files["png"])
     assert picture.width == 1170
     assert "torch 2" in picture.text["Description"]
@@ -204,9 +205,26 @@ def test_model_and_its_files(cmfast, tmp_path, monkeypatch):
     assert document["settings"]["network"] == "digits"
     assert len(list(csv.DictReader(files["csv"].open()))) == len(document["rows"])
     assert Image.open(files["png"]).width == 1170
+    assert_shown_again(cmfast, files, out)
     status, out, _ = cmfast("bench", "model", *options, "--compare", files["json"])
     assert status == 0
     assert "compared: 4 unclear" in out  # two rounds say nothing
+
+
+def assert_shown_again(cmfast, files, said):
+    """`bench show` says and draws of the JSON file what the run itself did."""
+    again = files["png"].with_name("again.png")
+    status, out, err = cmfast("bench", "show", files["json"], "--plot", again)
+    assert status == 0, err
+    shown = [line for line in said.splitlines() if not line.startswith(("wrote", "quality"))]
+    assert len(shown) > 5
+    assert out.splitlines()[: len(shown)] == shown
+    first, second = Image.open(files["png"]), Image.open(again)
+    assert second.size == first.size
+    assert second.text["Description"].rpartition(";")[2] == first.text["Description"].rpartition(";")[2]
+    status, out, _ = cmfast("bench", "show", files["json"], "--markdown")
+    assert out.count("|---") >= 1
+    assert "torch 2" in out
 
 
 def test_control_c_in_a_model(cmfast, monkeypatch):
@@ -321,6 +339,7 @@ def test_latency_of_a_network_with_random_weights(cmfast, monkeypatch, tmp_path)
     assert document["settings"]["accelerate"] is True
     assert len([row for row in document["rows"] if row["control"]]) == 5
     assert Image.open(files["png"]).width == 1170
+    assert_shown_again(cmfast, files, out)
     status, out, _ = cmfast("bench", "latency", *options, "--accelerate", "--compare", files["json"])
     assert "compared: " in out
     assert status in (0, 1)  # of four rounds on a busy machine

@@ -8,12 +8,14 @@ import torch
 
 from cmfast import environment
 
+EPYC = "processor\t: 0\nvendor_id\t: A\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
 CPUINFO = "processor\t: 0\nmodel name\t: Some: Processor v3\n\nprocessor\t: 1\nmodel name\t: Other\n"
 
 
 def test_the_processors_name(monkeypatch):
     for read, expected in (
         (lambda path: CPUINFO, "Some: Processor v3"),
+        (lambda path: EPYC, "AMD EPYC (family 25, model 1)"),
         (lambda path: "processor\t: 0\n", platform.processor() or platform.machine()),
         (lambda path: (_ for _ in ()).throw(FileNotFoundError(path)), platform.processor() or platform.machine()),
     ):

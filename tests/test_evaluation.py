@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cmfast import CheckpointError, ConsistencyModel, load
+from cmfast.cli.bench import latency_report
 from cmfast.evaluation import (
     Classifier,
     Quality,
@@ -199,6 +200,27 @@ def test_each_plan_is_warmed_up_and_then_measured_in_turn(monkeypatch):
     assert (first.first, first.rounds, first.batch_size) == (9, (4, 1, 2), 6)
     assert second.first == 5
     assert (second.seconds, second.fastest, second.slowest, second.samples_per_second) == (12, 8, 16, 0.5)
+
+
+def test_the_time_in_a_decoder(monkeypatch):
+    now = [0.0]
+
+    def takes(seconds, value):
+        now[0] += next(seconds)
+        return value
+
+    seconds = iter([9, 1, 9, 2, 3, 4]), iter([5, 20, 10, 30])
+    zeros = torch.zeros(1, 1, 8, 8)
+    model = types.SimpleNamespace(num_classes=None, device=torch.device("cpu"), unet=torch.nn.Identity())
+    model.sample = lambda *arguments, **options: takes(seconds[0], zeros)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    plan = Plan("m", model, "multistep", 1, decoder=lambda latents: takes(seconds[1], 2 * latents))
+    (row,) = measure([plan], batch_size=1, rounds=3)
+    assert row.first == 14
+    assert row.rounds == (22, 13, 34)
+    assert (row.seconds, row.decoding) == (22, 20)
+    (table,) = latency_report.tables([row])
+    assert [cell for column in table.columns if "decoder" in column.header for cell in column.cells] == ["20000 (91%)"]
 
 
 def test_the_clock_waits_for_a_gpu(monkeypatch):

@@ -1,8 +1,10 @@
 """The comparison with other projects (benchmarks/peers), as far as it needs none of them."""
 
 import csv
+import dataclasses
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,13 @@ from cmfast.benchmarking.plain_network import plain_operators
 from .fixture_files import network
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+try:
+    from benchmarks.peers.case import Case, UnavailableError
+    from benchmarks.peers.compare import peers_of, relative_error
+    from benchmarks.peers.worker import PEERS, Peer, module_of
+finally:
+    sys.path.remove(str(ROOT))
 
 
 class Operators(TorchDispatchMode):
@@ -39,6 +48,105 @@ def test_the_plain_network_is_the_published_one(name):
     with torch.no_grad(), Operators() as operators:
         unet(data["x"], data["timesteps"], data.get("y"))
     assert "cmfast" in operators.namespaces
+
+
+@pytest.fixture
+def digits(tmp_path):
+    case = Case("digits", 2, "fp32", 1, tmp_path)
+    case.write()
+    return case
+
+
+def evaluate(peer, case):
+    """The output of a peer in this process, beside the definition's."""
+    return relative_error(module_of(peer).prepare(case, case.folder)(), case.reference())
+
+
+def test_diffusers_has_the_network_as_its_own(digits):
+    assert evaluate("diffusers", digits) < 1e-5
+
+
+def test_a_file_each():
+    peers = {
+        path.stem.removeprefix("with_").replace("_", "-") for path in (ROOT / "benchmarks/peers").glob("with_*.py")
+    }
+    assert set(PEERS) == peers
+    assert {"cmfast", "torch", "openvino", "torch-channels-last"} <= set(peers_of("cpu"))
+    assert {"cmfast", "torch-compile", "xformers", "flash-attn", "stable-fast", "tensorrt"} <= set(peers_of("cuda"))
+    assert not {"openvino", "ncnn", "onnxruntime"} & set(peers_of("cuda"))
+
+
+@pytest.mark.parametrize("peer", ["xformers", "flash-attn", "stable-fast", "tensorrt"])
+def test_peers_of_gpus_say_why_they_are_not_measured(digits, peer):
+    with pytest.raises(UnavailableError, match="it is measured on cuda, not on cpu"):
+        Peer(peer, digits)
+    with pytest.raises(UnavailableError, match="is not installed"):
+        Peer(peer, dataclasses.replace(digits, device="cuda"))
+
+
+class StandIn(types.ModuleType):
+    """A package of a peer that is not installed here: `has` are its functions."""
+
+    def __init__(self, name, **has):
+        super().__init__(name)
+        self.__path__ = []
+        self.__dict__.update(has)
+
+
+def scaled_dot_product(q, k, v):
+    """The attention of xFormers and flash-attn, on [N, T, H, D]."""
+    return torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
+
+
+class Settings:
+    """stable-fast's settings, and its compiler."""
+
+    Default = classmethod(lambda cls: cls())
+
+
+def compile_unet(unet, config):
+    assert config.enable_cuda_graph
+    return unet
+
+
+def compile_exported(exported, *, arg_inputs, **settings):
+    assert settings["require_full_compilation"]
+    return exported.module()
+
+
+@pytest.mark.parametrize(
+    ("peer", "packages"),
+    [
+        ("xformers", {"xformers.ops": {"memory_efficient_attention": scaled_dot_product}}),
+        ("flash-attn", {"flash_attn": {"flash_attn_func": scaled_dot_product}}),
+        (
+            "stable-fast",
+            {
+                "sfast.compilers.diffusion_pipeline_compiler": {
+                    "CompilationConfig": Settings,
+                    "compile_unet": compile_unet,
+                }
+            },
+        ),
+        (
+            "tensorrt",
+            {
+                "torch_tensorrt": {"dynamo": types.SimpleNamespace(compile=compile_exported)},
+                "torch_tensorrt.dynamo._engine_cache": {"DiskEngineCache": lambda folder, size: None},
+            },
+        ),
+    ],
+)
+def test_peers_of_gpus_evaluate_the_network(digits, monkeypatch, peer, packages):
+    """As far as it can be seen without them: by stand-ins for what is called of their packages."""
+    for name, has in packages.items():
+        parents = name.split(".")
+        for end in range(1, len(parents)):
+            monkeypatch.setitem(
+                sys.modules, ".".join(parents[:end]), sys.modules.get(".".join(parents[:end])) or StandIn(parents[0])
+            )
+        monkeypatch.setitem(sys.modules, name, StandIn(name, **has))
+    assert evaluate(peer, digits) < 1e-5
 
 
 def compare(folder, *options):

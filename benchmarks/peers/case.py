@@ -1,5 +1,6 @@
 """What is evaluated: a network with its weights, its inputs and its exact output, on files that every process reads."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -16,6 +17,21 @@ class UnavailableError(Exception):
     """A peer that cannot be measured here, and why."""
 
 
+def evaluated(network, *inputs, within=contextlib.nullcontext):
+    """The function that is timed of a network in torch: it evaluates the inputs, and returns the output as an array.
+
+    On a GPU the array is there once the network is done, so that nothing has to wait for it besides. `within` makes the
+    context of the evaluation.
+    """
+    import torch
+
+    def call():
+        with torch.inference_mode(), within():
+            return network(*inputs).float().cpu().numpy()
+
+    return call
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One network at one batch size, precision and number of threads, with `files` for everything that is kept."""
@@ -25,6 +41,7 @@ class Case:
     dtype: str  # "fp32" or "bf16"
     threads: int
     files: Path
+    device: str = "cpu"  # or "cuda"
 
     def to_json(self):
         return json.dumps({**dataclasses.asdict(self), "files": str(self.files)})
@@ -76,11 +93,11 @@ class Case:
         unet.load_state_dict(torch.load(self.weights, weights_only=True), assign=True)
         return unet.eval().requires_grad_(False)
 
-    def torch_inputs(self):
-        """The inputs as tensors, in the dtype of the network but for numbers and times."""
+    def torch_inputs(self, times="timesteps"):
+        """The inputs as tensors on the device, in the dtype of the network but for numbers and times."""
         import torch
 
-        x, *conditions = (torch.from_numpy(array) for array in self.inputs())
+        x, *conditions = (torch.from_numpy(array).to(self.device) for array in self.inputs(times))
         if self.network in OTHERS:
             conditions = [t.to(self.torch_dtype()) if t.is_floating_point() else t for t in conditions]
         return x.to(self.torch_dtype()), *conditions

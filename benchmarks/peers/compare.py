@@ -1,4 +1,4 @@
-"""One network evaluation of cmfast on the CPU beside that of other projects, in one interleaved run.
+"""One network evaluation of cmfast beside that of other projects, in one interleaved run.
 
     python -m benchmarks.peers.compare --network imagenet64 --dtype fp32 --threads 2
 
@@ -24,7 +24,7 @@ import torch
 from cmfast.cli.results import write_csv
 
 from .case import NETWORKS, Case
-from .worker import PEERS
+from .worker import PEERS, devices
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Relative errors (of the norm) above which an output is wrong.
@@ -43,7 +43,7 @@ class Worker:
     """The process of a peer (see `worker`)."""
 
     def __init__(self, peer, case):
-        self.log = case.folder / f"{peer}-{case.dtype}.log"
+        self.log = case.folder / f"{peer}-{case.device}-{case.dtype}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.peers.worker", peer, case.to_json()],
@@ -101,6 +101,11 @@ def start(peer, case, exact):
         worker.end()
         return None, {**row, "note": str(reason)}
     return worker, row
+
+
+def peers_of(device):
+    """The peers that can be measured on a device."""
+    return [peer for peer in PEERS if device in devices(peer)]
 
 
 def relative_error(output, exact):
@@ -223,20 +228,27 @@ def main():
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument(
-        "--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER", help=", ".join(PEERS)
+        "--peers", nargs="+", choices=PEERS, metavar="PEER", help=f"{', '.join(PEERS)}; by default those of the device"
     )
+    arguments.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments.add_argument(
         "--files", type=Path, default=ROOT / "out" / "peers", help="where converted networks are kept"
     )
     arguments.add_argument("--csv", type=Path, help="write the rows, with the machine and the commit, to this file")
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
-    case = Case(given.network, given.batch, given.dtype, given.threads, given.files.resolve())
-    rows = measure(case, given.peers, given.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))
-    settings = f"{given.network}, batch {given.batch}, {given.dtype}, {given.threads} threads"
+    case = Case(given.network, given.batch, given.dtype, given.threads, given.files.resolve(), given.device)
+    rows = measure(
+        case,
+        given.peers or peers_of(given.device),
+        given.rounds,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    where = f"{given.threads} threads" if given.device == "cpu" else torch.cuda.get_device_name()
+    settings = f"{given.network}, batch {given.batch}, {given.dtype}, {where}"
     print(f"{settings}, median of {given.rounds} rounds\n\n{table(rows)}")
     if given.csv:
-        settings = {name: getattr(given, name) for name in ("network", "dtype", "batch", "rounds")}
+        settings = {name: getattr(given, name) for name in ("network", "device", "dtype", "batch", "rounds")}
         write_csv(given.csv, [{**settings, **row, **settings} for row in rows])
 
 

@@ -51,7 +51,7 @@ class Other:
         return found
 
 
-def _diffusers():
+def import_diffusers():
     """The package: `python -m` puts the checkout's root on the path, where it takes kernels/ for another package."""
     root = Path(__file__).resolve().parents[2]
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != root]
@@ -62,14 +62,14 @@ def _diffusers():
 
 def _stable_diffusion():
     """The UNet of Stable Diffusion 1.5 as latent consistency models have it: 860 million parameters."""
-    return _diffusers().UNet2DConditionModel(
+    return import_diffusers().UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8, time_cond_proj_dim=256
     )
 
 
 def _imagenet64():
     """A UNet2DModel of the shape of cmfast's imagenet64."""
-    return _diffusers().UNet2DModel(
+    return import_diffusers().UNet2DModel(
         sample_size=64,
         layers_per_block=3,
         block_out_channels=(192, 384, 576, 768),
@@ -86,7 +86,7 @@ def _imagenet64():
 
 def _decoder(name):
     def build():
-        diffusers = _diffusers()
+        diffusers = import_diffusers()
         if name == "AutoencoderTiny":
             return diffusers.AutoencoderTiny().decoder
         channels = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}

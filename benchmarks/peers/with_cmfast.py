@@ -1,27 +1,15 @@
-"""cmfast: the accelerated network, and the network as it is, with its fused operators alone."""
-
-import torch
+"""cmfast: the accelerated network."""
 
 import cmfast
 
-from .case import UnavailableError
-from .others import OTHERS
+from .case import evaluated
 
 PACKAGES = ("cmfast",)
+DEVICES = ("cpu", "cuda")
 
 
-def prepare(case, peer, folder):
-    torch.set_num_threads(case.threads)
-    if peer == "cmfast":
-        unet = cmfast.accelerate(case.unet(), dtype=case.torch_dtype(), cache=folder, keep_weights=False)
-    elif case.network in OTHERS:
-        raise UnavailableError("the fused operators alone are those of cmfast's own network")
-    else:
-        unet = case.unet().to(case.torch_dtype(), memory_format=torch.channels_last)
-    x, *conditions = case.torch_inputs()
-
-    def call():
-        with torch.inference_mode():
-            return unet(x, *conditions).float().numpy()
-
-    return call
+def prepare(case, folder):
+    # On the CPU the dtype is that of products: values between layers are float32.
+    unet = case.unet() if case.device == "cpu" else case.unet().to(case.device, case.torch_dtype())
+    fast = cmfast.accelerate(unet, dtype=case.torch_dtype(), cache=folder, keep_weights=False)
+    return evaluated(fast, *case.torch_inputs())

@@ -19,7 +19,7 @@ def export(case, folder):
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
-def prepare(case, peer, folder):
+def prepare(case, folder):
     import ncnn
 
     net = ncnn.Net()

@@ -12,7 +12,7 @@ def export(case, folder):
         torch.onnx.export(case.exportable(), inputs, folder / "network.onnx", dynamo=True, external_data=True)
 
 
-def prepare(case, peer, folder):
+def prepare(case, folder):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -14,7 +14,7 @@ def export(case, folder):
     openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
 
 
-def prepare(case, peer, folder):
+def prepare(case, folder):
     import openvino
 
     settings = {

@@ -18,17 +18,8 @@ import numpy as np
 
 from .case import Case, UnavailableError
 
-#: name: the module that prepares it
-PEERS = {
-    "cmfast": "with_cmfast",
-    "cmfast-eager": "with_cmfast",
-    "ncnn": "with_ncnn",
-    "openvino": "with_openvino",
-    "onnxruntime": "with_onnxruntime",
-    "torch-compile": "with_torch_compile",
-    "torch": "with_torch",
-    "torch-channels-last": "with_torch",
-}
+#: Names of peers, each with a file of its own here: torch-compile is with_torch_compile.py.
+PEERS = [path.stem.removeprefix("with_").replace("_", "-") for path in sorted(Path(__file__).parent.glob("with_*.py"))]
 #: Seconds of timed calls a turn: a small network is called often, a large one once.
 TURN = 0.2
 
@@ -36,14 +27,17 @@ TURN = 0.2
 class Peer:
     """The requests' answers.
 
-    A peer's module has PACKAGES, of which the first is the peer itself; where some files are written beforehand,
-    `export(case, folder)`; and `prepare(case, peer, folder)`, which returns a function without arguments that evaluates
-    the network and returns an array. REFUSED has precisions that it does not have, and why.
+    A peer's module has PACKAGES, of which the first is the peer itself; DEVICES, the CPU alone by default; where some
+    files are written beforehand, `export(case, folder)`; and `prepare(case, folder)`, which returns a function without
+    arguments that evaluates the network and returns an array. REFUSED has precisions that it does not have, and why.
+    Packages that may not be installed are imported within these functions.
     """
 
     def __init__(self, name, case):
-        self.name, self.case = name, case
-        self.module = importlib.import_module(f".{PEERS[name]}", __package__)
+        self.case = case
+        self.module = module_of(name)
+        if case.device not in devices(name):
+            raise UnavailableError(f"it is measured on {' and '.join(devices(name))}, not on {case.device}")
         versions = [_version(package) for package in self.module.PACKAGES]
         reason = getattr(self.module, "REFUSED", {}).get(case.dtype)
         if reason:
@@ -57,9 +51,8 @@ class Peer:
         seconds = 0.0
         if hasattr(self.module, "export"):
             seconds += self._once("exported", lambda: self.module.export(self.case, self.folder))
-        seconds += self._once(
-            f"started-{self.case.dtype}", lambda: self.module.prepare(self.case, self.name, self.folder)()
-        )
+        started = f"started-{self.case.device}-{self.case.dtype}"
+        seconds += self._once(started, lambda: self.module.prepare(self.case, self.folder)())
         return {"version": self.version, "conversion": seconds}
 
     def _once(self, name, work):
@@ -74,7 +67,7 @@ class Peer:
     def start(self):
         """Load, prepare and evaluate once; the output lies in a file."""
         start = time.perf_counter()
-        self.call = self.module.prepare(self.case, self.name, self.folder)
+        self.call = self.module.prepare(self.case, self.folder)
         output = self.call()
         seconds = time.perf_counter() - start
         np.save(self.folder / "output.npy", output)
@@ -90,9 +83,23 @@ class Peer:
         return {"seconds": (time.perf_counter() - start) / calls}
 
     def memory(self):
-        """Peak resident memory in GB."""
+        """Peak memory in GB: resident, or what torch has taken of the GPU's."""
+        if self.case.device == "cuda":
+            import torch
+
+            return {"memory": torch.cuda.max_memory_reserved() / 1e9}
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         return {"memory": int(line.split()[1]) * 1024 / 1e9}
+
+
+def module_of(peer):
+    """The module of a peer by its name."""
+    return importlib.import_module(f".with_{peer.replace('-', '_')}", __package__)
+
+
+def devices(peer):
+    """The devices on which a peer can be measured."""
+    return getattr(module_of(peer), "DEVICES", ("cpu",))
 
 
 def _version(package):

@@ -115,7 +115,7 @@ def read(path: Path) -> dict[str, Any]:
         assert all({"key", "samples", "problem", "control"} <= row.keys() for row in rows)
         assert {"command"} <= document["settings"].keys()
     except (ValueError, TypeError, KeyError, AssertionError, AttributeError) as error:
-        raise ValueError(f"--compare {path} was not written by cmfast bench ... --json") from error
+        raise ValueError(f"{path} was not written by cmfast bench ... --json") from error
     return document
 
 

@@ -1,7 +1,7 @@
 """The cmfast network in plain PyTorch operators, which exporters and compilers of other projects know."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,9 +13,15 @@ from .. import unet
 
 
 @contextlib.contextmanager
-def plain_operators() -> Iterator[None]:
-    """Within it, `cmfast.UNet` computes with torch.nn.functional instead of cmfast.kernels."""
-    with mock.patch.object(unet, "group_norm", group_norm), mock.patch.object(unet, "attention", attention):
+def plain_operators(attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None) -> Iterator[None]:
+    """Within it, `cmfast.UNet` computes with torch.nn.functional instead of cmfast.kernels.
+
+    `attend` takes the place of torch's attention: a function of q, k and v [N, H, T, D].
+    """
+    with (
+        mock.patch.object(unet, "group_norm", group_norm),
+        mock.patch.object(unet, "attention", attend or attention),
+    ):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's network as latent consistency models have it, with weights drawn at random."""
+"""Stable Diffusion 1.5's network, as latent consistency models have it, and decoder, with weights drawn at random."""
 
 from typing import Any
 
@@ -34,14 +34,33 @@ def latent_consistency_model(device: str, dtype: torch.dtype, **sizes: Any) -> C
     Raises:
         ImportError: diffusers is not installed.
     """
-    try:
-        from diffusers import UNet2DConditionModel
-    except ImportError as error:
-        raise ImportError("--network sd15 is a network of diffusers: pip install diffusers") from error
     config = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, "time_cond_proj_dim": 256}
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**(config | sizes))
+        unet: Any = _diffusers().UNet2DConditionModel(**(config | sizes))
     torch.manual_seed(0)
-    network = TextConditioned(drawn(unet, device).to(dtype)).to(device).eval()
+    network = TextConditioned(drawn(unet, device)).to(device, dtype).eval()
     shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
     return ConsistencyModel(network, LatentConsistency(), sample_shape=shape)
+
+
+def decoder(device: str, dtype: torch.dtype, **sizes: Any) -> nn.Module:
+    """The decoder of 64 × 64 latents to images of 512 × 512; `sizes` are others for diffusers' AutoencoderKL.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+    config: dict[str, Any] = {"latent_channels": 4, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    config |= sizes
+    levels = len(config["block_out_channels"])
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    with torch.device("meta"):
+        found: Any = _diffusers().AutoencoderKL(**config, **blocks).decoder
+    return drawn(found, device).to(dtype)
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError("--network sd15 is a network of diffusers: pip install diffusers") from error
+    return diffusers

@@ -15,12 +15,16 @@ from .quality import Quality, evaluate
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One way of sampling: a model by its name in the table, a sampler and its steps."""
+    """One way of sampling: a model by its name in the table, a sampler and its steps.
+
+    `decoder` makes images of the latents [N, C, *spatial] that some models draw.
+    """
 
     name: str
     model: ConsistencyModel
     sampler: str
     steps: int
+    decoder: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Latency:
         first: time of the plan's first batch, with what is allocated, compiled and captured for it; what other plans
             of the same model have prepared before is prepared.
         rounds: time of each batch.
+        decoding: median time of a batch in the decoder, which `seconds` has in it; None without one.
     """
 
     model: str
@@ -55,6 +60,7 @@ class Latency:
     batch_size: int = 1
     first: float | None = None
     rounds: tuple[float, ...] = ()
+    decoding: float | None = None
 
 
 def measure(
@@ -83,19 +89,21 @@ def measure(
     Raises:
         RuntimeError: samples that are not finite; nothing is reported of such a run.
     """
-    firsts = [_timed(plan, batch_size, 0, seed)[0] for plan in plans]
+    firsts = [_timed(plan, batch_size, 0, seed)[0][1] for plan in plans]
     evaluations = [_evaluations(plan) for plan in plans]
     for plan in plans:  # a network that is accelerated is made ready again once the counting hook is gone
         plan.model.sample(batch_size, sampler=plan.sampler, steps=plan.steps)
     seconds: list[list[float]] = [[] for _ in plans]
+    decoding: list[list[float]] = [[] for _ in plans]
     samples: list[list[Tensor]] = [[] for _ in plans]
     try:
         for i in range(rounds):
             for k, plan in enumerate(plans):
-                elapsed, drawn = _timed(plan, batch_size, i * batch_size, seed)
+                (sampled, elapsed), drawn = _timed(plan, batch_size, i * batch_size, seed)
                 if not torch.isfinite(drawn).all():
                     raise RuntimeError(f"{plan.name} {plan.sampler} {plan.steps} gave samples that are not finite")
                 seconds[k].append(elapsed)
+                decoding[k].append(elapsed - sampled)
                 samples[k].append(drawn.cpu())
                 if progress is not None:
                     progress(i * len(plans) + k + 1, rounds * len(plans))
@@ -103,14 +111,29 @@ def measure(
         if not seconds[0]:
             raise
     rows = []
-    for plan, times, drawn_batches, count, first in zip(plans, seconds, samples, evaluations, firsts, strict=True):
+    for i, (plan, times, drawn_batches) in enumerate(zip(plans, seconds, samples, strict=True)):
         if not times:
             continue
         median = statistics.median(times)
         labels = torch.arange(len(times) * batch_size) % (plan.model.num_classes or 1)
         quality = None if classifier is None else evaluate(torch.cat(drawn_batches), labels, classifier)
-        figures = (count, median, min(times), max(times), batch_size / median, quality, batch_size, first, tuple(times))
-        rows.append(Latency(plan.name, plan.sampler, plan.steps, *figures))
+        rows.append(
+            Latency(
+                plan.name,
+                plan.sampler,
+                plan.steps,
+                evaluations[i],
+                median,
+                min(times),
+                max(times),
+                batch_size / median,
+                quality,
+                batch_size,
+                firsts[i],
+                tuple(times),
+                None if plan.decoder is None else statistics.median(decoding[i]),
+            )
+        )
     return rows
 
 
@@ -125,13 +148,20 @@ def _evaluations(plan: Plan) -> int:
     return len(calls)
 
 
-def _timed(plan: Plan, batch_size: int, first_sample: int, seed: int) -> tuple[float, Tensor]:
+def _timed(plan: Plan, batch_size: int, first_sample: int, seed: int) -> tuple[tuple[float, float], Tensor]:
+    """The seconds until the samples are there, those until they are decoded, and what came of it."""
     synchronize = torch.cuda.synchronize if plan.model.device.type == "cuda" else lambda: None
     synchronize()
     begin = time.perf_counter()
     drawn = plan.model.sample(batch_size, sampler=plan.sampler, steps=plan.steps, seed=seed, first_sample=first_sample)
     synchronize()
-    return time.perf_counter() - begin, drawn
+    sampled = time.perf_counter() - begin
+    if plan.decoder is None:
+        return (sampled, sampled), drawn
+    with torch.inference_mode():
+        drawn = plan.decoder(drawn)
+    synchronize()
+    return (sampled, time.perf_counter() - begin), drawn
 
 
 def equal_quality(row: Latency, baselines: Sequence[Latency]) -> Latency | None:

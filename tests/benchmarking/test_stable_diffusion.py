@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cmfast
-from cmfast.benchmarking.stable_diffusion import latent_consistency_model
+from cmfast.benchmarking.stable_diffusion import decoder, latent_consistency_model
 
 pytest.importorskip("diffusers")
 
@@ -31,6 +31,16 @@ def test_it_samples_and_is_accelerated():
     fast = cmfast.accelerate(model)
     torch.testing.assert_close(fast.sample(2, steps=2), samples, rtol=1e-3, atol=1e-3)
     assert not cmfast.explain(fast, torch.zeros(2, 4, 8, 8), torch.zeros(2)).left
+
+
+def test_the_decoder_makes_images_and_is_accelerated():
+    made = decoder("cpu", torch.float32, block_out_channels=(32, 32), layers_per_block=1)
+    latents = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        images = made(latents)
+        assert images.shape == (2, 3, 16, 16)
+        assert images.std() > 0.1
+        torch.testing.assert_close(cmfast.accelerate(made)(latents), images, rtol=1e-3, atol=1e-3)
 
 
 def test_without_diffusers_it_says_what_to_install(monkeypatch):

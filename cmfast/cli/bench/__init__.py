@@ -2,7 +2,7 @@
 
 import typer
 
-from . import all, latency, model, operators
+from . import all, latency, model, operators, show
 
 app = typer.Typer(help="Measure operators, networks and samplers.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -16,3 +16,4 @@ app.command("operators")(operators.operators)
 app.command("model")(model.model)
 app.command("latency")(latency.latency)
 app.command("all")(all.everything)
+app.command("show")(show.show)

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ...benchmarking.ceilings import ceilings
@@ -37,7 +36,7 @@ def model(
         str | None,
         typer.Option(
             help="Other projects to measure as well, such as openvino,torch-compile, or all: benchmarks/peers, in a "
-            "checkout, on the CPU."
+            "checkout."
         ),
     ] = None,
     batch_sizes: report.BatchSizes = "1",
@@ -65,8 +64,6 @@ def model(
     files = report.Files(csv, json, plot, compare)
     earlier = files.check(settings)
     if peers is not None:
-        if place != "cpu":
-            raise ValueError("--peers are measured on the CPU: give --device cpu")
         return _with_peers(network or model, dtype, batches, peers, rounds, settings, files, earlier)
     if network is not None:
         unet = random_network(configuration(network), place)
@@ -91,7 +88,7 @@ def _finish(
     interrupted: bool,
 ) -> None:
     measured = [row for row in rows if row.samples or row.problem or row.facts.get("note")]
-    print_table(measured, settings)
+    report.show([table(measured, settings)], notes(measured))
     report.finish(
         [*(row for row in limits if row.samples), *measured],
         settings,
@@ -102,12 +99,12 @@ def _finish(
     )
 
 
-def print_table(rows: Sequence[Row], settings: dict[str, Any]) -> None:
-    """Print a row a batch size and variant."""
+def table(rows: Sequence[Row], settings: dict[str, Any]) -> Table:
+    """A row a batch size and variant."""
     title = f"one evaluation of {settings['network']}, {settings['dtype']}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    found = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("variant", "batch", "ms", "quartiles", "samples per s", "error"):
-        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
+        found.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for row in rows:
         times = row.times("evaluation")
         cells = [row.problem.partition(":")[0] or "left out", "", ""]
@@ -115,12 +112,15 @@ def print_table(rows: Sequence[Row], settings: dict[str, Any]) -> None:
             ms = [1e3 * seconds for seconds in (times.median, times.low, times.high)]
             cells = [f"{ms[0]:.4g}", f"{ms[1]:.4g}–{ms[2]:.4g}", f"{row.facts['samples_per_s']:.3g}"]
         error = row.facts["error"]
-        table.add_row(row.key["variant"], str(row.key["batch"]), *cells, "" if error is None else f"{error:.1e}")
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
+        found.add_row(row.key["variant"], str(row.key["batch"]), *cells, "" if error is None else f"{error:.1e}")
+    return found
+
+
+def notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Why rows have no times though nothing is wrong."""
     for row in rows:
         if row.facts.get("note") and not row.problem:
-            console.print(f"{row.key['variant']}, batch {row.key['batch']}: {row.facts['note']}")
+            yield f"{row.key['variant']}, batch {row.key['batch']}: {row.facts['note']}"
 
 
 def draw(rows: Sequence[Row], settings: dict[str, Any], path: Path, caption: str) -> None:
@@ -171,7 +171,8 @@ def _with_peers(
 ) -> None:
     """The same by the workers of benchmarks/peers: cmfast, accelerated and eager, beside the peers named."""
     compare = _compare_module()
-    wanted = list(compare.PEERS) if peers == "all" else ["cmfast", "cmfast-eager", *peers.split(",")]
+    device = str(settings["device"])
+    wanted = compare.peers_of(device) if peers == "all" else ["cmfast", "cmfast-eager", *peers.split(",")]
     if unknown := [peer for peer in wanted if peer not in compare.PEERS]:
         raise ValueError(f"--peers must be some of {', '.join(compare.PEERS)}, or all; got {', '.join(unknown)}")
     if name not in compare.NETWORKS:
@@ -181,10 +182,10 @@ def _with_peers(
         raise ValueError(f"--peers are measured in float32 or bfloat16, got {dtype}")
     limits: dict[str, Row] = {}
     for _ in range(rounds):
-        take_turns(list(ceilings(device_of("cpu"), [dtype], limits)), 1)
+        take_turns(list(ceilings(device_of(device), [dtype], limits)), 1)
     rows: list[Row] = []
     for batch in batches:
-        case = compare.Case(name, batch, short, torch.get_num_threads(), (_ROOT / "out" / "peers").resolve())
+        case = compare.Case(name, batch, short, torch.get_num_threads(), (_ROOT / "out" / "peers").resolve(), device)
         found = compare.measure(case, list(dict.fromkeys(wanted)), rounds, lambda line: print(line, file=sys.stderr))
         rows += [_row_of(peer, {"network": name, "batch": batch, "dtype": dtype}) for peer in found]
         if any(0 < len(row.samples.get("evaluation", ())) < rounds for row in rows):

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ...benchmarking.devices import device_of
@@ -67,7 +66,7 @@ def operators(
 
     interrupted = report.run(work(), passes * bench.steps)
     rows = [row for row in bench.ceilings.values() if row.samples] + bench.rows
-    print_table(rows, left_out)
+    report.show(tables(rows), notes(rows, left_out))
     report.finish(
         rows,
         settings,
@@ -101,9 +100,8 @@ def _some(text: str, known: Sequence[str], option: str) -> list[str]:
     return names
 
 
-def print_table(rows: Sequence[Row], left_out: int = 0) -> None:
-    """Print the ceilings, and a table an operator."""
-    console = Console()
+def notes(rows: Sequence[Row], left_out: int = 0) -> Iterator[str]:
+    """What the machine can do at most, and which calls were not measured."""
     for row in rows:
         times = row.times("cold") if row.key["op"] == "ceiling" else None
         if times is not None:
@@ -111,7 +109,13 @@ def print_table(rows: Sequence[Row], left_out: int = 0) -> None:
             rate = f"{_us(times.median)} us" if fact == "calls" else f"{amount / times.median / 1e9:.1f} "
             unit = {"calls": "", "bytes": "GB/s", "flops": "GFLOP/s"}[fact]
             name = f"{row.key['shape']} {row.key['dtype']}".strip()
-            console.print(f"ceiling: {name} {rate}{unit}", highlight=False)
+            yield f"ceiling: {name} {rate}{unit}"
+    if left_out:
+        yield f"{left_out} calls of more than 64 MiB were left out: --large measures them"
+
+
+def tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table an operator."""
     for op in dict.fromkeys(row.key["op"] for row in rows if row.key["op"] != "ceiling"):
         dtypes = " and ".join(dict.fromkeys(row.key["dtype"] for row in rows if row.key["op"] == op))
         table = Table(
@@ -125,9 +129,7 @@ def print_table(rows: Sequence[Row], left_out: int = 0) -> None:
             label = _label(row)
             table.add_row("" if label == last else label, row.key["backend"], *_cells(row))
             last = label
-        console.print(table)
-    if left_out:
-        console.print(f"{left_out} calls of more than 64 MiB were left out: --large measures them", highlight=False)
+        yield table
 
 
 def _label(row: Row) -> str:

@@ -137,15 +137,20 @@ def _write(
     if files.json is not None:
         write_json(files.json, [entry(row) for row in rows], settings)
     if files.plot is not None and draw is not None:
-        draw(files.plot, conditions(settings))
+        draw(files.plot, conditions(settings, describe(), date.today().isoformat()))
     for path in (files.csv, files.json, files.plot):
         if path is not None:
             print(f"wrote {path}")
 
 
-def conditions(settings: dict[str, Any]) -> str:
-    """Under which conditions a run was made, for the caption of its picture: two lines."""
-    facts = describe()
+def conditions(settings: dict[str, Any], facts: dict[str, Any], day: str) -> str:
+    """Under which conditions a run was made, for the caption of its picture: two lines.
+
+    Args:
+        settings: of the run.
+        facts: the machine and the versions, as `describe` gives them.
+        day: the date, 2026-01-31.
+    """
     isa = (facts["extensions"]["cpu"] or {}).get("isa", "no CPU kernels")
     threads = facts["processor"]["threads"]
     machine = f"{facts['processor']['name']}, {isa}, {threads} thread{'s' if threads > 1 else ''}"
@@ -153,9 +158,39 @@ def conditions(settings: dict[str, Any]) -> str:
         machine = "; ".join(facts["gpus"])
     clocks = "; ".join(facts["clocks"].values()) or "clocks not known"
     versions = f"torch {facts['versions']['torch']}, cmfast {facts['commit'] or facts['versions']['cmfast']}"
-    shown = ("dtype", "batch_sizes", "batch_size", "rounds", "passes")
+    shown = ("model", "network", "dtype", "batch_sizes", "rounds", "passes")
     chosen = ", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in shown if name in settings)
-    return f"{machine}, {clocks}\n{versions}; {chosen}; {date.today().isoformat()}"
+    chosen += ", accelerated" if settings.get("accelerate") else ""
+    return f"{machine}, {clocks}; {versions}\n{chosen}; {day}"
+
+
+def rows_of(document: dict[str, Any]) -> list[Row]:
+    """The rows of what --json wrote."""
+    rows = []
+    for found in document["rows"]:
+        nested = ("key", "samples", "control", "problem")
+        times = {f"{measure}{end}" for measure in found["samples"] for end in ("_s", "_low_s", "_high_s")}
+        facts = {name: value for name, value in found.items() if name not in {*nested, *found["key"], *times}}
+        rows.append(Row(found["key"], facts, found["samples"], found["problem"], found["control"]))
+    return rows
+
+
+def show(tables: Iterable[Table], notes: Iterable[str] = (), *, markdown: bool = False) -> None:
+    """Print tables and what is to be said of them, to read here or as Markdown."""
+    console = Console(highlight=False, soft_wrap=True)
+    for table in tables:
+        print(_markdown(table)) if markdown else console.print(table)
+    for note in notes:
+        print(f"\n{note}") if markdown else console.print(note)
+
+
+def _markdown(table: Table) -> str:
+    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
+    lines = [
+        " | ".join(cell.replace("-\n", "").replace("\n", " ") for cell in row) for row in zip(*columns, strict=True)
+    ]
+    rule = "|".join("---" if column.justify == "left" else "---:" for column in table.columns)
+    return "\n".join((f"{table.title}\n", f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])))
 
 
 def print_comparison(console: Console, found: comparison.Comparison) -> None:
