@@ -59,7 +59,7 @@ static: .venv/development
 	done
 
 static-check: .venv/development
-	CMFAST_STATIC=full $(BIN)/pytest tests/kernels/test_static.py
+	CMFAST_STATIC=full $(BIN)/pytest tests/kernels/test_static.py tests/kernels/test_static_cuda.py
 
 # Without the CUDA extension, which takes a minute or two to compile.
 .venv/runtime: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)

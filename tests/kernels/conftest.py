@@ -73,9 +73,10 @@ def _fresh_memory_is_nan(request):
     if "compile" in request.node.name or "opcheck" in request.node.name:
         yield
         return
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # torch.use_deterministic_algorithms does this after it has imported Inductor, which takes seconds a process.
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     yield
-    torch.use_deterministic_algorithms(False)
+    torch._C._set_deterministic_algorithms(False)
 
 
 def _on_gpu(resolve):

@@ -1,12 +1,12 @@
 """Faults of the consistency step that its tests must catch: see test_mutants.py."""
 
-_NCHW = "test_forms and triton and seed-vectors-nchw-"
-_NHWC = "test_forms and triton and seed-vectors-nhwc-"
-_STRIDES = "test_strides and triton and (cropped-seed or cropped-noise)"
-_DEVICE = "test_indices_on_the_device and triton and high-word-nchw-"
+_NCHW = "test_forms and triton and seed-vectors-nchw-nhwc"
+_NHWC = "test_forms and triton and seed-vectors-nhwc-nchw"
+_STRIDES = "test_strides and triton and cropped-noise-vectors"
+_DEVICE = "test_indices_on_the_device and triton and high-word-nchw-nhwc"
 _OUTSIDE = "test_writes_nothing_else and triton and seed-vectors-cc"
-_NOISE = "test_forms and triton and noise-nchw-"
-_CLIP = "test_forms and triton and clip-nchw-"
+_NOISE = "test_forms and triton and noise-nchw-nhwc"
+_CLIP = "test_forms and triton and clip-nchw-nhwc"
 _GRADIENTS = "test_gradients and triton and N1-C4-5x7-fp32-cc"
 
 _FAULTS = [

@@ -43,12 +43,9 @@ LEFT = {
 SOME = (
     "UNet2DModel, skip blocks",
     "LCM",
-    "AutoencoderKL's decoder",
     "AutoencoderTiny's decoder",
-    "guided-diffusion, legacy order",
     "denoising-diffusion",
     "k-diffusion, cross attention",
-    "latent diffusion",
 )
 
 
