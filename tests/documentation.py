@@ -73,8 +73,9 @@ def expected_output(block: Block) -> str:
 
 
 def shows(expected: str, found: str) -> bool:
-    """Whether an output is the one that a console shows: but for numbers, processors and spaces, and with ... for any.
+    """Whether an output is the one that a console shows: but for measured numbers, processors and spaces.
 
+    Measured are numbers that are not whole; the others are compared.
     Dots alone on a line stand for any lines, dots in one for the rest of it; further lines may follow the last.
     """
     parts = [".*" if part == "..." else re.escape(part) for part in re.split(r"(\.\.\.)", _plain(expected))]
@@ -83,5 +84,5 @@ def shows(expected: str, found: str) -> bool:
 
 def _plain(output: str) -> str:
     output = re.sub(r"\d+ threads? of [^:\n]+:", "threads:", output)
-    output = re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "#", output)
+    output = re.sub(r"\d+(\.\d+(e[+-]\d+)?|e[+-]\d+)", "#", output)
     return "\n".join(" ".join(line.split()) for line in output.strip().splitlines())

@@ -178,7 +178,7 @@ def a_module(path, modules, monkeypatch):
 _SMALLER = {
     "cmfast sample --model digits --accelerate --count 100000": "--count 1024",
     "cmfast sample --accelerate --count 100000": "--count 1024",
-    "cmfast profile --from": "--rounds 1",
+    "cmfast profile --from": "--rounds 3",
     "cmfast profile --explain": "--rounds 1",
     "cmfast profile --eager": "--rounds 1",
     "cmfast profile --steps": "--rounds 1",
@@ -339,11 +339,13 @@ def test_a_command_that_is_none_is_noticed(line, error, cmfast, tmp_path, monkey
 
 
 def test_what_a_console_shows():
-    shown = "a 1.5 of 3\n...\nlast line, ...\n"
-    assert shows(shown, "a 20 of 4e-05\nx\ny\nlast   line, and more\nrest")
-    assert not shows(shown, "b 20 of 4e-05\nx\nlast line, and more")
-    assert not shows(shown, "a 20 of 4e-05\nx\nlast word, and more")
-    assert shows("on 2 threads of AMD EPYC: 1 ms", "on 1 thread of Intel(R) Xeon: 22.5 ms")
+    shown = "a 1.5 of 3 conv2d\n...\nlast line, ...\n"
+    assert shows(shown, "a 4e-05 of 3 conv2d\nx\ny\nlast   line, and more\nrest")
+    assert not shows(shown, "b 1.5 of 3 conv2d\nx\nlast line, and more")
+    assert not shows(shown, "a 1.5 of 4 conv2d\nx\nlast line, and more")
+    assert not shows(shown, "a 1.5 of 3 conv3d\nx\nlast line, and more")
+    assert not shows(shown, "a 1.5 of 3 conv2d\nx\nlast word, and more")
+    assert shows("on 2 threads of AMD EPYC: 1.5 ms", "on 1 thread of Intel(R) Xeon: 22.5 ms")
 
 
 def test_blocks_are_found():
