@@ -1,8 +1,9 @@
 """The documentation: every block of code runs, every public name has its reference, the README is short.
 
-Blocks of Python run in order, one namespace a page, in an empty folder; `_NEEDS` has what a page's reader has already:
-networks, files, a hub. Of blocks of sh and of consoles each `cmfast` command runs; `_SMALLER` says with which options
-to make it quick. The commands of `_PARSED` and of other programs are held to the options and files that they name.
+The blocks of a page run in order, those of Python in one namespace, all in one folder; `_NEEDS` has what its reader has
+already: networks, files, a hub. Of blocks of sh and of consoles each `cmfast` command runs; `_SMALLER` says with which
+options to make it quick. The commands of `_PARSED` and of other programs are held to the options and files that they
+name.
 """
 
 import contextlib
@@ -31,10 +32,6 @@ from .documentation import PAGES, ROOT, Block, blocks, command_lines, expected_o
 from .fixture_files import tiny_unet
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-
-
-def pages_with(*kinds):
-    return sorted({block.page for block in BLOCKS if block.kind in kinds})
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
@@ -93,7 +90,6 @@ def checkpoints(namespace, monkeypatch):
     shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
     released = ConsistencyModel(tiny_unet(image_size=64, channel_mult=(1, 2, 3, 4), attention_resolutions=()))
     write(released.checkpoint(), Path("cd_imagenet64_l2.pt"), "openai")
-    a_hub(namespace, monkeypatch)
 
 
 def a_model():
@@ -134,23 +130,6 @@ _NEEDS = {
     "docs/models.md": (a_network, checkpoints),
     "docs/extending.md": (a_backend,),
 }
-
-
-@pytest.mark.parametrize("page", pages_with("python"))
-def test_python(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    namespace, modules = {"__name__": "__page__"}, {}
-    with contextlib.ExitStack() as after:
-        for need in _NEEDS.get(page, ()):
-            after.callback(need(namespace, monkeypatch) or (lambda: None))
-        for block in (b for b in BLOCKS if b.page == page and b.kind == "python"):
-            if not block.title:
-                run(block, namespace)
-            elif (ROOT / block.title).exists():
-                assert block.text in (ROOT / block.title).read_text(), f"{block} is not in {block.title}"
-            else:  # a file of the reader's
-                run(block, vars(modules.setdefault(block.title, a_module(block.title, modules, monkeypatch))))
 
 
 def run(block: Block, namespace):
@@ -210,21 +189,6 @@ def a_desk():
     mask.save("M.png")
     Path("examples").symlink_to(ROOT / "examples")
     shutil.copy(ROOT / "examples" / "your_own_network.py", "FILE.py")
-
-
-@pytest.mark.parametrize("page", pages_with("sh", "console"))
-def test_commands(page, tmp_path, monkeypatch, cmfast):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(importlib.import_module("cmfast.cli.bench.operators"), "calls", tiny.calls)
-    monkeypatch.setitem(ceilings.BYTES, "cpu", 1 << 12)
-    monkeypatch.setitem(ceilings.PRODUCT, "cpu", 16)
-    a_desk()
-    a_hub({}, monkeypatch)
-    for block in (b for b in BLOCKS if b.page == page and b.kind in ("sh", "console")):
-        printed = "".join(called(line, cmfast) for line in command_lines(block))
-        if block.kind == "console":
-            assert shows(expected_output(block), printed), f"{block}: the command prints\n{printed}"
 
 
 def called(line, cmfast):
@@ -358,6 +322,41 @@ def test_blocks_are_found():
         blocks("p", "```sh\nls\n")
     with pytest.raises(ValueError, match="p:1: expected title"):
         blocks("p", "```python no-test\nx\n```\n")
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS}))
+def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys, cmfast):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(importlib.import_module("cmfast.cli.bench.operators"), "calls", tiny.calls)
+    monkeypatch.setitem(ceilings.BYTES, "cpu", 1 << 12)
+    monkeypatch.setitem(ceilings.PRODUCT, "cpu", 16)
+    torch.manual_seed(0)
+    a_desk()
+    namespace, modules = {"__name__": "__page__"}, {}
+    with contextlib.ExitStack() as after:
+        for need in (a_hub, *_NEEDS.get(page, ())):
+            after.callback(need(namespace, monkeypatch) or (lambda: None))
+        for block in (block for block in BLOCKS if block.page == page):
+            capsys.readouterr()
+            if block.kind != "python":
+                run_commands(block, cmfast)
+            elif not block.title:
+                run(block, namespace)
+            elif (ROOT / block.title).exists():
+                assert block.text in (ROOT / block.title).read_text(), f"{block} is not in {block.title}"
+            else:  # a file of the reader's
+                run(block, vars(modules.setdefault(block.title, a_module(block.title, modules, monkeypatch))))
+
+
+def run_commands(block: Block, cmfast):
+    """Run a block of commands; a console must show what they print."""
+    printed = "".join(called(line, cmfast) for line in command_lines(block))
+    if block.kind == "console":
+        assert shows(expected_output(block), printed), f"{block}: the command prints\n{printed}"
 
 
 # ---- the pages
