@@ -31,7 +31,7 @@ lint: .venv/development
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The pages of docs/ as a site in out/docs; a warning is an error. The variable leaves out the theme's notice of its successor.
+# The pages of docs/ as a site in out/docs; a warning is an error. The variable leaves out a notice of the theme.
 docs: .venv/development
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
