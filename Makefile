@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX ?= g++
 
-.PHONY: demo test test-newest mutants lint sanitize bench peers static static-check clean
+.PHONY: demo test test-newest mutants lint docs sanitize bench peers static static-check clean
 
 demo: .venv/runtime
 	$(BIN)/cmfast env
@@ -30,6 +30,10 @@ lint: .venv/development
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The pages of docs/ as a site in out/docs; a warning is an error. The variable leaves out a notice of the theme.
+docs: .venv/development
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The CPU kernels, and the CUDA kernels in their emulation, under the address and the undefined-behaviour sanitizer. Python
 # itself knows nothing of them: so they are loaded first, and what Python leaves allocated is not looked at. Then the CPU

@@ -1,8 +1,8 @@
 """Keep and draw what a run of gpu_check.py found: python benchmarks/gpu_results.py DIR
 
-The stages' JSON (no traces, nothing over 1 MB) goes to benchmarks/results/gpu/<card>-<date>/, with operators.png (each
-operator's share of its ceiling, and the network's times); the README's GPU table is written anew from it. What the
-tuning measured goes to cmfast/engine/cuda/measured, from where the package takes it.
+The stages' JSON (no traces, nothing over 1 MB) goes to benchmarks/results/gpu/<card>-<date>/. The table of docs/gpu.md
+is written anew from it, and a picture of each operator's share of its ceiling and of the network's times is drawn in
+docs/images. What the tuning measured goes to cmfast/engine/cuda/measured, from where the package takes it.
 """
 
 import argparse
@@ -23,34 +23,35 @@ COLORS = {"cuda": "tab:blue", "triton": "tab:green", "torch": "tab:gray", "torch
 
 
 def main() -> int:
-    """Copy, draw, and write the README's table."""
+    """Copy, draw, and write the page's table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what gpu_check.py wrote with --out")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     parser.add_argument("--measured", type=Path, default=ROOT / "cmfast" / "engine" / "cuda" / "measured")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "gpu.md", help="where the table goes")
     given = parser.parse_args()
     results = table.read(given.folder)
     if "machine" not in results or "operators" not in results:
         parser.error(f"{given.folder} has no machine.json and operators.json: expected the --out of a gpu_check.py run")
     if "emulation" in results:
         parser.error(f"{given.folder} holds a dry run, whose times say nothing of a GPU")
-    readme = given.readme.read_text()
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        parser.error(f"{given.readme} must have the lines {BEGIN} and {END} once, for the table between them")
+    page = given.page.read_text()
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        parser.error(f"{given.page} must have the lines {BEGIN} and {END} once, for the table between them")
     card = next(row["card"] for row in results["machine"]["rows"] if "card" in row)
     date = datetime.date.fromtimestamp((given.folder / "machine.json").stat().st_mtime)
     kept = given.results / f"{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}-{date}"
     keep(results, kept)
     for path in (given.folder / "measured").glob("forms-*.json"):
         write_json(given.measured / path.name, json.loads(path.read_text()))
-    draw(results, card, kept / "operators.png")
-    picture = kept / "operators.png"
-    shown = picture.relative_to(ROOT) if picture.is_relative_to(ROOT) else picture
-    before, rest = readme.split(BEGIN)
+    picture = given.page.parent / "images" / f"{kept.name}.png"
+    draw(results, card, picture)
+    before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
-    given.readme.write_text(f"{before}{BEGIN}\n{summary(results, card, date, shown)}\n{END}{after}")
-    print(f"{kept}\n{given.readme}")
+    given.page.write_text(
+        f"{before}{BEGIN}\n{summary(results, card, date, picture.relative_to(given.page.parent))}\n{END}{after}"
+    )
+    print(f"{kept}\n{picture}\n{given.page}")
     return 0
 
 
@@ -66,7 +67,7 @@ def keep(results: dict, folder: Path) -> None:
 
 
 def summary(results: dict, card: str, date: datetime.date, picture: Path) -> str:
-    """The README's part: the card, the network, the operators at batch 1, and how to repeat it."""
+    """The page's part: the card, the network, the operators at batch 1, and how to repeat it."""
     commit = next((row["commit"] for row in results["machine"]["rows"] if row.get("commit")), "unknown commit")
     method = "`python3 benchmarks/gpu_check.py`; medians of CUDA graph replays, L2 cache cold"
     lines = [f"{card}, {date}, commit {commit} ({method}):", ""]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cmfast.kernels import native
+from PIL import Image
 
 from cmfast.benchmarking import accuracy, serving
 from cmfast.benchmarking.calls import tensors
@@ -261,58 +262,63 @@ def test_the_table_has_at_most_sixty_lines(tmp_path):
     assert any(line.startswith("cuda, bfloat16, batch 1") and "2.000" in line and "470" in line for line in lines)
 
 
-def results_command(folder, readme):
+def results_command(folder, page):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_results.py"), str(folder)]
-    command += ["--results", str(folder.parent / "kept"), "--readme", str(readme)]
+    command += ["--results", str(folder.parent / "kept"), "--page", str(page)]
     command += ["--measured", str(folder.parent / "measured")]
     return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_results_are_kept_and_drawn(tmp_path):
     a_run(tmp_path / "run")
-    readme = tmp_path / "README.md"
+    page = tmp_path / "docs" / "gpu.md"
+    (tmp_path / "docs" / "images").mkdir(parents=True)
     begin, end = module("gpu_results").BEGIN, module("gpu_results").END
-    readme.write_text(f"before\n{begin}\nan older table\n{end}\nafter\n")
-    done = results_command(tmp_path / "run", readme)
+    page.write_text(f"before\n{begin}\nan older table\n{end}\nafter\n")
+    done = results_command(tmp_path / "run", page)
     assert done.returncode == 0, done.stderr
     (kept,) = (tmp_path / "kept").iterdir()
     assert kept.name.startswith("nvidia-h100-80gb-hbm3-20")
     stages = {"machine.json", "operators.json", "network.json", "tuning.json"}
-    assert {path.name for path in kept.iterdir()} == stages | {"operators.png"}
+    assert {path.name for path in kept.iterdir()} == stages
+    picture = f"images/{kept.name}.png"
+    assert Image.open(page.parent / picture).format == "PNG"
     assert json.loads((tmp_path / "measured" / "forms-a-card.json").read_text()) == {"calls": {}}
-    text = readme.read_text()
+    text = page.read_text()
     assert text.startswith(f"before\n{begin}\nNVIDIA H100 80GB HBM3, ")
     assert text.endswith(f"{end}\nafter\n")
     assert "an older table" not in text
     assert "| cuda | 1 | bfloat16 | 9.00 | 2.00 | 470 |" in text
     assert "| accelerated | 16 | float16 | 8.00 | – | 240 (230 steps) |" in text
     assert "4 (50%)" in text
+    assert f"]({picture})" in text
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run, readme: (run / "machine.json").unlink(), "has no machine.json and operators.json"),
-        (lambda run, readme: (run / "emulation.json").write_text((run / "machine.json").read_text()), "a dry run"),
-        (lambda run, readme: readme.write_text("nothing"), "must have the lines"),
+        (lambda run, page: (run / "machine.json").unlink(), "has no machine.json and operators.json"),
+        (lambda run, page: (run / "emulation.json").write_text((run / "machine.json").read_text()), "a dry run"),
+        (lambda run, page: page.write_text("nothing"), "must have the lines"),
     ],
-    ids=["incomplete", "dry", "readme"],
+    ids=["incomplete", "dry", "page"],
 )
 def test_results_that_cannot_be_kept(tmp_path, spoil, message):
     a_run(tmp_path / "run")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{module('gpu_results').BEGIN}\n{module('gpu_results').END}\n")
-    spoil(tmp_path / "run", readme)
-    before = readme.read_text()
-    done = results_command(tmp_path / "run", readme)
+    page = tmp_path / "docs" / "gpu.md"
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    page.write_text(f"{module('gpu_results').BEGIN}\n{module('gpu_results').END}\n")
+    spoil(tmp_path / "run", page)
+    before = page.read_text()
+    done = results_command(tmp_path / "run", page)
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "kept").exists()
-    assert readme.read_text() == before
+    assert page.read_text() == before
 
 
-def test_the_committed_readme_takes_the_table():
-    text = (ROOT / "README.md").read_text()
+def test_the_committed_page_takes_the_table():
+    text = (ROOT / "docs" / "gpu.md").read_text()
     assert text.count(module("gpu_results").BEGIN) == text.count(module("gpu_results").END) == 1
 
 

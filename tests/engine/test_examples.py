@@ -43,13 +43,3 @@ def test_your_own_network():
     printed = run("your_own_network.py", "--steps", "2").splitlines()
     assert all(float(line.split()[-1]) < 1e-4 for line in printed[:2])
     assert printed[2] == "samples: [4, 3, 32, 32]"
-
-
-def test_the_call_of_your_own_network_is_explained(cmfast, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    source = f"{EXAMPLES / 'your_own_network.py'}:example"
-    status, out, err = cmfast("profile", "--from", source, "--explain", "--rounds", 1)
-    assert status == 0, err
-    readme = (EXAMPLES.parent / "README.md").read_text()
-    lines = [line for line in out.splitlines() if line.startswith(("captured: ", "kernels: ", "torch: 1 x aten.mul"))]
-    assert "\n".join(lines) in readme
