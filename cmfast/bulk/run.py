@@ -15,6 +15,7 @@ from ..pictures import to_pixels
 from . import manifest
 from .formats import FORMATS, Block, Map, digits_of, dtype_of
 from .shards import MOST_SAMPLES, Shard, Shards
+from .threads import most_threads, threads_of_torch
 from .unfinished import clear, workplace
 
 #: Images of fewer values are compressed sooner than another thread is woken.
@@ -73,7 +74,9 @@ class Run:
             sampler: as for `ConsistencyModel.sample`.
             seed: of the noise.
             first_sample: index of the first sample.
-            threads: that compress large images beside one another; None means torch's number.
+            threads: of the processor that evaluate a batch; None means torch's number, but so few that the samples do
+                not depend on it: on a processor 1, or of an accelerated UNet as many as a batch has samples. More are
+                one of the run's settings.
 
         Raises:
             ValueError: an argument is out of range, the format cannot hold such samples, or the folder has samples of
@@ -95,7 +98,8 @@ class Run:
         if class_labels is not None:
             model._labels(class_labels, count, first_sample)  # or an error, before anything is written
         self._plan: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "sampler": sampler}
-        self._threads = threads or torch.get_num_threads()
+        self._most_threads = most_threads(model, self._batch_size)
+        self._threads = threads or min(torch.get_num_threads(), self._most_threads or torch.get_num_threads())
         self._samples_by_name = {self._format.name(shard, self.shards): shard.count for shard in self.shards}
         self.differences = manifest.begin(self.folder, self._settings(format), manifest.made_by(model.device))
         clear(self.folder)
@@ -123,7 +127,7 @@ class Run:
             if progress is not None:
                 progress(samples if pending is None or pending.done() else samples + self.shards.size)
 
-        with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(self._threads) as compressors:
+        with ThreadPoolExecutor(1) as writer, _compressors() as compressors, threads_of_torch(self._threads):
             for shard in self.shards.share(process, processes):
                 if self.is_there(shard):
                     continue
@@ -145,7 +149,7 @@ class Run:
         """
         shard = self.shards[index]
         if not self.is_there(shard):
-            with ThreadPoolExecutor(self._threads) as compressors:
+            with _compressors() as compressors, threads_of_torch(self._threads):
                 self._write(self._evaluate(shard), compressors)
         return self.path(shard)
 
@@ -191,7 +195,7 @@ class Run:
 
     def _write(self, block: Block, compressors: ThreadPoolExecutor) -> None:
         path = self.path(block.shard)
-        mapped: Map = compressors.map if self._threads > 1 and block.samples[0].size >= _SMALL else map
+        mapped: Map = compressors.map if block.samples[0].size >= _SMALL else map
         try:
             with workplace(self.folder) as unfinished:
                 self._format.write(path, block, unfinished, mapped)
@@ -218,6 +222,7 @@ class Run:
             "format": format,
             "dtype_out": self._dtype_out,
             "device": model.device.type,
+            "threads": _named(self._threads, self._most_threads),
             "accelerated": accelerator is not None,
             "dtype": str(model.dtype if accelerator is None else accelerator.products).removeprefix("torch."),
             "backend": (accelerator.backend if accelerator is not None else None) or chosen(),
@@ -227,3 +232,15 @@ class Run:
 def _filled(labels: list[int], size: int) -> list[int]:
     """So many labels, the last one again and again."""
     return labels + labels[-1:] * (size - len(labels))
+
+
+def _named(threads: int, most: int | None) -> str | int:
+    """The number of threads as one of the settings: all of those that leave no trace are the same."""
+    if most is None:
+        return "any"
+    return threads if threads > most or most == 1 else f"1 to {most}"
+
+
+def _compressors() -> ThreadPoolExecutor:
+    """Threads that compress images, with as many of the processor's as torch has."""
+    return ThreadPoolExecutor(torch.get_num_threads())

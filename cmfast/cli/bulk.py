@@ -32,19 +32,18 @@ def sample_in_bulk(
         out: the folder.
         count: of samples of all processes.
         process: which one this is. It has a GPU of its own, or its share of the processor's cores.
-        threads: instead of that share.
+        threads: instead of that share, and of those that leave no trace in the samples.
         progress: show a progress bar of all processes, in the first one.
         settings: of `bulk.Run`; None for its defaults.
         plan: arguments of `ConsistencyModel.sample` that all processes have in common.
     """
     source, device, dtype, accelerated, backend = model
-    threads = threads or process.threads
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if share := threads or process.threads:
+        torch.set_num_threads(share)
     if device in (None, "cuda") and torch.cuda.is_available():
         device = process.gpu(torch.cuda.device_count())
         torch.cuda.set_device(device)
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in {**settings, "threads": threads}.items() if value is not None}
     with kernels_of(backend):
         run = Run(load_model(source, device, dtype, accelerated, backend), out, count, **given, **plan)
         if run.differences:

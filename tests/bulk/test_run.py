@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cmfast import accelerate
+from cmfast import accelerate, load
 from cmfast.bulk import FORMATS, Run, formats
+from cmfast.bulk.threads import most_threads
 from cmfast.pictures import to_pixels
 
 from .models import files, model
@@ -319,3 +320,34 @@ def test_progress_counts_what_is_at_hand(tmp_path):
     assert all(at_hand <= 2 * SIZE for at_hand, _ in told)
     assert sorted(begun.there()) == [8, 8]
     assert begun.work(0, 4) == 0
+
+
+@pytest.fixture
+def digits():
+    before = torch.get_num_threads()
+    yield load("digits")
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_threads_leaves_no_trace(tmp_path, digits):
+    """On any number of cores: plain networks take one thread, accelerated ones a thread a sample at most."""
+    for name, of, batch in (("plain", digits, 10), ("fast", accelerate(digits), 3), ("alone", accelerate(digits), 1)):
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            Run(of, tmp_path / f"{name} {threads}", 10, batch_size=batch, dtype_out="float32").work()
+            assert torch.get_num_threads() == threads
+        assert files(tmp_path / f"{name} 1") == files(tmp_path / f"{name} 4")
+
+
+def test_more_threads_are_a_setting(tmp_path, digits):
+    fast = accelerate(digits)
+    for threads, said in ((1, "1 to 3"), (3, "1 to 3"), (4, 4)):
+        Run(fast, tmp_path / str(said), 10, batch_size=3, threads=threads)
+        assert json.loads((tmp_path / str(said) / "manifest.json").read_text())["settings"]["threads"] == said
+    with pytest.raises(ValueError, match="threads 1 to 3 there, 4 here"):
+        Run(fast, tmp_path / "1 to 3", 10, batch_size=3, threads=4)
+    run(tmp_path / "plain")
+    with pytest.raises(ValueError, match="threads 1 there, 2 here"):
+        run(tmp_path / "plain", threads=2)
+    assert most_threads(digits, 64) == 1
+    assert most_threads(digits.to("meta"), 64) is None
