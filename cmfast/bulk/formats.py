@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import os
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files import whole_file, whole_folder
-from . import png
+from . import png, tar
 from .shards import Shard, Shards
 
 #: `map`, or the map of a pool of threads.
@@ -76,18 +75,14 @@ def write_tar(path: Path, block: Block, within: Path, mapped: Map) -> None:
     suffix = "png" if pictures else "npy"
     files = png.encode(block.samples, mapped) if pictures else map(_npy, block.samples)
     with whole_file(path, within) as temporary, temporary.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for i, data in enumerate(files):
-                about = {"index": block.shard.first_sample + i, "seed": block.seed}
-                members = {suffix: data}
-                if block.labels is not None:
-                    about["label"] = block.labels[i]
-                    members["cls"] = str(block.labels[i]).encode()
-                members["json"] = json.dumps(about).encode()
-                for kind, content in members.items():
-                    member = tarfile.TarInfo(f"{block.name(i)}.{kind}")  # of time 0 and user 0
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
+        for i, data in enumerate(files):
+            about = {"index": block.shard.first_sample + i, "seed": block.seed}
+            tar.add(file, f"{block.name(i)}.{suffix}", data)
+            if block.labels is not None:
+                about["label"] = block.labels[i]
+                tar.add(file, f"{block.name(i)}.cls", str(block.labels[i]).encode())
+            tar.add(file, f"{block.name(i)}.json", json.dumps(about).encode())
+        tar.end(file)
         _flush(file)
 
 
