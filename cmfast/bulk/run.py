@@ -96,7 +96,8 @@ class Run:
         self._batch_size, self._seed = min(batch_size, shard_size, count), seed
         self._class_labels = class_labels
         if class_labels is not None:
-            model._labels(class_labels, count, first_sample)  # or an error, before anything is written
+            checked = 1 if isinstance(class_labels, int) else count
+            model._labels(class_labels, checked, first_sample)  # or an error, before anything is written
         self._plan: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "sampler": sampler}
         self._most_threads = most_threads(model, self._batch_size)
         self._threads = threads or min(torch.get_num_threads(), self._most_threads or torch.get_num_threads())
@@ -127,7 +128,7 @@ class Run:
             if progress is not None:
                 progress(samples if pending is None or pending.done() else samples + self.shards.size)
 
-        with ThreadPoolExecutor(1) as writer, _compressors() as compressors, threads_of_torch(self._threads):
+        with ThreadPoolExecutor(1, "writer") as writer, _compressors() as compressors, threads_of_torch(self._threads):
             for shard in self.shards.share(process, processes):
                 if self.is_there(shard):
                     continue
@@ -243,4 +244,4 @@ def _named(threads: int, most: int | None) -> str | int:
 
 def _compressors() -> ThreadPoolExecutor:
     """Threads that compress images, with as many of the processor's as torch has."""
-    return ThreadPoolExecutor(torch.get_num_threads())
+    return ThreadPoolExecutor(torch.get_num_threads(), "compressor")

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import tarfile
+import threading
 import time
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from cmfast import accelerate, load
-from cmfast.bulk import FORMATS, Run, formats
+from cmfast.bulk import FORMATS, Run, formats, png
 from cmfast.bulk.threads import most_threads
 from cmfast.pictures import to_pixels
 
@@ -298,6 +299,23 @@ def test_a_bad_argument_makes_no_folder(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_large_images_are_compressed_by_threads(tmp_path, monkeypatch):
+    """They are the same as those that one thread compresses."""
+    of = model((1, 64, 64))
+    names = set()
+    compress = png._compress
+    monkeypatch.setattr(png, "_compress", lambda rows: names.add(threading.current_thread().name[:6]) or compress(rows))
+    Run(of, tmp_path / "a", 6, format="png", shard_size=4).work()
+    assert names == {"compre"}
+    monkeypatch.setattr("cmfast.bulk.run._SMALL", 1 << 13)
+    names.clear()
+    Run(of, tmp_path / "b", 6, format="png", shard_size=4).work()
+    assert names == {"writer"}
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    image = np.asarray(Image.open(tmp_path / "a" / "00000004-00000005" / "00000005.png"))
+    np.testing.assert_array_equal(image, to_pixels(of.sample(6)).numpy()[5, 0])
 
 
 def test_labels_for_all_or_one_a_sample(tmp_path):
