@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -49,6 +50,8 @@ def undisturbed(_the_same_commit, tmp_path_factory):
 
 def test_npz(undisturbed, tmp_path):
     made = model().sample(COUNT, seed=3, first_sample=5)
+    with zipfile.ZipFile(io.BytesIO(undisturbed["npz"]["00000005-00000012.npz"])) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     names = sorted(name for name in undisturbed["npz"] if name.endswith(".npz"))
     assert (names[0], names[-1]) == ("00000005-00000012.npz", "00000053-00000054.npz")
     shards = [np.load(io.BytesIO(undisturbed["npz"][name])) for name in names]
@@ -167,27 +170,31 @@ def test_killed_at_each_use_of_the_file_system(undisturbed, tmp_path, kind, begu
 
 def test_a_living_process_is_left_alone(undisturbed, tmp_path):
     """A second run in the same folder, while a first one writes, takes nothing from it."""
-    reading, writing = os.pipe()
+    (begun, begin), (ended, end) = os.pipe(), os.pipe()
     write = formats.FORMATS["npz"].write
 
     def first():
         slow = run(tmp_path)
 
         def held(*arguments):
-            os.write(writing, b"x")
-            time.sleep(0.3)
+            os.write(begin, b"x")
+            os.read(ended, 1)
             write(*arguments)
 
         object.__setattr__(slow._format, "write", held)
-        slow.work(0, 7)
+        assert slow.work(0, 7) == 1
 
     process = start(first)
-    os.read(reading, 1)
-    run(tmp_path).work()
+    os.read(begun, 1)
+    second = run(tmp_path)
+    (workplace,) = tmp_path.glob(".unfinished-*")
+    os.write(end, b"x")
     assert wait(process) == 0
+    assert not workplace.exists()
+    assert second.work() == 6
     assert files(tmp_path) == undisturbed["npz"]
-    os.close(reading)
-    os.close(writing)
+    for handle in (begun, begin, ended, end):
+        os.close(handle)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

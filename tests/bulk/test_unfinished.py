@@ -44,7 +44,7 @@ def test_a_workplace_is_gone_after_its_block(tmp_path):
 def test_what_killed_processes_left_is_removed_and_the_rest_stays(tmp_path):
     (tmp_path / "00000000.npz").write_bytes(b"whole")
     processes = [leave(tmp_path), leave(tmp_path)]
-    until(lambda: len(list(tmp_path.glob(".*/folder/a.png"))) == 2)
+    until(lambda: [path.read_bytes() for path in tmp_path.glob(".*/folder/a.png")] == [b"half"] * 2)
     before = files(tmp_path)
     clear(tmp_path)
     assert files(tmp_path) == before  # both live
