@@ -23,7 +23,7 @@ def describe() -> dict[str, Any]:
     """Versions, processor, GPUs, clocks, commit, extensions; for each backend and operator "yes" or why not."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "commit": _commit(),
+        "commit": commit(),
         "system": platform.platform(),
         "processor": {
             "name": processor(),
@@ -98,7 +98,7 @@ def _clocks() -> dict[str, str]:
     return found
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of a source checkout; None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():

@@ -9,17 +9,19 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, within: Path | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; it takes the place of `path` when the block succeeds.
 
-    The folder is made where it is missing. When the block raises, nothing is left of what it wrote.
+    The folder is made where it is missing. When the block raises, nothing is left of what it wrote. The temporary path
+    is in the folder `within` where that is given, which must be of the same file system, and nothing is made then.
 
     Raises:
         OSError: the folder cannot be made or written to.
     """
     path = Path(path)
-    check_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    if within is None:
+        check_writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=within or path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -31,10 +33,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, within: Path | None = None) -> Iterator[Path]:
     """Give a temporary folder beside `path` to write to; it takes the place of `path` when the block succeeds.
 
-    The folder of `path` is made where it is missing. When the block raises, nothing is left of what it wrote.
+    The folder of `path` is made where it is missing. When the block raises, nothing is left of what it wrote. The
+    temporary folder is in the folder `within` where that is given; it must be of the same file system.
 
     Raises:
         FileExistsError: `path` is there, and is not an empty folder.
@@ -44,7 +47,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there already: a folder is written to a new name, or to an empty folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=within or path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())

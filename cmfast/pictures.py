@@ -35,14 +35,18 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
     n, _, h, w = samples.shape
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows, factor = -(-n // columns), max(1, -(-smallest // min(h, w)))
-    pixels = ((samples.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    pixels = pixels.expand(n, 3, h, w).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    pixels = to_pixels(samples).cpu().expand(n, 3, h, w).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     h, w = h * factor, w * factor
     picture = torch.full((rows * (h + margin) + margin, columns * (w + margin) + margin, 3), 255, dtype=torch.uint8)
     for i, image in enumerate(pixels):
         top, left = (i // columns) * (h + margin) + margin, (i % columns) * (w + margin) + margin
         picture[top : top + h, left : left + w] = image.movedim(0, 2)
     return picture.numpy()
+
+
+def to_pixels(samples: Tensor) -> Tensor:
+    """Samples in [-1, 1] as uint8 of the same shape: 0 is -1, 255 is 1; values beyond are clipped."""
+    return ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def save_png(samples: Tensor, path: str | Path, columns: int | None = None) -> None:

@@ -32,6 +32,10 @@ HARMLESS = ROOT / "tests" / "mutants_harmless.txt"
 #: What is tested of the files whose paths begin so, the first that fits, after the tests of the file's own name.
 RELATED = {
     "cmfast/sampling/": ("tests/sampling",),
+    "cmfast/bulk/": tuple(
+        f"tests/bulk/test_{name}.py"
+        for name in ("shards", "png", "tar", "processes", "manifest", "unfinished", "run", "cli")
+    ),
     "cmfast/training/": ("tests/test_training.py",),
     "cmfast/evaluation/": ("tests/test_evaluation.py",),
     "cmfast/benchmarking/": ("tests/benchmarking", "tests/test_cli_bench.py"),

@@ -25,17 +25,17 @@ def test_the_processors_name(monkeypatch):
 
 def test_the_commit_of_a_checkout_and_of_no_other_place(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "cmfast" / "environment.py"))
-    assert environment._commit() is None
+    assert environment.commit() is None
     (tmp_path / ".git").mkdir()
-    assert environment._commit() is None  # git says that there is none
+    assert environment.commit() is None  # git says that there is none
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", "first"], check=True)
-    clean = environment._commit()
+    clean = environment.commit()
     assert re.fullmatch("[0-9a-f]{12}", clean)
     (tmp_path / "file").write_text("x")
     subprocess.run([*git, "add", "file"], check=True)
-    assert environment._commit() == f"{clean}-dirty"
+    assert environment.commit() == f"{clean}-dirty"
 
 
 def test_gpus_are_described(monkeypatch):

@@ -73,3 +73,14 @@ def test_a_folder_whole_or_not_at_all(tmp_path):
         folder.write_text("a")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
+
+
+def test_what_is_not_whole_may_be_elsewhere(tmp_path):
+    (tmp_path / "work").mkdir()
+    with whole_file(tmp_path / "a", tmp_path / "work") as file:
+        assert file.parent == tmp_path / "work"
+        file.write_text("a")
+    with whole_folder(tmp_path / "b", tmp_path / "work") as folder:
+        assert folder.parent == tmp_path / "work"
+        (folder / "c").write_text("c")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "c", "work"]

@@ -75,6 +75,7 @@ ROOMS = [
     "profiling",
     "profile",
     "pictures",
+    "bulk",
     "evaluation",
     "benchmarking",
     "training",

@@ -1,7 +1,7 @@
-"""`cmfast sample`: draw samples, as a picture and as numbers."""
+"""`cmfast sample`: draw samples, as a picture and as numbers, or in bulk into a folder."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -9,9 +9,11 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..bulk import process_of
 from ..files import check_writable, whole_file
 from ..pictures import save_png
 from . import options
+from .bulk import sample_in_bulk
 from .options import integers, kernels_of, load_model, numbers
 
 
@@ -29,7 +31,8 @@ def sample(
     first_sample: Annotated[int, typer.Option(min=0, help="Index of the first sample, to continue a run.")] = 0,
     batch_size: options.BatchSize = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write a PNG: a grid of images, rows of frames, or waveforms.")
+        Path | None,
+        typer.Option(help="A PNG: a grid of images, rows of frames, or waveforms. Or a folder, for bulk sampling."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the samples as numbers: .npz or .safetensors.")] = None,
     device: options.Device = None,
@@ -38,32 +41,63 @@ def sample(
     accelerate: options.Accelerate = False,
     threads: options.Threads = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    format: Annotated[
+        str | None, typer.Option(help="In bulk: npz, png, or tar (for WebDataset); npz by default.")
+    ] = None,
+    shard_size: Annotated[int | None, typer.Option(min=1, help="In bulk: samples of a shard; 1024 by default.")] = None,
+    dtype_out: Annotated[
+        str | None, typer.Option(help="In bulk: uint8 or float32; uint8 for images and videos by default.")
+    ] = None,
+    process: Annotated[
+        int | None, typer.Option(min=0, help="In bulk: which process this is; as torchrun or Slurm say by default.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="In bulk: how many there are; for Kubernetes, how many completions.")
+    ] = None,
 ) -> None:
-    """Draw samples of a model. Sample i depends on the weights, the seed and i alone."""
+    """Draw samples of a model. Sample i depends on the weights, the seed and i alone.
+
+    With a folder as --out, samples are written in shards by as many processes as share the folder, each by the same
+    command, which may be killed and started again: docs/bulk.md.
+    """
+    labels, of_bulk = integers(class_labels, "--class"), (format, shard_size, dtype_out, process, processes)
+    plan: dict[str, Any] = {
+        "class_labels": labels[0] if labels is not None and len(labels) == 1 else labels,
+        "steps": steps,
+        "timesteps": integers(timesteps, "--timesteps"),
+        "sigmas": numbers(sigmas, "--sigmas"),
+        "sampler": sampler,
+        "seed": seed,
+        "first_sample": first_sample,
+    }
+    if out is not None and _is_folder(out, format):
+        if save is not None:
+            raise ValueError(f"--save writes one file of all samples: it does not go with the folder {out}")
+        sample_in_bulk(
+            (model, device, dtype, accelerate, backend),
+            out,
+            count,
+            process_of(process, processes),
+            threads,
+            progress,
+            {"format": format, "shard_size": shard_size, "dtype_out": dtype_out, "batch_size": batch_size},
+            plan,
+        )
+        return
+    if any(option is not None for option in of_bulk):
+        raise ValueError("--format, --shard-size, --dtype-out, --process and --processes need a folder as --out")
     if out is None and save is None:
         raise ValueError("nothing to write: give --out samples.png, --save samples.npz, or both")
-    for path, suffixes in ((out, (".png",)), (save, (".npz", ".safetensors"))):
+    if save is not None and save.suffix.lower() not in (".npz", ".safetensors"):
+        raise ValueError(f"{save} must end in .npz or .safetensors")
+    for path in (out, save):
         if path is not None:
-            if path.suffix.lower() not in suffixes:
-                raise ValueError(f"{path} must end in {' or '.join(suffixes)}")
             check_writable(path)
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = load_model(model, device, dtype, accelerate, backend)
-    labels = integers(class_labels, "--class")
     with kernels_of(backend):
-        samples = loaded.sample(
-            count,
-            class_labels=labels[0] if labels is not None and len(labels) == 1 else labels,
-            steps=steps,
-            timesteps=integers(timesteps, "--timesteps"),
-            sigmas=numbers(sigmas, "--sigmas"),
-            sampler=sampler,
-            seed=seed,
-            first_sample=first_sample,
-            batch_size=batch_size,
-            progress=progress,
-        ).cpu()
+        samples = loaded.sample(count, **plan, batch_size=batch_size, progress=progress).cpu()
     if save is not None:
         _save_numbers(samples, save)
         print(f"{save}: {count} samples {list(samples.shape[1:])}, float32")
@@ -71,6 +105,16 @@ def sample(
         in_turn = loaded.num_classes is not None and labels is None and loaded.num_classes <= 20
         save_png(samples, out, columns=loaded.num_classes if in_turn else None)
         print(f"{out}: {count} samples")
+
+
+def _is_folder(out: Path, format: str | None) -> bool:
+    """Whether --out is a folder, for bulk sampling: a name without an ending, or any name with --format."""
+    picture = out.suffix.lower() == ".png"
+    if format is not None and picture:
+        raise ValueError(f"--format {format} writes a folder, and {out} is the name of a picture")
+    if not picture and format is None and out.suffix and not out.is_dir():
+        raise ValueError(f"{out} must end in .png, or be a folder: of a new one with such a name, give the --format")
+    return not picture
 
 
 def _save_numbers(samples: Tensor, path: Path) -> None:
