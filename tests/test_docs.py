@@ -327,7 +327,11 @@ def test_blocks_are_found():
 # ---- blocks
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS}))
+#: Its commands start processes, and are played one by one: tests/bulk/test_docs.py.
+_ELSEWHERE = "docs/bulk.md"
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS} - {_ELSEWHERE}))
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys, cmfast):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
