@@ -1,0 +1,13 @@
+"""The ways of training, by name: each has its settings and its file."""
+
+from .diffusion import Diffusion, DiffusionSettings
+from .distillation import Distillation, DistillationSettings
+from .method import Draws, Method
+
+#: name: (settings, method). A method is made of a model, its settings, the number of updates and a teacher or None.
+METHODS: dict[str, tuple[type, type[Method]]] = {
+    "diffusion": (DiffusionSettings, Diffusion),
+    "distillation": (DistillationSettings, Distillation),
+}
+
+__all__ = ["METHODS", "Draws", "Method"]
