@@ -1,5 +1,6 @@
 """The ways of training, by name: each has its settings and its file."""
 
+from .consistency_training import ConsistencyTraining, ConsistencyTrainingSettings
 from .diffusion import Diffusion, DiffusionSettings
 from .distillation import Distillation, DistillationSettings
 from .method import Draws, Method
@@ -8,6 +9,7 @@ from .method import Draws, Method
 METHODS: dict[str, tuple[type, type[Method]]] = {
     "diffusion": (DiffusionSettings, Diffusion),
     "distillation": (DistillationSettings, Distillation),
+    "consistency-training": (ConsistencyTrainingSettings, ConsistencyTraining),
 }
 
 __all__ = ["METHODS", "Draws", "Method"]
