@@ -3,6 +3,7 @@
 from .consistency_training import ConsistencyTraining, ConsistencyTrainingSettings
 from .diffusion import Diffusion, DiffusionSettings
 from .distillation import Distillation, DistillationSettings
+from .improved_consistency_training import ImprovedConsistencyTraining, ImprovedConsistencyTrainingSettings
 from .method import Draws, Method
 
 #: name: (settings, method). A method is made of a model, its settings, the number of updates and a teacher or None.
@@ -10,6 +11,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "diffusion": (DiffusionSettings, Diffusion),
     "distillation": (DistillationSettings, Distillation),
     "consistency-training": (ConsistencyTrainingSettings, ConsistencyTraining),
+    "improved-consistency-training": (ImprovedConsistencyTrainingSettings, ImprovedConsistencyTraining),
 }
 
 __all__ = ["METHODS", "Draws", "Method"]
