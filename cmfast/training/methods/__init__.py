@@ -3,6 +3,7 @@
 from .consistency_training import ConsistencyTraining, ConsistencyTrainingSettings
 from .diffusion import Diffusion, DiffusionSettings
 from .distillation import Distillation, DistillationSettings
+from .easy_consistency_tuning import EasyConsistencyTuning, EasyConsistencyTuningSettings
 from .improved_consistency_training import ImprovedConsistencyTraining, ImprovedConsistencyTrainingSettings
 from .method import Draws, Method
 
@@ -12,6 +13,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "distillation": (DistillationSettings, Distillation),
     "consistency-training": (ConsistencyTrainingSettings, ConsistencyTraining),
     "improved-consistency-training": (ImprovedConsistencyTrainingSettings, ImprovedConsistencyTraining),
+    "easy-consistency-tuning": (EasyConsistencyTuningSettings, EasyConsistencyTuning),
 }
 
 __all__ = ["METHODS", "Draws", "Method"]
