@@ -1,6 +1,9 @@
 """The ways of training, by name: each has its settings and its file."""
 
 from .consistency_training import ConsistencyTraining, ConsistencyTrainingSettings
+from .continuous_consistency import ContinuousConsistencySettings
+from .continuous_consistency_distillation import ContinuousConsistencyDistillation
+from .continuous_consistency_training import ContinuousConsistencyTraining
 from .diffusion import Diffusion, DiffusionSettings
 from .distillation import Distillation, DistillationSettings
 from .easy_consistency_tuning import EasyConsistencyTuning, EasyConsistencyTuningSettings
@@ -14,6 +17,8 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "consistency-training": (ConsistencyTrainingSettings, ConsistencyTraining),
     "improved-consistency-training": (ImprovedConsistencyTrainingSettings, ImprovedConsistencyTraining),
     "easy-consistency-tuning": (EasyConsistencyTuningSettings, EasyConsistencyTuning),
+    "continuous-consistency-training": (ContinuousConsistencySettings, ContinuousConsistencyTraining),
+    "continuous-consistency-distillation": (ContinuousConsistencySettings, ContinuousConsistencyDistillation),
 }
 
 __all__ = ["METHODS", "Draws", "Method"]
