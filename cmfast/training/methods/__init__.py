@@ -9,6 +9,7 @@ from .distillation import Distillation, DistillationSettings
 from .easy_consistency_tuning import EasyConsistencyTuning, EasyConsistencyTuningSettings
 from .improved_consistency_training import ImprovedConsistencyTraining, ImprovedConsistencyTrainingSettings
 from .method import Draws, Method
+from .progressive_distillation import ProgressiveDistillation, ProgressiveDistillationSettings
 
 #: name: (settings, method). A method is made of a model, its settings, the number of updates and a teacher or None.
 METHODS: dict[str, tuple[type, type[Method]]] = {
@@ -19,6 +20,7 @@ METHODS: dict[str, tuple[type, type[Method]]] = {
     "easy-consistency-tuning": (EasyConsistencyTuningSettings, EasyConsistencyTuning),
     "continuous-consistency-training": (ContinuousConsistencySettings, ContinuousConsistencyTraining),
     "continuous-consistency-distillation": (ContinuousConsistencySettings, ContinuousConsistencyDistillation),
+    "progressive-distillation": (ProgressiveDistillationSettings, ProgressiveDistillation),
 }
 
 __all__ = ["METHODS", "Draws", "Method"]
