@@ -124,12 +124,24 @@ class TrigFlow(EDM):
     """Lu and Song 2024, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", equation 5.
 
     Samples are cos(t) · x0 + sin(t) · sigma_data · z with t = atan(sigma / sigma_data).
+
+    Attributes:
+        network: "trigflow" where the network estimates dx/dt / sigma_data and its time is t; "edm" for the network of
+            an EDM model, which estimates the negative of that, and whose time is 250 · ln sigma.
     """
 
+    network: str = dataclasses.field(default="trigflow", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.network not in ("trigflow", "edm"):
+            raise ValueError(f'network must be "trigflow" or "edm", got {self.network!r}')
+
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
-        """(a, b, c_in, c_noise): cos t, -sigma_data · sin t, 1/sigma_data, t."""
-        t = _atan(_float64(sigma) / self.sigma_data)
-        return _like(sigma, _cos(t), -self.sigma_data * _sin(t), 1.0 / self.sigma_data, t)
+        """(a, b, c_in, c_noise): cos t, ∓sigma_data · sin t, 1/sigma_data, t or 250 · ln sigma."""
+        s = _float64(sigma)
+        t = _atan(s / self.sigma_data)
+        sign, c_noise = (1.0, 250.0 * _log(s)) if self.network == "edm" else (-1.0, t)
+        return _like(sigma, _cos(t), sign * self.sigma_data * _sin(t), 1.0 / self.sigma_data, c_noise)
 
     def renoise(self, sigma_next: float) -> tuple[float, float]:
         """The forward process at the next time."""

@@ -12,6 +12,7 @@ from ..model import ConsistencyModel
 from ..preconditioning import EDM, Consistency
 from .data import Dataset, batches
 from .loop import average_into, averaged_copy, optimize
+from .methods.solvers import heun_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +101,3 @@ def distill(
         progress=progress,
     )
     return average
-
-
-def heun_step(teacher: ConsistencyModel, x: Tensor, high: Tensor, low: Tensor, class_labels: Tensor | None) -> Tensor:
-    """One step of Heun's solver for each sample from its level high [N] to low [N]. Karras et al. 2022, algorithm 1."""
-    per_sample = (-1, *(1,) * (x.ndim - 1))
-    h, t = high.reshape(per_sample), low.reshape(per_sample)
-    slope = (x - teacher.denoise(x, high, class_labels)) / h
-    predicted = x + (t - h) * slope
-    slope_next = (predicted - teacher.denoise(predicted, low, class_labels)) / t
-    return x + (t - h) * 0.5 * (slope + slope_next)

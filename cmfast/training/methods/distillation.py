@@ -1,0 +1,93 @@
+"""Consistency distillation from an EDM teacher. Song et al. 2023, "Consistency Models", algorithm 2."""
+
+import dataclasses
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ...model import ConsistencyModel
+from ...preconditioning import EDM, Consistency
+from ..loop import average_into, averaged_copy
+from .checks import preconditioning_of, require
+from .conversion import consistency_from
+from .discretisation import neighbours
+from .levels import noised, uniform_index
+from .losses import distance
+from .method import Draws, Method
+from .solvers import euler_step, heun_step
+
+#: The solvers of the teacher's step.
+SOLVERS = {"heun": heun_step, "euler": euler_step}
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationSettings:
+    """Settings of `Distillation`.
+
+    Attributes:
+        grid_steps: levels of the Karras grid whose neighbours are matched.
+        solver: of the teacher's step between them, "heun" or "euler".
+        target_ema_decay: of the target network.
+        loss: "l2", "pseudo-huber" or "lpips".
+        huber_c: c of the pseudo-Huber loss, in units of √(elements of a sample).
+    """
+
+    grid_steps: int = 18
+    solver: str = "heun"
+    target_ema_decay: float = 0.9
+    loss: str = "pseudo-huber"
+    huber_c: float = 0.03
+
+    def __post_init__(self) -> None:
+        require(self, "grid_steps", self.grid_steps >= 2, "at least 2")
+        require(self, "solver", self.solver in SOLVERS, " or ".join(SOLVERS))
+        require(self, "target_ema_decay", 0.0 <= self.target_ema_decay < 1.0, "in [0, 1)")
+
+
+class Distillation(Method):
+    """A step of the teacher along the grid gives two neighbours, which the student must map to the same sample.
+
+    d(f(x, σ_{n+1}), f⁻(x', σ_n)), with x' the teacher's step from x and f⁻ the target network, an average of the
+    student. Song et al. 2023, equation 7 with λ = 1.
+    """
+
+    needs_teacher = True
+
+    def __init__(
+        self,
+        model: ConsistencyModel,
+        settings: DistillationSettings,
+        iterations: int,
+        teacher: ConsistencyModel | None = None,
+    ) -> None:
+        super().__init__(model, settings, iterations, teacher)
+        assert teacher is not None
+        preconditioning_of("Distillation: teacher", teacher, EDM)
+        self.preconditioning = preconditioning_of("Distillation: student", model, Consistency)
+        self.settings, self.teacher = settings, teacher
+        self.target = cast(ConsistencyModel, averaged_copy(model))
+        self.distance = distance(settings.loss, settings.huber_c)
+
+    @classmethod
+    def student(cls, source: ConsistencyModel) -> ConsistencyModel:
+        """A consistency model with the teacher's weights."""
+        return consistency_from(source)
+
+    def loss(self, images: Tensor, labels: Tensor | None, draws: Draws, iteration: int) -> Tensor:
+        """The distance of each pair of neighbours [N]."""
+        s, p = self.settings, self.preconditioning
+        low, high = neighbours(p, uniform_index(draws, images, s.grid_steps - 1), s.grid_steps, images)
+        x = noised(p, images, high, draws.normal(images))
+        with torch.no_grad():
+            previous = SOLVERS[s.solver](self.teacher, x, high, low, labels)
+            wanted = self.target.denoise(previous, low, labels)
+        return self.distance(self.model.denoise(x, high, labels), wanted)
+
+    def updated(self, iteration: int) -> None:
+        """The target network follows the student."""
+        average_into(self.target, self.model, self.settings.target_ema_decay)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The target network."""
+        return {"target": self.target}
