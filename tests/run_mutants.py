@@ -32,7 +32,8 @@ HARMLESS = ROOT / "tests" / "mutants_harmless.txt"
 #: What is tested of the files whose paths begin so, the first that fits, after the tests of the file's own name.
 RELATED = {
     "cmfast/sampling/": ("tests/sampling",),
-    "cmfast/training/": ("tests/test_training.py",),
+    "cmfast/training/methods/": ("tests/training/methods",),
+    "cmfast/training/": ("tests/training",),
     "cmfast/evaluation/": ("tests/test_evaluation.py",),
     "cmfast/benchmarking/": ("tests/benchmarking", "tests/test_cli_bench.py"),
     "cmfast/cli/bench/": ("tests/test_cli_bench.py", "tests/test_cli.py"),
