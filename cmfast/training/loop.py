@@ -55,8 +55,9 @@ def train(
     """Train the method's model, in place and where it is.
 
     Update i is a function of the weights, the settings, the data and i alone: a training that is stopped and resumed
-    gives the same weights to the bit, on a CPU; one that is divided among processes or by `accumulation` gives them up
-    to rounding, but for dropout, whose masks depend on the division. Under torch.distributed (`torchrun`) each process
+    gives the same weights to the bit, on a CPU. One that is divided among processes or by `accumulation` gives them up
+    to rounding, but for dropout, whose masks depend on the division. (Adam enlarges the rounding where a gradient has
+    nothing else, as those of biases that a norm takes out again.) Under torch.distributed (`torchrun`) each process
     takes its share of the batch, and gradients are averaged by DistributedDataParallel.
 
     Args:
@@ -117,7 +118,7 @@ def _run(
     loss_of: nn.Module = _LossOf(state.method)
     if processes.count > 1:
         loss_of = nn.parallel.DistributedDataParallel(loss_of)
-    on_host = state.method.model.device.type == "cpu"
+    on_host = _on_host(state.method.model)
     watch, logged, since = _Watch(state.loss_sum), state.iteration, time.perf_counter()
     while state.iteration < settings.iterations:
         rate = learning_rate(settings, state.iteration)
@@ -218,6 +219,11 @@ class _Watch:
                 f"the training diverged at update {iteration}: its loss is {self._loss.item():g}, the norm of its "
                 f"gradient {self._norm.item():g}; a lower learning rate, warm-up or a gradient_clip may help"
             )
+
+
+def _on_host(model: ConsistencyModel) -> bool:
+    """Whether a loss can be read at each update: nothing is waited for."""
+    return model.device.type == "cpu"
 
 
 def _share(settings: LoopSettings, processes: Processes) -> int:

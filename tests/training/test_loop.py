@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from cmfast.training import DivergedError, LoopSettings, train
+from cmfast.training import DivergedError, LoopSettings, loop, train
 from cmfast.training.averages import averaged_copy
 from cmfast.training.batches import Batches
 from cmfast.training.draws import UpdateDraws
@@ -140,6 +140,22 @@ def test_a_training_that_diverges_stops(tmp_path, interval):
     with pytest.raises(DivergedError, match=r"diverged at update 5: its loss is nan, .* gradient nan"):
         train(Denoising(poison=5), data(), settings, out=tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["000000002", "000000004"]
+
+
+def test_where_the_host_would_wait_losses_are_read_with_the_log(tmp_path, monkeypatch):
+    """As on a GPU: progress has the mean since the last row, and what is not finite is found before it is written."""
+    losses, means = [], []
+    train(Denoising(), data(), SHORT, progress=lambda i, loss: losses.append(loss))
+    monkeypatch.setattr(loop, "_on_host", lambda model: False)
+    train(Denoising(), data(), SHORT, progress=lambda i, loss: means.append((i, loss)))
+    pairs = [(1, sum(losses[:2]) / 2), (3, sum(losses[2:4]) / 2), (4, losses[4])]
+    assert means == [(i, pytest.approx(mean)) for i, mean in pairs]
+    method = Denoising(poison=3)
+    settings = changed(iterations=10, checkpoint_interval=6, log_interval=100)
+    with pytest.raises(DivergedError, match="diverged at update 3: its loss is nan"):
+        train(method, data(), settings, out=tmp_path)
+    assert method.count == 6
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_schedules_of_the_learning_rate():
