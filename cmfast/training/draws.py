@@ -7,6 +7,7 @@ sampling with the same seed it is 0), with the update as the draw; other choices
 """
 
 import enum
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -79,5 +80,6 @@ def flips(seed: int, iteration: int, first_sample: int, count: int) -> Tensor:
 
 def module_seed(seed: int, iteration: int, part: int) -> int:
     """A seed for torch's generators, from which modules such as dropout draw, for a part of an update's batch."""
-    first, second = words(seed, Purpose.MODULES, iteration, torch.tensor(part))
-    return int(first << 31 | second >> 1)
+    counter: Any = (0, iteration, int(Purpose.MODULES), 1)  # Python's integers are as good, and a hundred times faster
+    first, second, *_ = philox4x32(counter, cast(Any, (seed, part)))
+    return cast(int, first << 31 | second >> 1)

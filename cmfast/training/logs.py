@@ -5,7 +5,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ..files import whole_file
+from ..files import named, whole_file
 
 
 class Row(NamedTuple):
@@ -47,12 +47,16 @@ class CsvLog:
                 kept = [row for row in csv.reader(file) if len(row) == len(Row._fields) and row[0].isdecimal()]
         with whole_file(path) as whole, whole.open("w", newline="") as file:
             csv.writer(file).writerows([Row._fields, *(row for row in kept if int(row[0]) <= iteration)])
+        self._path = path
         self._file = path.open("a", newline="", buffering=1)
         self._writer = csv.writer(self._file)
 
     def write(self, row: Row) -> None:
         """Add a line."""
-        self._writer.writerow(row)
+        try:
+            self._writer.writerow(row)
+        except OSError as error:
+            raise named(error, self._path) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -74,7 +74,9 @@ def test_a_flat_folder_has_no_classes_and_stays_grey(tmp_path):
 
 def test_one_class_tells_nothing(tmp_path):
     write(tmp_path / "only" / "1.png", pixels())
-    assert load_data(tmp_path).num_classes is None
+    said = []
+    assert load_data(tmp_path, say=said.append).num_classes is None
+    assert said == [f"{tmp_path} has one class alone, only: a model has no classes unless its network asks for one"]
 
 
 def test_images_are_cut_and_resized_where_a_size_is_given(tmp_path):

@@ -67,6 +67,8 @@ def test_words_differ_by_what_they_are_for():
     assert torch.equal(flips(1, 2, 3, 5), flips(1, 2, 0, 8)[3:])
     seeds = {module_seed(seed, i, part) for seed in (0, 1) for i in (0, 1) for part in (0, 1)}
     assert len(seeds) == 8
+    first, second = words(1, Purpose.MODULES, 2, torch.tensor(3))
+    assert module_seed(1, 2, 3) == int(first << 31 | second >> 1)
 
 
 def test_an_epoch_goes_through_the_data():

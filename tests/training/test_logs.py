@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import resource
 import sys
 import types
 
@@ -8,7 +9,7 @@ import pytest
 from cmfast.training import LoopSettings, train
 from cmfast.training.logs import CsvLog, Row, open_logs
 
-from .tiny import Denoising, data
+from .tiny import Denoising, data, ended, forked
 
 ROWS = [Row(i, 0.1 * i, 1e-3, 2.0, 300.0) for i in (2, 4, 6)]
 
@@ -51,6 +52,18 @@ def test_rows_have_means_rates_and_norms(tmp_path):
     assert numbers[0][2] == pytest.approx(0.1 * 0.904508)  # (1 + cos(π/5)) / 2
     assert all(row[3] > 1e-3 for row in numbers)  # before clipping
     assert all(row[4] > 0 for row in numbers)
+
+
+def test_a_log_that_cannot_be_written_names_its_file(tmp_path):
+    log = CsvLog(tmp_path / "log.csv", 0)
+
+    def training():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        log.write(ROWS[0])
+        with pytest.raises(OSError, match=r"File too large: '.*log\.csv'"):
+            log.write(ROWS[1])
+
+    assert ended(forked(training)) == 0
 
 
 def test_tensorboard_is_used_where_it_is_installed(tmp_path, monkeypatch):

@@ -76,6 +76,8 @@ def _listed(path: Path, say: Callable[[str], None]) -> tuple[list[Path], list[in
             f"{path} has sub-folders, which are classes, and images beside them, such as {flat[0].name}: expected one "
             "or the other"
         )
+    if len(folders) == 1:
+        say(f"{path} has one class alone, {folders[0].name}: a model has no classes unless its network asks for one")
     by_class = [images(folder, "**/*") for folder in folders]
     for folder, found in zip(folders, by_class, strict=True):
         if not found:
