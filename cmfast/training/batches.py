@@ -51,6 +51,6 @@ class Batches:
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    if torch.device(device).type == "cuda":
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
