@@ -103,7 +103,7 @@ class RunFolder:
         s, last = self.settings, state.iteration == self.settings.iterations
         if s.power_ema and (last or state.iteration % s.snapshot_interval == 0):
             write_snapshot(self.folder / "snapshots", state.averages, state.iteration)
-        if (last or state.iteration % s.checkpoint_interval == 0) and not self._is_written(state.iteration):
+        if last or state.iteration % s.checkpoint_interval == 0:
             content = {
                 "format": "cmfast training",
                 "settings": self.description,
@@ -111,9 +111,6 @@ class RunFolder:
                 "versions": checkpoint.versions(),
             }
             checkpoint.write(self.checkpoints, state.iteration, state.tensors(), content, s.keep_checkpoints)
-
-    def _is_written(self, iteration: int) -> bool:
-        return iteration in checkpoint.found(self.checkpoints)
 
     def close(self) -> None:
         """Close the logs."""
