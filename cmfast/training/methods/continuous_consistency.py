@@ -3,6 +3,12 @@
 Lu and Song 2024, "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models", algorithm 1. The
 consistency function is f(x, t) = cos(t) · x - sin(t) · sigma_data · F(x / sigma_data, t), with
 t = atan(sigma / sigma_data).
+
+The tangent has the network's derivative by its time, so the network must be smooth in it (section 4.1 of the paper). A
+TrigFlow network is. One with EDM's time, 250 · ln sigma, is not: its fastest sinusoid turns by 250 radians while sigma
+grows by a factor of e, and the derivative of what it has learned is mostly noise. So start from a TrigFlow diffusion
+model, which the method "diffusion" trains; or take finite differences with a difference_step near 0.1, which average
+over such turns.
 """
 
 import abc
