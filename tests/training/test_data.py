@@ -181,6 +181,10 @@ def test_damaged_npz(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.npz is not a whole \.npz file"):
             load_data(path)
+    with path.open("wb") as file:
+        np.save(file, pixels())
+    with pytest.raises(ValueError, match=r"a\.npz is not a whole \.npz file of numbers: it is a \.npy file"):
+        load_data(path)
     np.savez(path, images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match=r"a\.npz is not a whole \.npz file of numbers"):
         load_data(path)  # nothing is unpickled

@@ -24,7 +24,10 @@ def load_npz(path: Path, split: str = "train") -> Dataset:
         ValueError: the file is damaged, or its arrays are none of these.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is a .npy file, of one array")
+        with file:
             arrays = {name: file[name] for name in _wanted(file, path, split)}
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
         if str(error).startswith(str(path)):
