@@ -1,5 +1,6 @@
 import dataclasses
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,13 @@ def test_a_file_says_everything(tmp_path):
     assert isinstance(found.loop.gradient_clip, float)
     path.write_text(configuration.text(found))
     assert parse(configuration.read(path)) == found
+
+
+def test_the_example_is_one():
+    content = configuration.read(Path(__file__).parents[2] / "examples" / "training.yaml")
+    found = configured.make(parse(content), DATA._replace(images=torch.zeros(6, 3, 32, 32)))
+    assert found.configuration.loop.learning_rate == 2e-4
+    assert found.method.model.unet.config.channels == (64, 128, 128)
 
 
 def test_values_are_set_over_those_of_the_file():
