@@ -28,6 +28,8 @@ def whole_file(path: str | Path, within: Path | None = None) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        raise named(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,8 +54,17 @@ def whole_folder(path: str | Path, within: Path | None = None) -> Iterator[Path]
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         temporary.replace(path)
+    except OSError as error:
+        raise named(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def named(error: OSError, path: str | Path) -> OSError:
+    """The error, with the path where it names no file: a full disk is noticed by a write, which knows none."""
+    if error.filename is not None or error.errno is None:
+        return error
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def check_writable(path: str | Path) -> None:

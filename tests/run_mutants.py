@@ -33,10 +33,10 @@ HARMLESS = ROOT / "tests" / "mutants_harmless.txt"
 RELATED = {
     "cmfast/sampling/": ("tests/sampling",),
     "cmfast/bulk/": tuple(
-        f"tests/bulk/test_{name}.py"
-        for name in ("shards", "png", "tar", "processes", "manifest", "unfinished", "run", "cli")
+        f"tests/bulk/test_{name}.py" for name in ("shards", "processes", "manifest", "unfinished", "run", "cli")
     ),
-    "cmfast/training/": ("tests/test_training.py",),
+    "cmfast/training/methods/": ("tests/training/methods",),
+    "cmfast/training/": ("tests/training",),
     "cmfast/evaluation/": ("tests/test_evaluation.py",),
     "cmfast/benchmarking/": ("tests/benchmarking", "tests/test_cli_bench.py"),
     "cmfast/cli/bench/": ("tests/test_cli_bench.py", "tests/test_cli.py"),

@@ -527,12 +527,6 @@ def test_widths_of_accesses():
     assert (kernels._range(4, 4), kernels._range(4, 16)) == ("4", "4–16")
 
 
-def test_train_knows_its_recipes(cmfast, tmp_path):
-    status, _, err = cmfast("train", "--recipe", "faces", "--out", tmp_path)
-    assert status == 2
-    assert "choose one of digits" in err
-
-
 def test_train(cmfast, tmp_path, monkeypatch):
     from cmfast.training import recipes
 

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -29,6 +30,15 @@ def test_a_failure_leaves_the_old_file(tmp_path):
         write_and_fail(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_an_error_of_writing_names_the_file(tmp_path, whole):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/new'"), whole(tmp_path / "new"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError, match=r"nowhere"), whole(tmp_path / "new"):
+        (tmp_path / "nowhere" / "a").read_text()
+    assert not list(tmp_path.iterdir())
 
 
 def test_places_that_cannot_be_written(tmp_path):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import whole_folder
@@ -13,7 +12,7 @@ from ..preconditioning import Consistency, Preconditioning
 from . import diffusers_config as configs
 from .checkpoint import Checkpoint, CheckpointError, check_weights, expected_weights
 from .diffusers_names import from_diffusers, to_diffusers
-from .tensors import read_json, read_pickle, read_safetensors, read_shards, write_json
+from .tensors import read_json, read_pickle, read_safetensors, read_shards, write_json, write_safetensors
 
 #: The file that makes a folder a pipeline's; its parts; and one of cmfast's own, for what diffusers' cannot say.
 INDEX, NETWORK, SCHEDULER, EXTRA = "model_index.json", "unet", "scheduler", "cmfast.json"
@@ -82,7 +81,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
         ):
             (folder / part).mkdir()
             write_json(folder / part / name, {"_class_name": class_name, "_diffusers_version": _VERSION, **content})
-        save_file(weights, folder / NETWORK / f"{STEM}.safetensors", {"format": "pt"})
+        write_safetensors(folder / NETWORK / f"{STEM}.safetensors", weights, {"format": "pt"})
         if checkpoint.recommended_levels:
             levels = {str(steps): list(values) for steps, values in checkpoint.recommended_levels.items()}
             write_json(folder / EXTRA, {"recommended_levels": levels})

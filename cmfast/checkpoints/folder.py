@@ -3,14 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from .. import preconditioning as schemes
 from ..files import whole_file
 from ..preconditioning import Preconditioning
 from ..unet import UNetConfig
 from .checkpoint import Checkpoint, CheckpointError
-from .tensors import read_json, read_safetensors, write_json
+from .tensors import read_json, read_safetensors, write_json, write_safetensors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -53,5 +51,5 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     }
     weights = {k: v.contiguous() for k, v in checkpoint.weights.items()}
     with whole_file(path / WEIGHTS) as weights_file, whole_file(path / CONFIG) as config_file:
-        save_file(weights, weights_file)
+        write_safetensors(weights_file, weights)
         write_json(config_file, content)

@@ -1,14 +1,16 @@
-"""Reading files of tensors: safetensors, and PyTorch's own with nothing but tensors unpickled."""
+"""Files of tensors: safetensors in and out, and PyTorch's own, read with nothing but tensors unpickled."""
 
 import json
 import pickle
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoint import CheckpointError
@@ -24,6 +26,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors on the CPU as a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written, the disk is full.
+    """
+    try:
+        save_file(dict(tensors), path, metadata)
+    except safetensors.SafetensorError as error:
+        number = re.search(r"^.*?I/O error: (.*) \(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[2]), number[1], str(path)) from error
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:

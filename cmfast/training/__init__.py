@@ -1,7 +1,8 @@
-"""Training: EDM diffusion, and consistency distillation from such a model."""
+"""Training: one loop for every method, from data to averaged weights."""
 
-from .diffusion import DiffusionTraining, train_diffusion
-from .distillation import DistillationTraining, distill
-from .recipes import RECIPES
+from .data import Dataset, load_data, load_digits
+from .loop import DivergedError, Trained, train
+from .settings import LoopSettings
+from .snapshots import reconstruct
 
-__all__ = ["RECIPES", "DiffusionTraining", "DistillationTraining", "distill", "train_diffusion"]
+__all__ = ["Dataset", "DivergedError", "LoopSettings", "Trained", "load_data", "load_digits", "reconstruct", "train"]

@@ -1,7 +1,7 @@
 """The model card of a recipe: data, recipe, command, measured quality."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from ..evaluation.classifier import Classifier
 from ..evaluation.quality import Quality, evaluate, nearest_distance
 from ..unet import UNet
 from .data import Dataset
-from .recipe import Recipe
+from .recipe import Recipe, Stage
 
 
 class Measured(NamedTuple):
@@ -45,17 +45,17 @@ def model_card(
 Data: {recipe.title}; {len(train.labels)} images for training and {len(test.labels)} for testing,
 split by a fixed seed, pixels scaled to [-1, 1]. Licence of the weights: MIT, as the code.
 
-- `{name}-teacher`: EDM diffusion model, {parameters:,} parameters, {recipe.teacher.iterations} iterations.
+- `{name}-teacher`: EDM diffusion model, {parameters:,} parameters, {recipe.teacher.loop.iterations} iterations.
 - `{name}`: consistency model of the same architecture, distilled from the teacher in
-  {recipe.student.iterations} iterations.
+  {recipe.student.loop.iterations} iterations.
 - `{name}-classifier`: the classifier of the measures, with the feature statistics of both real sets.
 
 Command: `cmfast train --recipe {name} --out FOLDER`, with these settings:
 
 ```
-unet     {_settings(recipe.unet)}
-teacher  {_settings(recipe.teacher)}
-student  {_settings(recipe.student)}
+unet     {_listed(dataclasses.asdict(recipe.unet))}
+teacher  {_stage(recipe.teacher)}
+student  {_stage(recipe.student)}
 ```
 
 Measured on {recipe.measured_samples} samples of the stored float16 weights, seed 0: accuracy of the asked class,
@@ -72,6 +72,10 @@ Levels (sigma) of the consistency model's evaluations: {levels}.
 """
 
 
-def _settings(value: object) -> str:
-    fields = dataclasses.asdict(value)  # type: ignore[call-overload]
-    return ", ".join(f"{k}={v}" for k, v in fields.items())
+def _stage(stage: Stage) -> str:
+    settings, loop = _listed(dataclasses.asdict(stage.settings)), _listed(stage.loop.of_the_weights())
+    return f"{stage.method}: {settings}; {loop}"
+
+
+def _listed(fields: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in fields.items())

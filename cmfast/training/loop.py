@@ -1,68 +1,273 @@
-"""What all trainings share: the averaged weights, the learning rate's decay and the loop."""
+"""The loop that runs every method: batches, gradients, updates, averages, checkpoints."""
 
-import copy
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-
-def averaged_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model to hold averaged weights, without gradients, in evaluation mode."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def average_into(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Average ← decay · average + (1 - decay) · model, for every parameter."""
-    pairs = list(zip(average.parameters(), model.parameters(), strict=True))
-    torch._foreach_lerp_([a for a, _ in pairs], [m.detach() for _, m in pairs], 1.0 - decay)
-
-
-class RunningAverage:
-    """Averaged weights that forget their start: update u counts for at least 10 / (u + 10)."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay, self.updates = averaged_copy(model), decay, 0
-
-    def update(self, model: nn.Module) -> None:
-        """Take in the model's weights."""
-        self.updates += 1
-        average_into(self.model, model, min(self.decay, self.updates / (self.updates + 10)))
+from ..model import ConsistencyModel
+from .batches import Batches
+from .data import Dataset, fingerprint
+from .data.dataset import check
+from .distributed import Processes
+from .draws import UpdateDraws, module_seed
+from .learning_rate import learning_rate
+from .logs import Row
+from .methods.method import Method
+from .run_folder import RunFolder
+from .settings import LoopSettings
+from .state import State
 
 
-def optimize(
-    model: nn.Module,
-    loss: Callable[[], Tensor],
+class DivergedError(ValueError):
+    """A loss or a gradient was not finite."""
+
+
+class Trained(NamedTuple):
+    """What a training gives.
+
+    Attributes:
+        model: the method's, as the last update left it.
+        averages: by name ("ema-0.999", "power-0.05"), copies with averaged weights.
+    """
+
+    model: ConsistencyModel
+    averages: dict[str, ConsistencyModel]
+
+
+def train(
+    method: Method,
+    data: Dataset,
+    settings: LoopSettings,
     *,
-    iterations: int,
-    optimizer: torch.optim.Optimizer,
-    schedule: Callable[[float], float],
-    clip: float | None,
-    after_step: Callable[[], None],
-    progress: Callable[[int, float], None] | None,
-) -> None:
-    """Run the training loop.
+    out: str | Path | None = None,
+    resume: bool = False,
+    config: str | None = None,
+    description: Mapping[str, Any] | None = None,
+    progress: Callable[[int, float], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Trained:
+    """Train the method's model, in place and where it is.
+
+    Update i is a function of the weights, the settings, the data and i alone: a training that is stopped and resumed
+    gives the same weights to the bit, on a CPU. One that is divided among processes or by `accumulation` gives them up
+    to rounding, but for dropout, whose masks depend on the division. (Adam enlarges the rounding where a gradient has
+    nothing else, as those of biases that a norm takes out again.) Under torch.distributed (`torchrun`) each process
+    takes its share of the batch, and gradients are averaged by DistributedDataParallel.
 
     Args:
-        model: in training mode; its parameters are those of the optimizer.
-        loss: draws a batch and returns its mean loss.
-        iterations: how many updates.
-        optimizer: over the model's parameters.
-        schedule: factor of the learning rate after the fraction of training in [0, 1).
-        clip: bound of the gradient's norm; None does not clip.
-        after_step: called after each update.
-        progress: called with (iteration, loss) after each update.
+        method: what a batch costs, with the model.
+        data: what is trained on, on the CPU.
+        settings: see there.
+        out: folder for `checkpoints/`, `log.csv`, `tensorboard/` (where it is installed) and `snapshots/`; None writes
+            nothing.
+        resume: go on from the folder's last checkpoint; where there is none, begin.
+        config: what the folder's `config.yaml` shall have in it; see `configuration`.
+        description: what else has to be the same for the training to be resumed, as JSON can hold it.
+        progress: called with (iteration, loss): on a CPU after each update; on a GPU with each row of the log, with
+            the mean loss since the last, so that the host does not wait for the GPU each time.
+        say: told in a line each what happens, such as that the training is resumed.
+
+    Raises:
+        DivergedError: a loss or a gradient is not finite; says at which update. Nothing of it is written.
+        ValueError: settings, data and model that do not fit; or to resume what was begun with others.
+        FileExistsError: the folder has checkpoints, and `resume` is False.
+        OSError: the folder cannot be written to.
     """
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule(i / iterations))
-    for iteration in range(iterations):
-        optimizer.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        scheduler.step()
-        after_step()
-        if progress is not None:
-            progress(iteration, value.item())
+    processes = Processes.current()
+    share = _share(settings, processes)
+    _check_data(method.model, data)
+    batches = Batches(data, settings.batch_size, settings.seed, settings.horizontal_flip)
+    state = State(method, settings)
+    folder = None
+    if out is not None:
+        everything = _description(method, data, settings, description)
+        folder = RunFolder(Path(out), settings, everything, processes, say if processes.rank == 0 else _silent)
+        folder.begin(state, resume, config)
+    unet = method.model.unet
+    if settings.compile is not None:
+        unet.compile(backend=settings.compile)
+    method.model.train()
+    device = method.model.device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            _run(state, batches, settings, share, processes, folder, progress)
+    finally:
+        method.model.eval()
+        if settings.compile is not None:
+            unet._compiled_call_impl = None
+        if folder is not None:
+            folder.close()
+    return Trained(method.model, state.averages.models)
+
+
+def _run(
+    state: State,
+    batches: Batches,
+    settings: LoopSettings,
+    share: int,
+    processes: Processes,
+    folder: RunFolder | None,
+    progress: Callable[[int, float], None] | None,
+) -> None:
+    loss_of: nn.Module = _LossOf(state.method)
+    if processes.count > 1:
+        loss_of = nn.parallel.DistributedDataParallel(loss_of)
+    on_host = _on_host(state.method.model)
+    watch, logged, since = _Watch(state.loss_sum), state.iteration, time.perf_counter()
+    while state.iteration < settings.iterations:
+        rate = learning_rate(settings, state.iteration)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = processes.mean(_gradients(loss_of, state, batches, settings, share, processes))
+        norm = _clip([*state.method.parameters()], settings.gradient_clip)
+        watch.look(state.iteration, loss, norm)
+        if on_host:
+            watch.check()
+        state.optimizer.step()
+        state.iteration += 1
+        state.add_loss(loss)
+        state.averages.update(state.method.model, state.iteration)
+        state.method.updated(state.iteration)
+        if on_host and progress is not None and processes.rank == 0:
+            progress(state.iteration - 1, loss.item())
+        if state.iteration % settings.log_interval == 0 or state.iteration == settings.iterations:
+            watch.check()
+            mean, now = state.take_mean_loss(), time.perf_counter()
+            speed = (state.iteration - logged) * settings.batch_size / (now - since)
+            logged, since = state.iteration, now
+            if folder is not None:
+                folder.log(Row(state.iteration, mean, rate, norm.item(), speed))
+            if not on_host and progress is not None and processes.rank == 0:
+                progress(state.iteration - 1, mean)
+        if folder is not None and folder.due(state.iteration):
+            watch.check()
+            folder.write(state)
+
+
+def _gradients(
+    loss_of: nn.Module, state: State, batches: Batches, settings: LoopSettings, share: int, processes: Processes
+) -> Tensor:
+    """Accumulate the gradients of this process's share of an update's batch, and return its mean loss []."""
+    model = state.method.model
+    size, total = share // settings.accumulation, torch.zeros((), dtype=torch.float64, device=model.device)
+    for part in range(settings.accumulation):
+        first = processes.rank * share + part * size
+        torch.manual_seed(module_seed(settings.seed, state.iteration, first))
+        images, labels = batches.part(state.iteration, first, size, model.device)
+        draws = UpdateDraws(settings.seed, state.iteration, first)
+        classes = None if model.num_classes is None else labels
+        last = part == settings.accumulation - 1
+        waits = not last and isinstance(loss_of, nn.parallel.DistributedDataParallel)  # for the last part
+        with loss_of.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.autocast is not None):
+                losses = loss_of(images, classes, draws, state.iteration)
+            if losses.shape != labels.shape:
+                raise ValueError(
+                    f"{type(state.method).__name__}.loss: expected a loss for each of {size} samples, got "
+                    f"{list(losses.shape)}"
+                )
+            loss = losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32)) / share
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _clip(parameters: list[nn.Parameter], bound: float | None) -> Tensor:
+    """Scale the gradients so that their norm is at most the bound, and return the norm that they had []."""
+    if bound is not None:
+        return nn.utils.clip_grad_norm_(parameters, bound)
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+class _LossOf(nn.Module):
+    """A method's loss as the forward of a module, which DistributedDataParallel can wrap."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.model, self.networks = method.model, nn.ModuleDict(method.networks())
+        self.method = method
+
+    def forward(self, images: Tensor, labels: Tensor | None, draws: UpdateDraws, iteration: int) -> Tensor:
+        return self.method.loss(images, labels, draws, iteration)
+
+
+class _Watch:
+    """Remembers the first loss that was not finite, on the device, so that the host can ask for it rarely."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._iteration = torch.full_like(like, -1.0)
+        self._loss, self._norm = torch.zeros_like(like), torch.zeros_like(like)
+
+    def look(self, iteration: int, loss: Tensor, norm: Tensor) -> None:
+        """Look at an update's loss and gradient."""
+        new = ~torch.isfinite(loss + norm) & (self._iteration < 0)
+        self._iteration = torch.where(new, float(iteration), self._iteration)
+        self._loss, self._norm = torch.where(new, loss, self._loss), torch.where(new, norm.double(), self._norm)
+
+    def check(self) -> None:
+        """Raise DivergedError where one was not finite."""
+        iteration = int(self._iteration)
+        if iteration >= 0:
+            raise DivergedError(
+                f"the training diverged at update {iteration}: its loss is {self._loss.item():g}, the norm of its "
+                f"gradient {self._norm.item():g}; a lower learning rate, warm-up or a gradient_clip may help"
+            )
+
+
+def _on_host(model: ConsistencyModel) -> bool:
+    """Whether a loss can be read at each update: nothing is waited for."""
+    return model.device.type == "cpu"
+
+
+def _share(settings: LoopSettings, processes: Processes) -> int:
+    """How many samples of a batch are this process's."""
+    parts = processes.count * settings.accumulation
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"batch_size: expected a multiple of {parts}, processes times accumulation, got {settings.batch_size}"
+        )
+    return settings.batch_size // processes.count
+
+
+def _check_data(model: ConsistencyModel, data: Dataset) -> None:
+    check(data)
+    if data.images.shape[1:] != model.sample_shape:
+        raise ValueError(
+            f"the model is for samples {list(model.sample_shape)}, and the data has {list(data.images.shape[1:])}"
+        )
+    if model.num_classes is not None and int(data.labels.max()) >= model.num_classes:
+        raise ValueError(f"the model has {model.num_classes} classes, and the data has label {int(data.labels.max())}")
+    if model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f'a model is trained with float32 weights, got {model.dtype}: autocast="bfloat16" evaluates in that'
+        )
+
+
+def _description(
+    method: Method, data: Dataset, settings: LoopSettings, more: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What has to be the same for a training to be resumed."""
+
+    def fields(value: object) -> dict[str, Any]:
+        return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {}  # type: ignore[arg-type]
+
+    model = method.model
+    return {
+        "method": {"name": type(method).__name__, **fields(getattr(method, "settings", None))},
+        "loop": settings.of_the_weights(),
+        "network": fields(getattr(model.unet, "config", None)),
+        "preconditioning": {"type": type(model.preconditioning).__name__, **fields(model.preconditioning)},
+        "data": {"samples": len(data.labels), "fingerprint": fingerprint([data.images, data.labels])},
+        **(more or {}),
+    }
+
+
+def _silent(line: str) -> None:
+    pass

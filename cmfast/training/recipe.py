@@ -2,11 +2,26 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from ..unet import UNetConfig
 from .data import Dataset
-from .diffusion import DiffusionTraining
-from .distillation import DistillationTraining
+from .settings import LoopSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """How one network of a recipe is trained.
+
+    Attributes:
+        method: its name, one of `METHODS`.
+        settings: the method's own.
+        loop: the loop's, with one average: the network that is kept.
+    """
+
+    method: str
+    settings: Any
+    loop: LoopSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +33,8 @@ class Recipe:
         title: for the model card.
         data: returns the (training, test) sets.
         unet: of both networks.
-        teacher: settings.
-        student: settings.
+        teacher: how it is trained.
+        student: how it is trained, with that teacher.
         classifier_iterations: updates of the classifier.
         recommended_levels: levels of the student's evaluations for a number of steps.
         measured_samples: samples a measure takes.
@@ -29,8 +44,8 @@ class Recipe:
     title: str
     data: Callable[[], tuple[Dataset, Dataset]]
     unet: UNetConfig
-    teacher: DiffusionTraining
-    student: DistillationTraining
+    teacher: Stage
+    student: Stage
     classifier_iterations: int
     recommended_levels: dict[int, tuple[float, ...]]
     measured_samples: int = 1000

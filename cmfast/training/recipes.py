@@ -15,9 +15,12 @@ from ..unet import UNet, UNetConfig
 from .card import Measured, model_card
 from .classifier import train_classifier
 from .data import Dataset, load_digits
-from .diffusion import DiffusionTraining, train_diffusion
-from .distillation import DistillationTraining, distill
-from .recipe import Recipe
+from .loop import train
+from .methods import METHODS
+from .methods.diffusion import DiffusionSettings
+from .methods.distillation import DistillationSettings
+from .recipe import Recipe, Stage
+from .settings import LoopSettings
 
 #: Called with (stage, iterations done, iterations, loss).
 Progress = Callable[[str, int, int, float], None]
@@ -41,8 +44,23 @@ RECIPES = {
             use_scale_shift_norm=True,
             resblock_updown=True,
         ),
-        teacher=DiffusionTraining(iterations=2000),
-        student=DistillationTraining(iterations=600),
+        teacher=Stage(
+            "diffusion",
+            DiffusionSettings(),
+            LoopSettings(iterations=2000, learning_rate=1e-3, schedule="cosine", ema_decays=(0.999,)),
+        ),
+        student=Stage(
+            "distillation",
+            DistillationSettings(grid_steps=18, target_ema_decay=0.9, huber_c=0.03),
+            LoopSettings(
+                iterations=600,
+                learning_rate=5e-4,
+                schedule="linear-tail",
+                gradient_clip=10.0,
+                ema_decays=(0.997,),
+                ema_warmup=False,  # some of the teacher, where they start, stays in them
+            ),
+        ),
         classifier_iterations=800,
         recommended_levels={1: (80.0,), 2: (80.0, 0.5), 4: (80.0, 2.0, 0.8, 0.3)},
     )
@@ -64,25 +82,39 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> li
     def stage(name: str, total: int) -> Callable[[int, float], None] | None:
         return None if progress is None else lambda i, loss: progress(name, i + 1, total, loss)
 
-    train, test = recipe.data()
+    data, test = recipe.data()
     iterations = recipe.classifier_iterations
-    classifier = train_classifier(train, test, iterations=iterations, progress=stage("classifier", iterations))
+    classifier = train_classifier(data, test, iterations=iterations, progress=stage("classifier", iterations))
     save_classifier(classifier, out / f"{recipe.name}-classifier.safetensors")
 
-    torch.manual_seed(recipe.teacher.seed)
-    teacher = ConsistencyModel(UNet(recipe.unet), EDM())
-    teacher = train_diffusion(teacher, train, recipe.teacher, stage("teacher", recipe.teacher.iterations))
+    torch.manual_seed(recipe.teacher.loop.seed)
+    new = ConsistencyModel(UNet(recipe.unet), EDM())
+    teacher = train_stage(recipe.teacher, new, data, None, stage("teacher", recipe.teacher.loop.iterations))
     save(teacher, out / f"{recipe.name}-teacher", dtype=torch.float16)
 
     teacher = load(out / f"{recipe.name}-teacher")  # as it is stored: what the student learns from can be looked at
-    student = distill(teacher, train, recipe.student, stage("student", recipe.student.iterations))
+    student = train_stage(recipe.student, teacher, data, teacher, stage("student", recipe.student.loop.iterations))
     student.recommended_levels = dict(recipe.recommended_levels)
     save(student, out / recipe.name, dtype=torch.float16)
 
-    rows = measure(recipe, out, train)
+    rows = measure(recipe, out, data)
     with whole_file(out / "README.md") as file:
-        file.write_text(model_card(recipe, rows, train, test, classifier))
+        file.write_text(model_card(recipe, rows, data, test, classifier))
     return rows
+
+
+def train_stage(
+    stage: Stage,
+    source: ConsistencyModel,
+    data: Dataset,
+    teacher: ConsistencyModel | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> ConsistencyModel:
+    """Train a network of a recipe from the weights of `source`, and return its average."""
+    _, method = METHODS[stage.method]
+    made = method(method.student(source), stage.settings, stage.loop.iterations, teacher)
+    (average,) = train(made, data, stage.loop, progress=progress).averages.values()
+    return average
 
 
 def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[Measured]:

@@ -442,11 +442,11 @@ def test_damaged_folders(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def fail(tensors, path, metadata):
+    def fail(path, tensors, metadata):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("cmfast.checkpoints.diffusers.save_file", fail)
+    monkeypatch.setattr("cmfast.checkpoints.diffusers.write_safetensors", fail)
     with pytest.raises(OSError, match="disk full"):
         write(ConsistencyModel(tiny_unet()).checkpoint(), tmp_path / "folder", "diffusers")
     assert not list(tmp_path.iterdir())

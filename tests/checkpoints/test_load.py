@@ -220,11 +220,11 @@ def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch):
     model.save(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def fail(tensors, path):
+    def fail(path, tensors):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("cmfast.checkpoints.folder.save_file", fail)
+    monkeypatch.setattr("cmfast.checkpoints.folder.write_safetensors", fail)
     with pytest.raises(OSError, match="disk full"):
         model.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

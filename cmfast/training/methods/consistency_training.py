@@ -1,14 +1,13 @@
 """Consistency training, without a teacher. Song et al. 2023, "Consistency Models", algorithm 3."""
 
 import dataclasses
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ...model import ConsistencyModel
 from ...preconditioning import Consistency
-from ..loop import average_into, averaged_copy
+from ..averages import average_into, averaged_copy
 from .checks import preconditioning_of, require
 from .conversion import consistency_from
 from .discretisation import neighbours, square_root_steps, target_decay
@@ -58,7 +57,7 @@ class ConsistencyTraining(Method):
         super().__init__(model, settings, iterations, teacher)
         self.preconditioning = preconditioning_of("ConsistencyTraining", model, Consistency)
         self.settings = settings
-        self.target = cast(ConsistencyModel, averaged_copy(model))
+        self.target = averaged_copy(model)
         self.distance = distance(settings.loss, settings.huber_c)
 
     @classmethod

@@ -1,14 +1,13 @@
 """Consistency distillation from an EDM teacher. Song et al. 2023, "Consistency Models", algorithm 2."""
 
 import dataclasses
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ...model import ConsistencyModel
 from ...preconditioning import EDM, Consistency
-from ..loop import average_into, averaged_copy
+from ..averages import average_into, averaged_copy
 from .checks import preconditioning_of, require
 from .conversion import consistency_from
 from .discretisation import neighbours
@@ -66,7 +65,7 @@ class Distillation(Method):
         preconditioning_of("Distillation: teacher", teacher, EDM)
         self.preconditioning = preconditioning_of("Distillation: student", model, Consistency)
         self.settings, self.teacher = settings, teacher
-        self.target = cast(ConsistencyModel, averaged_copy(model))
+        self.target = averaged_copy(model)
         self.distance = distance(settings.loss, settings.huber_c)
 
     @classmethod

@@ -1,14 +1,13 @@
 """Progressive distillation. Salimans and Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models"."""
 
 import dataclasses
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ...model import ConsistencyModel
 from ...preconditioning import EDM
-from ..loop import averaged_copy
+from ..averages import averaged_copy
 from .checks import preconditioning_of, require
 from .conversion import copied
 from .levels import karras_level, noised, per_sample, uniform_index
@@ -76,7 +75,7 @@ class ProgressiveDistillation(Method):
                 f"ProgressiveDistillation: {settings.stages} stages need as many iterations at least, got {iterations}"
             )
         self.settings = settings
-        self.teacher = cast(ConsistencyModel, averaged_copy(teacher))
+        self.teacher = averaged_copy(teacher)
         self.distance = distance(settings.loss, settings.huber_c)
 
     @classmethod

@@ -1,17 +1,8 @@
-"""Data sets: images in [-1, 1] with their labels."""
-
-from collections.abc import Iterator
-from typing import NamedTuple
+"""scikit-learn's handwritten digits, the data of the bundled models."""
 
 import torch
-from torch import Tensor
 
-
-class Dataset(NamedTuple):
-    """Images [M, C, H, W] in [-1, 1], float32, and labels [M], int64."""
-
-    images: Tensor
-    labels: Tensor
+from .dataset import Dataset
 
 
 def load_digits(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -32,18 +23,3 @@ def load_digits(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dat
     classes = torch.from_numpy(labels).long()[order]
     test = round(test_fraction * len(classes))
     return Dataset(pixels[test:], classes[test:]), Dataset(pixels[:test], classes[:test])
-
-
-def batches(data: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield random batches of the data for ever: each pass goes through it in a new order.
-
-    Raises:
-        ValueError: a batch is to have more than there is, or nothing.
-    """
-    if not 1 <= batch_size <= len(data.labels):
-        raise ValueError(f"batches: expected batch_size in 1 … {len(data.labels)}, the data's length, got {batch_size}")
-    while True:
-        order = torch.randperm(len(data.labels), generator=generator)
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            chosen = order[start : start + batch_size]
-            yield data.images[chosen], data.labels[chosen]

@@ -1,0 +1,128 @@
+"""The models and the method that a configuration describes."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import preconditioning as schemes
+from ..model import ConsistencyModel, load
+from ..preconditioning import EDM, Preconditioning
+from ..unet import UNet, UNetConfig
+from .configuration import Configuration, build, coerce, unknown
+from .data import Dataset
+from .methods import METHODS, Method
+
+
+class Made(NamedTuple):
+    """What is made of a configuration.
+
+    Attributes:
+        method: with its model and its teacher.
+        configuration: with every field said, those that followed from the data or a checkpoint too, and absolute paths.
+    """
+
+    method: Method
+    configuration: Configuration
+
+
+def make(configuration: Configuration, data: Dataset, device: torch.device | str = "cpu") -> Made:
+    """Make the method with its model on the device, new (from the loop's seed) or from a checkpoint, and its teacher.
+
+    The model starts from `init_from`; without it from the teacher, where the method has one; and else from random
+    weights. Fields of the network that are not given are those of the checkpoint, or follow from the data: image_size,
+    in_channels, out_channels and num_classes.
+
+    Raises:
+        ValueError: an unknown name, a value out of its range, or a checkpoint that the configuration does not fit.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    c = configuration
+    name = str(c.method["name"])
+    if name not in METHODS:
+        raise ValueError(unknown(name, METHODS, "method"))
+    settings_type, method = METHODS[name]
+    settings: Any = build(settings_type, {k: v for k, v in c.method.items() if k != "name"}, "method")
+    if method.needs_teacher and c.teacher is None and c.init_from is None:
+        raise ValueError(f"the method {name} needs a diffusion model to learn from: give it as teacher (--teacher)")
+    if c.teacher is not None and not method.needs_teacher:
+        raise ValueError(f"the method {name} has no teacher: to start from a model's weights, give it as init_from")
+    teacher = load(c.teacher or str(c.init_from)) if method.needs_teacher else None
+    scheme = _preconditioning(c.preconditioning)
+    start = c.init_from or c.teacher
+    if start is None:
+        source = ConsistencyModel(_new_network(c, data), scheme or EDM())
+    else:
+        source = load(start, preconditioning=scheme)
+        _check_network(c.network, source, start)
+    model = method.student(source).to(device)
+    if teacher is not None:
+        teacher = teacher.to(device).eval().requires_grad_(False)
+    network = source.unet.config if isinstance(source.unet, UNet) else None
+    scheme = source.preconditioning
+    complete = dataclasses.replace(
+        c,
+        method={"name": name, **dataclasses.asdict(settings)},
+        data=dataclasses.replace(c.data, path=str(Path(c.data.path).absolute())),
+        network={} if network is None else dataclasses.asdict(network),
+        preconditioning={"type": type(scheme).__name__, **dataclasses.asdict(scheme)},
+        init_from=_absolute(c.init_from),
+        teacher=_absolute(c.teacher),
+    )
+    return Made(method(model, settings, c.loop.iterations, teacher), complete)
+
+
+def _absolute(source: str | None) -> str | None:
+    """A checkpoint's path from anywhere; names and hub ids are as they were."""
+    return str(Path(source).absolute()) if source is not None and Path(source).exists() else source
+
+
+def _new_network(c: Configuration, data: Dataset) -> UNet:
+    channels, *size = data.images.shape[1:]
+    of_the_data = {
+        "image_size": size[0] if len(set(size)) == 1 else tuple(size),
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_classes": data.num_classes,
+        "dims": len(size),
+    }
+    config = build(UNetConfig, {**of_the_data, **c.network}, "network")
+    factor = config.downsampling[-1]
+    if any(length % factor for length in size[-2:]):
+        raise ValueError(
+            f"network: its {len(config.channel_mult)} levels need lengths that are multiples of {factor}, and the data "
+            f"has {' x '.join(map(str, size))}: give the data another size, or channel_mult fewer levels"
+        )
+    torch.manual_seed(c.loop.seed)
+    return UNet(config)
+
+
+def _check_network(fields: dict[str, Any], model: ConsistencyModel, source: str) -> None:
+    """What is said of the network must be so in the checkpoint."""
+    found = getattr(model.unet, "config", None)
+    assert isinstance(found, UNetConfig)
+    given = build(UNetConfig, {"image_size": found.image_size, **fields}, "network")
+    for name in fields:
+        if getattr(given, name) != getattr(found, name):
+            raise ValueError(
+                f"network.{name}: {getattr(given, name)} was given, and {source} has {getattr(found, name)}"
+            )
+
+
+def _preconditioning(fields: dict[str, Any]) -> Preconditioning | None:
+    if not fields:
+        return None
+    known = {
+        name: kind
+        for name, kind in vars(schemes).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, Preconditioning)
+        and kind is not Preconditioning
+        and not name.startswith("_")
+    }
+    name = coerce(fields.get("type"), str, "preconditioning.type")
+    if name not in known:
+        raise ValueError(unknown(name, known, "preconditioning"))
+    return build(known[name], {k: v for k, v in fields.items() if k != "type"}, "preconditioning")

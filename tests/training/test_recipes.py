@@ -1,0 +1,83 @@
+import dataclasses
+
+import pytest
+import torch
+
+import cmfast
+from cmfast import ConsistencyModel, UNet
+from cmfast.checkpoints import asset
+from cmfast.evaluation import load_classifier, nearest_distance
+from cmfast.preconditioning import EDM, Consistency
+from cmfast.training import load_digits, recipes
+
+
+def test_the_bundled_models_are_those_of_their_recipe():
+    """What the recipe has, defaults included, is what the card says that the bundled weights were made with."""
+    recipe = recipes.RECIPES["digits"]
+    lines = asset("README.md").read_text().splitlines()
+    parts = {"unet": [dataclasses.asdict(recipe.unet)]}
+    for name in ("teacher", "student"):
+        stage = getattr(recipe, name)
+        parts[name] = [dataclasses.asdict(stage.settings), stage.loop.of_the_weights()]
+    for name, fields in parts.items():
+        listed = "; ".join(", ".join(f"{k}={v}" for k, v in part.items()) for part in fields)
+        method = "" if name == "unet" else f"{getattr(recipe, name).method}: "
+        assert f"{name:8} {method}{listed}" in lines
+    assert f"Measured on {recipe.measured_samples} samples of the stored float16 weights, seed 0: accuracy of" in (
+        "\n".join(lines)
+    )
+    levels = "; ".join(", ".join(f"{sigma:g}" for sigma in row) for row in recipe.recommended_levels.values())
+    assert f"Levels (sigma) of the consistency model's evaluations: {levels}." in lines
+    model = cmfast.load("digits")
+    assert model.unet.config == recipe.unet
+    assert model.recommended_levels == recipe.recommended_levels
+
+
+def shortened(stage):
+    return dataclasses.replace(stage, loop=dataclasses.replace(stage.loop, iterations=2, batch_size=8))
+
+
+def test_a_recipe_writes_everything(tmp_path):
+    digits = recipes.RECIPES["digits"]
+    recipe = dataclasses.replace(
+        digits,
+        name="short",
+        teacher=shortened(digits.teacher),
+        student=shortened(digits.student),
+        classifier_iterations=2,
+        measured_samples=10,
+    )
+    seen = []
+    rows = recipes.run(recipe, tmp_path / "out", lambda *event: seen.append(event))
+    assert [event[:3] for event in seen] == [
+        (stage, i, 2) for stage in ("classifier", "teacher", "student") for i in (1, 2)
+    ]
+    files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
+    folders = [f"{name}/{file}" for name in ("short", "short-teacher") for file in ("config.json", "model.safetensors")]
+    assert files == sorted(["README.md", "short-classifier.safetensors", *folders])
+    student, teacher = cmfast.load(tmp_path / "out" / "short"), cmfast.load(tmp_path / "out" / "short-teacher")
+    assert isinstance(student.preconditioning, Consistency)
+    assert teacher.preconditioning == EDM()
+    assert student.recommended_levels == recipe.recommended_levels
+    load_classifier(tmp_path / "out" / "short-classifier.safetensors")
+    assert [(row.sampler, row.evaluations) for row in rows] == [
+        *((f"student, {n} step{'s' if n > 1 else ''}", n) for n in (1, 2, 4)),
+        *((f"teacher, heun {n}", 2 * n - 1) for n in (5, 8, 10, 18, 40)),
+        ("teacher, euler 1", 1),
+    ]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"| {row.sampler} | {row.evaluations} | {row.quality.accuracy:.3f} |" in card for row in rows)
+    train, _ = load_digits()
+    torch.manual_seed(recipe.teacher.loop.seed)  # the networks depend on the recipe's seeds alone
+    expected = recipes.train_stage(recipe.teacher, ConsistencyModel(UNet(recipe.unet), EDM()), train)
+    for stored, value in zip(teacher.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(stored, value.half().float())
+    samples = student.sample(10, class_labels=list(range(10)))
+    assert rows[0].nearest == pytest.approx(nearest_distance(samples, train.images))
+    assert "iterations=2" in card
+
+
+def test_a_recipe_finds_out_first_that_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        recipes.run(recipes.RECIPES["digits"], tmp_path / "file")
