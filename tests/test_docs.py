@@ -164,6 +164,8 @@ _SMALLER = {
     "cmfast bench operators": "--ops timestep_embedding --passes 1 --rounds 1",
     "cmfast bench latency": "--rounds 1 --batch-size 2 --consistency-steps 1 --steps 2 --samplers euler",
     "cmfast eval": "--count 20",
+    "cmfast train --method diffusion": "--set loop.iterations=2 --set loop.batch_size=4 --set network.model_channels=32",
+    "cmfast train --method distillation": "--set loop.iterations=2 --set loop.batch_size=4",
 }
 
 #: Commands that begin with these words are too long for a test: their options are read, and their files looked for.
@@ -173,7 +175,7 @@ _PARSED = (
     "cmfast bench model",
     "cmfast bench all",
     "cmfast bench show",
-    "cmfast train",
+    "cmfast train --recipe",
     "cmfast kernels",
 )
 
@@ -187,6 +189,10 @@ def a_desk():
     mask = Image.new("L", (8, 8), 255)
     mask.paste(0, (0, 0, 4, 8))
     mask.save("M.png")
+    for i in range(4):
+        picture = Path("images", "ab"[i % 2], f"{i}.png")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 36), (60 * i, 60, 200)).save(picture)
     Path("examples").symlink_to(ROOT / "examples")
     shutil.copy(ROOT / "examples" / "your_own_network.py", "FILE.py")
 
