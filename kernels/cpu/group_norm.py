@@ -149,4 +149,6 @@ def _as_output(x: Tensor, y: Operand) -> Operand:
 
 def _alike(operands: Sequence[Operand]) -> bool:
     """Whether the channels of all are adjacent, or the positions of all."""
+    if all(x.tensor.is_contiguous() for x in operands):
+        return True
     return any(all(planes(x)[adjacent] == 1 for x in operands) for adjacent in (3, 4))

@@ -30,21 +30,31 @@ constexpr int64_t SMALL = 3 << 13;  // products that one thread takes sooner tha
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 
-// Where element (r, c) is of a matrix that is the left operand of a product, or its result: groups of eight rows, of
-// so many columns, whole blocks of 16.
+// Rows of an operand from some element on: row i, i < LANES, is at first + i % 8 · next + i / 8 · group.
+struct Lines {
+  float* first;
+  int64_t next, group;
+  CMFAST_INLINE float* operator[](int i) const { return first + (i % ROWS * next + i / ROWS * group); }
+};
+
+// A matrix that is the left operand of a product, or its result: groups of eight rows, of so many columns, whole blocks
+// of 16.
 struct LeftOperand {
+  float* data;
   int64_t columns;
-  int64_t operator()(int64_t r, int64_t c) const {
-    return r / ROWS * (ROWS * columns) + c / BLOCK * (ROWS * BLOCK) + r % ROWS * BLOCK + c % BLOCK;
+  CMFAST_INLINE Lines lines(int64_t r, int64_t c) const {
+    float* first = data + r / ROWS * (ROWS * columns) + c / BLOCK * (ROWS * BLOCK) + r % ROWS * BLOCK + c % BLOCK;
+    return {first, BLOCK, ROWS * columns};
   }
 };
 
-// Of one that is the right operand: panels of 48 columns, the last of what is left, of so many rows.
+// One that is the right operand: panels of 48 columns, the last of what is left, of so many rows.
 struct RightOperand {
+  float* data;
   int64_t rows, columns;
-  int64_t operator()(int64_t r, int64_t c) const {
-    int64_t first = c / PANEL * PANEL;
-    return first * rows + r * at_most(columns - first, PANEL) + c % PANEL;
+  CMFAST_INLINE Lines lines(int64_t r, int64_t c) const {
+    int64_t first = c / PANEL * PANEL, width = at_most(columns - first, PANEL);
+    return {data + (first * rows + r * width + (c - first)), width, ROWS * width};
   }
 };
 
@@ -65,39 +75,53 @@ struct Heads {
   int64_t sums() const { return size * queries; }
   int64_t floats() const { return (4 * size + 2) * queries + 5 * KEYS * size + 3 * KEYS * QUERIES; }
 
-  // An operand from `data`, whole blocks of it, 0 beyond the last row and column.
+  // An operand and its transpose, where there is data for them: whole blocks, 0 beyond the last row and column.
   template <class Operand>
-  void pack(float* to, Operand place, const void* data, int64_t at, int64_t down, int64_t across, int64_t rows,
-            int64_t columns) const {
-    Words square[LANES];
+  void pack(const Operand& to, const Operand& transposed, const Matrix& from, int64_t rows, int64_t columns) const {
+    bool turned = from.by_columns();
     for (int64_t r = 0; r < round_up(rows, BLOCK); r += LANES)
       for (int64_t c = 0; c < round_up(columns, BLOCK); c += LANES) {
-        load_square(data, p.dtype, at + r * down + c * across, down, across, rows - r, columns - c, square);
-        for (int i = 0; i < LANES; ++i) *(WordsThere*)(to + place(r + i, c)) = square[i];
+        Words square[LANES];
+        load_square(from, r, c, rows - r, columns - c, square);
+        for (int time = 0; time < 2; ++time) {
+          bool straight = turned == (time == 1);
+          if (!(straight ? to : transposed).data) continue;
+          if (time) transpose(square);
+          Lines lines = straight ? to.lines(r, c) : transposed.lines(c, r);
+          CMFAST_UNROLL
+          for (int i = 0; i < LANES; ++i) *(WordsThere*)lines[i] = square[i];
+        }
       }
   }
 
   // Rows `begin` to `end` of a result, `factor` times the sum of so many matrices `apart` floats apart.
-  void write(const AttentionTensor& t, int64_t at, int64_t down, int64_t across, int64_t begin, int64_t end,
-             int64_t columns, const float* from, int64_t matrices, int64_t apart, float factor) const {
-    LeftOperand place{round_up(columns, BLOCK)};
-    Words square[LANES];
+  void write(const Matrix& to, int64_t begin, int64_t end, int64_t columns, float* from, int64_t matrices,
+             int64_t apart, float factor) const {
+    LeftOperand result{from, round_up(columns, BLOCK)};
+    bool turned = to.by_columns();
     for (int64_t r = begin; r < end; r += LANES)
       for (int64_t c = 0; c < columns; c += LANES) {
+        Words square[LANES];
+        Lines lines = result.lines(r, c);
         for (int i = 0; i < LANES; ++i) {
-          const float* there = from + place(r + i, c);
-          Floats sum = load(there);
-          for (int64_t m = 1; m < matrices && !FAULT(first_part_only); ++m) sum += load(there + m * apart);
+          Floats sum = load(lines[i]);
+          for (int64_t m = 1; m < matrices && !FAULT(first_part_only); ++m) sum += load(lines[i] + m * apart);
           square[i] = bits(sum * factor);
         }
-        store_square((void*)t.data, p.dtype, at + r * down + c * across, down, across, end - r, columns - c, square);
+        if (turned) transpose(square);
+        store_square(to, r, c, end - r, columns - c, square);
       }
   }
 
   // Of rows `begin` to `end` of dqᵀ.
-  void write_queries(int64_t head, int64_t begin, int64_t end, const float* dq) const {
-    int64_t at = head / p.heads * p.dq.n + head % p.heads * p.dq.h;
-    write(p.dq, at, p.dq.d, p.dq.t, begin, end, p.queries, dq, parts, sums(), p.scale);
+  void write_queries(int64_t head, int64_t begin, int64_t end, float* dq) const {
+    write(matrix(p.dq, head, 0, true), begin, end, p.queries, dq, parts, sums(), p.scale);
+  }
+
+  // A head of a tensor from position t on, or its transpose.
+  Matrix matrix(const AttentionTensor& x, int64_t head, int64_t t, bool transposed = false) const {
+    int64_t at = head / p.heads * x.n + head % p.heads * x.h + t * x.t;
+    return {(void*)x.data, p.dtype, at, transposed ? x.d : x.t, transposed ? x.t : x.d};
   }
 
   // lse and δ of every query, 0 beyond the last.
@@ -126,14 +150,15 @@ struct Heads {
     }
   }
 
-  // Scores and gradients of the probabilities become probabilities and gradients of the scores, of eight keys.
-  void softmax_gradient(float* scores, float* gradients, float* panels, int64_t key, int64_t columns,
+  // Scores and gradients of the probabilities become probabilities and gradients of the scores, of eight keys or fewer.
+  void softmax_gradient(float* scores, float* gradients, float* panels, int64_t key, int64_t rows, int64_t columns,
                         const float* lse, const float* delta) const {
-    RightOperand place{KEYS, columns};
+    RightOperand right{panels, KEYS, round_up(columns, BLOCK)};
     for (int64_t j = 0; j < columns; j += LANES) {
       Floats minus_lse = -load(lse + j), minus_delta = FAULT(delta_missed) ? zeros() : -load(delta + j);
-      int64_t at = j / BLOCK * (ROWS * BLOCK) + j % BLOCK, to = place(key, j), next = place(key + 1, j) - to;
-      for (int m = 0; m < ROWS; m += 4) {
+      int64_t at = j / BLOCK * (ROWS * BLOCK) + j % BLOCK;
+      Lines lines = right.lines(key, j);
+      for (int m = 0; m < rows; m += 4) {
         Floats probabilities[4];
         CMFAST_UNROLL
         for (int i = 0; i < 4; ++i)
@@ -145,61 +170,57 @@ struct Heads {
           Floats dscore = probabilities[i] * (load(gradient) + minus_delta);
           store(scores + at + (m + i) * BLOCK, probabilities[i]);
           store(gradient, dscore);
-          store(panels + to + (m + i) * next, dscore);
+          store(lines.first + (m + i) * lines.next, dscore);
         }
       }
     }
   }
 
-  // A left operand by panels from row `first` on, into such a result.
-  static void multiply(const float* left, int64_t left_columns, int64_t rows, const float* right, int64_t right_rows,
-                       int64_t first, int64_t right_columns, int64_t begin, int64_t end, int64_t sum_of, float* to,
-                       int64_t to_columns, bool accumulate) {
+  // So many rows of a left operand by columns `begin` to `end` of a right one, from its row `first` on.
+  static void multiply(const LeftOperand& left, int64_t rows, const RightOperand& right, int64_t first, int64_t begin,
+                       int64_t end, int64_t sum_of, const LeftOperand& to, bool accumulate) {
     for (int64_t j = begin; j < end; j += PANEL) {
-      int width = (int)at_most(right_columns - j, PANEL);
-      const float* panel = right + j * right_rows + first * width;
+      int width = (int)at_most(right.columns - j, PANEL);
+      const float* panel = right.data + j * right.rows + first * width;
       for (int64_t r = 0; r < rows; r += ROWS)
-        multiply_panel<false>((const uint32_t*)(left + r * left_columns), (const uint32_t*)panel, width, sum_of,
-                              {to + r * to_columns + (j - begin) * ROWS, BLOCK, ROWS * BLOCK, accumulate},
-                              {nullptr, 0});
+        multiply_panel<false>((const uint32_t*)(left.data + r * left.columns), (const uint32_t*)panel, width, sum_of,
+                              {to.data + r * to.columns + (j - begin) * ROWS, BLOCK, ROWS * BLOCK, accumulate},
+                              {nullptr, 0}, (int)at_most(rows - r, ROWS), (int)round_up(at_most(end - j, PANEL), LANES));
     }
   }
 
   // dk and dv of a part's keys, and what they add to dqᵀ.
   void part(int64_t head, int64_t begin, float* memory, float* dq) const {
-    int64_t n = head / p.heads, h = head % p.heads, d = p.head_size;
-    float *q_columns = memory, *grad_columns = q_columns + sums();     // [D][T]
-    float *q_rows = grad_columns + sums(), *grad_rows = q_rows + sums();  // [T][D]
-    float *lse = grad_rows + sums(), *delta = lse + queries;
-    float *k = delta + queries, *v = k + KEYS * size, *k_columns = v + KEYS * size;
-    float *dk = k_columns + KEYS * size, *dv = dk + KEYS * size;
-    float *scores = dv + KEYS * size, *gradients = scores + KEYS * QUERIES, *panels = gradients + KEYS * QUERIES;
-    int64_t q_at = n * p.q.n + h * p.q.h, grad_at = n * p.grad.n + h * p.grad.h;
-    RightOperand by_query{size, queries}, by_channel{queries, size};
-    pack(q_columns, by_query, p.q.data, q_at, p.q.d, p.q.t, d, p.queries);
-    pack(grad_columns, by_query, p.grad.data, grad_at, p.grad.d, p.grad.t, d, p.queries);
-    pack(q_rows, by_channel, p.q.data, q_at, p.q.t, p.q.d, p.queries, d);
-    pack(grad_rows, by_channel, p.grad.data, grad_at, p.grad.t, p.grad.d, p.queries, d);
+    int64_t d = p.head_size;
+    auto take = [&](int64_t floats) { return memory += floats, memory - floats; };
+    RightOperand q_columns{take(sums()), size, queries}, grad_columns{take(sums()), size, queries};  // [D][T]
+    RightOperand q_rows{take(sums()), queries, size}, grad_rows{take(sums()), queries, size};        // [T][D]
+    LeftOperand k{take(KEYS * size), size}, v{take(KEYS * size), size}, k_columns{take(KEYS * size), KEYS};
+    LeftOperand dk{take(KEYS * size), size}, dv{take(KEYS * size), size}, none{nullptr, 0};
+    float *scores = take(KEYS * QUERIES), *gradients = take(KEYS * QUERIES), *panels = take(KEYS * QUERIES);
+    float *lse = take(queries), *delta = take(queries);
+    pack(q_rows, q_columns, matrix(p.q, head, 0), p.queries, d);
+    pack(grad_rows, grad_columns, matrix(p.grad, head, 0), p.queries, d);
     rows_of_queries(head, lse, delta);
     for (int64_t s = begin, end = at_most(begin + keys, p.keys); s < end; s += KEYS) {
-      int64_t count = at_most(end - s, KEYS), k_at = n * p.k.n + h * p.k.h + s * p.k.t;
+      int64_t count = at_most(end - s, KEYS);
       if (FAULT(last_keys_missed) && count % ROWS) --count;
-      pack(k, LeftOperand{size}, p.k.data, k_at, p.k.t, p.k.d, count, d);
-      pack(v, LeftOperand{size}, p.v.data, n * p.v.n + h * p.v.h + s * p.v.t, p.v.t, p.v.d, count, d);
-      pack(k_columns, LeftOperand{KEYS}, p.k.data, k_at, p.k.d, p.k.t, d, count);
+      pack(k, k_columns, matrix(p.k, head, s), count, d);
+      pack(v, none, matrix(p.v, head, s), count, d);
       for (int64_t t = 0; t < p.queries; t += QUERIES) {
         int64_t here = at_most(p.queries - t, QUERIES), columns = round_up(here, BLOCK);
-        multiply(k, size, count, q_columns, size, 0, queries, t, t + columns, d, scores, columns, false);
-        multiply(v, size, count, grad_columns, size, 0, queries, t, t + columns, d, gradients, columns, false);
+        LeftOperand probabilities{scores, columns}, dscores{gradients, columns};
+        multiply(k, count, q_columns, 0, t, t + here, d, probabilities, false);
+        multiply(v, count, grad_columns, 0, t, t + here, d, dscores, false);
         for (int64_t r = 0; r < count; r += ROWS)
-          softmax_gradient(scores + r * columns, gradients + r * columns, panels, r, columns, lse + t, delta + t);
-        multiply(scores, columns, count, grad_rows, queries, t, size, 0, size, here, dv, size, t > 0);
-        multiply(gradients, columns, count, q_rows, queries, t, size, 0, size, here, dk, size, t > 0);
-        multiply(k_columns, KEYS, d, panels, KEYS, 0, columns, 0, columns, count, dq + t * ROWS, queries, s > begin);
+          softmax_gradient(scores + r * columns, gradients + r * columns, panels, r, at_most(count - r, ROWS), here,
+                           lse + t, delta + t);
+        multiply(probabilities, count, grad_rows, t, 0, d, here, dv, t > 0);
+        multiply(dscores, count, q_rows, t, 0, d, here, dk, t > 0);
+        multiply(k_columns, d, {panels, KEYS, columns}, 0, 0, here, count, {dq + t * ROWS, queries}, s > begin);
       }
-      int64_t dk_at = n * p.dk.n + h * p.dk.h + s * p.dk.t, dv_at = n * p.dv.n + h * p.dv.h + s * p.dv.t;
-      write(p.dk, dk_at, p.dk.t, p.dk.d, 0, count, d, dk, 1, 0, p.scale);
-      write(p.dv, dv_at, p.dv.t, p.dv.d, 0, count, d, dv, 1, 0, 1.0f);
+      write(matrix(p.dk, head, s), 0, count, d, dk.data, 1, 0, p.scale);
+      write(matrix(p.dv, head, s), 0, count, d, dv.data, 1, 0, 1.0f);
     }
   }
 

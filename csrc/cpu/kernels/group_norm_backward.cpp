@@ -21,7 +21,7 @@ namespace CMFAST_ISA {
 namespace {
 
 constexpr int64_t CHUNK_OF_ROWS = 32, CHUNK_OF_PLANE = 16 * LANES;  // positions: a lane adds 32 of them, or 16
-constexpr int64_t KEPT = 1 << 16;   // elements of a sample or group whose dz stays in the second cache
+constexpr int64_t KEPT = 1 << 15;   // elements of a sample or group whose dz stays in the second cache
 constexpr int64_t SMALL = 1 << 12;  // elements that one thread takes sooner than two
 
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -54,54 +54,47 @@ struct Gradient {
     return r.data ? r.data[n * r.stride + c] : otherwise;
   }
 
-  struct Channel {
-    double gain, film, middle, rounding;  // x + add − mean is x − middle; centre is middle + rounding
-  };
-  Channel channel(int64_t n, int64_t g, int64_t c) const {
-    double film = 1.0 + row(p.scale, n, c, 0), middle = (double)p.mean[n * p.groups + g] - row(p.add, n, c, 0);
-    return {row(p.weight, 0, c, 1) * film, film, middle, (double)(float)middle - middle};
+  // x + add − mean is x − middle, and centre is middle + rounding.
+  double middle(int64_t n, int64_t g, int64_t c) const {
+    return (double)p.mean[n * p.groups + g] - row(p.add, n, c, 0);
+  }
+  double rounding(int64_t n, int64_t g, int64_t c) const {
+    return p.add.data ? (double)(float)middle(n, g, c) - middle(n, g, c) : 0.0;
   }
 
   void fold(const Sample& s, int64_t g) const {
     double rstd = p.rstd[s.n * p.groups + g];
     for (int64_t size = channels / p.groups, c = g * size; c < (g + 1) * size; ++c) {
-      Channel k = channel(s.n, g, c);
-      double factor = rstd * k.gain;
-      s.centre[c] = (float)k.middle;
+      double film = 1.0 + row(p.scale, s.n, c, 0), factor = rstd * row(p.weight, 0, c, 1) * film;
+      s.centre[c] = (float)middle(s.n, g, c);
       s.factor[c] = (float)factor;
-      s.offset[c] = (float)(row(p.bias, 0, c, 0) * k.film + row(p.shift, s.n, c, 0) + k.rounding * factor);
+      s.offset[c] = (float)(row(p.bias, 0, c, 0) * film + row(p.shift, s.n, c, 0) + rounding(s.n, g, c) * factor);
     }
   }
 
   // The sums of a group's channels, and what they make of its rows.
   void merge(const Sample& s, int64_t g) const {
-    constexpr int64_t TOGETHER = 64;
     int64_t size = channels / p.groups, from = g * size, end = from + size;
-    double rstd = p.rstd[s.n * p.groups + g], mean_dz = 0, mean_dzu = 0;
+    double rstd = p.rstd[s.n * p.groups + g], factor_dz = 0, factor_dzu = 0;  // factor = rstd · gain
     int64_t last = FAULT(last_sums_missed) && chunks > 1 ? chunks - 1 : chunks;
-    for (int64_t c = from; c < end; c += TOGETHER) {
-      int64_t here = at_most(end - c, TOGETHER);
-      double dz[TOGETHER] = {}, dzx[TOGETHER] = {};
-      for (int64_t k = 0; k < last; ++k) {
-        const float* part = s.parts + k * 2 * channels + c;
-        for (int64_t j = 0; j < here; ++j) dz[j] += (double)part[j];
-        for (int64_t j = 0; j < here; ++j) dzx[j] += (double)part[channels + j];
+    for (int64_t c = from; c < end; ++c) {
+      double dz = 0, dzx = 0;
+      for (const float *part = s.parts + c, *stop = part + last * 2 * channels; part < stop; part += 2 * channels) {
+        dz += (double)part[0];
+        dzx += (double)part[channels];
       }
-      for (int64_t j = 0; j < here; ++j) {
-        Channel k = channel(s.n, g, c + j);
-        double dzu = (dzx[j] + k.rounding * dz[j]) * rstd;
-        p.dz_sum[s.n * channels + c + j] = (float)dz[j];
-        p.dzu_sum[s.n * channels + c + j] = (float)dzu;
-        mean_dz += k.gain * dz[j];
-        mean_dzu += k.gain * dzu;
-      }
+      double dzu = (dzx + rounding(s.n, g, c) * dz) * rstd;
+      p.dz_sum[s.n * channels + c] = (float)dz;
+      p.dzu_sum[s.n * channels + c] = (float)dzu;
+      factor_dz += s.factor[c] * dz;
+      factor_dzu += s.factor[c] * dzu;
     }
-    double elements = (double)size * (double)p.positions;
-    mean_dz = FAULT(gradient_of_mean_missed) ? 0 : mean_dz / elements;
-    double slope = FAULT(gradient_of_variance_missed) ? 0 : -rstd * rstd * mean_dzu / elements;
+    double inverse = 1.0 / ((double)size * (double)p.positions);
+    double constant = FAULT(gradient_of_mean_missed) ? 0 : -factor_dz * inverse;
+    double slope = FAULT(gradient_of_variance_missed) ? 0 : -rstd * factor_dzu * inverse;
     for (int64_t c = from; c < end; ++c) {
       s.slope[c] = (float)slope;
-      s.constant[c] = (float)(channel(s.n, g, c).rounding * slope - rstd * mean_dz);
+      s.constant[c] = (float)(constant + rounding(s.n, g, c) * slope);
     }
   }
 
@@ -255,9 +248,11 @@ struct Gradient {
   void run_whole(Team team) const {
     Share mine = share(units(), team);
     int64_t together = channels_last ? p.groups : 1, pieces_of_unit = channels_last ? chunks : channels / p.groups;
+    int64_t n = mine.begin * together / p.groups, first = mine.begin * together % p.groups - together;
     for (int64_t u = mine.begin; u < mine.end; ++u) {
-      int64_t first = u * together % p.groups;
-      Sample s = sample(u * together / p.groups, team.rank);
+      first += together;
+      if (first == p.groups) first = 0, ++n;
+      Sample s = sample(n, team.rank);
       for (int64_t g = first; g < first + together; ++g) fold(s, g);
       for (int64_t i = 0; i < pieces_of_unit; ++i) first_pass(s, first * pieces_of_unit + i);
       for (int64_t g = first; g < first + together; ++g) merge(s, g);
