@@ -37,6 +37,11 @@ static inline void store_square(const Matrix& m, int64_t r, int64_t c, int64_t r
   bool turned = m.by_columns();
   int64_t lines = turned ? columns : rows, length = turned ? rows : columns;
   int64_t next = turned ? m.across : m.down, along = turned ? 1 : m.across, at = m.at + r * m.down + c * m.across;
+  if (m.dtype == FLOAT32 && along == 1 && lines >= LANES && length >= LANES) {
+    CMFAST_UNROLL
+    for (int i = 0; i < LANES; ++i) store((float*)m.data + at + i * next, as_floats(square[i]));
+    return;
+  }
   int lanes = (int)(length < LANES ? length : LANES);
   for (int i = 0; i < LANES && i < lines; ++i)
     scatter(m.data, m.dtype, at + i * next, along, as_floats(square[i]), lanes);

@@ -103,11 +103,11 @@ struct Heads {
       for (int64_t c = 0; c < columns; c += LANES) {
         Words square[LANES];
         Lines lines = result.lines(r, c);
-        for (int i = 0; i < LANES; ++i) {
-          Floats sum = load(lines[i]);
-          for (int64_t m = 1; m < matrices && !FAULT(first_part_only); ++m) sum += load(lines[i] + m * apart);
-          square[i] = bits(sum * factor);
-        }
+        CMFAST_UNROLL
+        for (int i = 0; i < LANES; ++i) square[i] = bits(load(lines[i]) * factor);
+        for (int64_t m = 1; m < matrices && !FAULT(first_part_only); ++m)
+          for (int i = 0; i < LANES; ++i)
+            square[i] = bits(as_floats(square[i]) + load(lines[i] + m * apart) * factor);
         if (turned) transpose(square);
         store_square(to, r, c, end - r, columns - c, square);
       }

@@ -20,32 +20,29 @@ struct StepGradient {
   Layout layout;
   Source ddenoised, dsample, dinput, x, model_output, dx, doutput, dnoise;
 
-  void read_or_zero(const Source& source, int64_t n, int64_t start, int64_t count, float* tile) const {
-    if (source.data) return read(layout, source, n, start, count, tile);
-    for (int64_t i = 0; i < count; i += LANES) store(tile + i, zeros());
-  }
-
   void tile(int64_t n, int64_t start) const {
     alignas(64) float result[TILE], sample[TILE], input[TILE], first[TILE], second[TILE];
     int64_t count = layout.size - start < TILE ? layout.size - start : TILE;
     float a = coefficient(p.a, n), b = coefficient(p.b, n), alpha = coefficient(p.alpha, n);
     float beta = coefficient(p.beta, n), input_scale = coefficient(p.input_scale, n);
-    read_or_zero(ddenoised, n, start, count, result);
-    read_or_zero(dsample, n, start, count, sample);
-    read_or_zero(dinput, n, start, count, input);
+    if (ddenoised.data) read(layout, ddenoised, n, start, count, result);
+    if (dsample.data) read(layout, dsample, n, start, count, sample);
+    if (dinput.data) read(layout, dinput, n, start, count, input);
     if (p.clip) {
       read(layout, x, n, start, count, first);
       read(layout, model_output, n, start, count, second);
     }
     for (int64_t i = 0; i < count; i += LANES) {
-      Floats g = load(sample + i) + input_scale * load(input + i), r = load(result + i) + alpha * g;
+      Floats g = dsample.data ? load(sample + i) : zeros(), r = ddenoised.data ? load(result + i) : zeros();
+      if (dinput.data && !FAULT(gradient_of_input_missed)) g += input_scale * load(input + i);
+      if (dsample.data || dinput.data) r += alpha * g;
       if (p.clip && !FAULT(clip_of_gradient_missed)) {
         Floats value = a * load(first + i) + b * load(second + i);
         r = value < p.low ? zeros() : value > p.high ? zeros() : value == value ? r : zeros();
       }
       store(first + i, a * r);
       store(second + i, b * r);
-      store(sample + i, (FAULT(gradient_of_input_missed) ? load(sample + i) : g) * beta);
+      if (dnoise.data) store(sample + i, beta * g);
     }
     write(layout, dx, n, start, count, first);
     write(layout, doutput, n, start, count, second);
