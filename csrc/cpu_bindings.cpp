@@ -71,13 +71,25 @@ StepTensor step_tensor(const std::optional<Tensor>& t, size_t dims) {
   return tensor;
 }
 
+template <class Arguments>
+void set_coefficients(Arguments& p, const std::vector<std::optional<Vector>>& vectors,
+                      const std::vector<double>& scalars) {
+  if (vectors.size() != 5 || scalars.size() != 5) throw py::value_error("there are five coefficients");
+  Coefficient* each[] = {&p.a, &p.b, &p.alpha, &p.beta, &p.input_scale};
+  for (int i = 0; i < 5; ++i) {
+    each[i]->scalar = static_cast<float>(scalars[i]);
+    if (!vectors[i]) continue;
+    each[i]->vector = at<const float>(std::get<0>(*vectors[i]));
+    each[i]->stride = std::get<1>(*vectors[i]);
+  }
+}
+
 std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, std::optional<Tensor> noise,
                                    Tensor denoised, std::optional<Tensor> sample, std::optional<Tensor> model_input,
                                    std::vector<std::optional<Vector>> vectors, std::vector<double> scalars,
                                    std::optional<double> low, std::optional<double> high, std::optional<int64_t> seed,
                                    uint32_t draw, uint32_t first_sample, int threads) {
   if (shape.size() > MAX_DIMS) return "x has more than 16 dimensions";
-  if (vectors.size() != 5 || scalars.size() != 5) throw py::value_error("there are five coefficients");
   StepArguments p;
   p.dims = static_cast<int>(shape.size());
   std::copy(shape.begin(), shape.end(), p.shape);
@@ -87,13 +99,7 @@ std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, s
   p.denoised = step_tensor(denoised, shape.size());
   p.sample = step_tensor(sample, shape.size());
   p.model_input = step_tensor(model_input, shape.size());
-  Coefficient* each[] = {&p.a, &p.b, &p.alpha, &p.beta, &p.input_scale};
-  for (int i = 0; i < 5; ++i) {
-    each[i]->scalar = static_cast<float>(scalars[i]);
-    if (!vectors[i]) continue;
-    each[i]->vector = at<const float>(std::get<0>(*vectors[i]));
-    each[i]->stride = std::get<1>(*vectors[i]);
-  }
+  set_coefficients(p, vectors, scalars);
   p.clip = low && high;
   p.low = static_cast<float>(low.value_or(0));
   p.high = static_cast<float>(high.value_or(0));
@@ -103,6 +109,32 @@ std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, s
   p.first_sample = first_sample;
   p.threads = threads;
   return run(&Kernels::consistency_step, p);
+}
+
+std::string bound_consistency_step_backward(Sizes shape, std::vector<std::optional<Tensor>> grads, Tensor x,
+                                            Tensor model_output, Tensor dx, Tensor doutput,
+                                            std::optional<Tensor> dnoise, std::vector<std::optional<Vector>> vectors,
+                                            std::vector<double> scalars, std::optional<double> low,
+                                            std::optional<double> high, int threads) {
+  if (shape.size() > MAX_DIMS) return "x has more than 16 dimensions";
+  if (grads.size() != 3) throw py::value_error("there are three gradients: of denoised, sample and model_input");
+  StepBackwardArguments p;
+  p.dims = static_cast<int>(shape.size());
+  std::copy(shape.begin(), shape.end(), p.shape);
+  p.ddenoised = step_tensor(grads[0], shape.size());
+  p.dsample = step_tensor(grads[1], shape.size());
+  p.dinput = step_tensor(grads[2], shape.size());
+  p.x = step_tensor(x, shape.size());
+  p.model_output = step_tensor(model_output, shape.size());
+  p.dx = step_tensor(dx, shape.size());
+  p.doutput = step_tensor(doutput, shape.size());
+  p.dnoise = step_tensor(dnoise, shape.size());
+  set_coefficients(p, vectors, scalars);
+  p.clip = low && high;
+  p.low = static_cast<float>(low.value_or(0));
+  p.high = static_cast<float>(high.value_or(0));
+  p.threads = threads;
+  return run(&Kernels::consistency_step_backward, p);
 }
 
 // ---- group norm: a tensor is (address, channels, strides of N, C and the positions), a row (address, stride of N)
@@ -120,10 +152,16 @@ NormRow norm_row(const std::optional<Vector>& row) {
   return {at<const float>(std::get<0>(*row)), std::get<1>(*row)};
 }
 
+template <class Arguments>
+void set_rows(Arguments& p, const std::vector<std::optional<Vector>>& rows) {
+  if (rows.size() != 5) throw py::value_error("there are five rows: weight, bias, add, scale, shift");
+  NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
+  for (int i = 0; i < 5; ++i) *each[i] = norm_row(rows[i]);
+}
+
 std::string bound_group_norm(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes h,
                              std::optional<Planes> skip, Planes y, std::vector<std::optional<Vector>> rows, float eps,
                              bool silu, Address mean, Address rstd, int threads) {
-  if (rows.size() != 5) throw py::value_error("there are five rows: weight, bias, add, scale, shift");
   NormArguments p;
   p.samples = samples;
   p.positions = positions;
@@ -132,14 +170,36 @@ std::string bound_group_norm(int64_t samples, int64_t positions, int64_t groups,
   p.h = norm_tensor(h);
   p.skip = norm_tensor(skip);
   p.y = norm_tensor(y);
-  NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
-  for (int i = 0; i < 5; ++i) *each[i] = norm_row(rows[i]);
+  set_rows(p, rows);
   p.eps = eps;
   p.silu = silu;
   p.mean = at<float>(mean);
   p.rstd = at<float>(rstd);
   p.threads = threads;
   return run(&Kernels::group_norm, p);
+}
+
+std::string bound_group_norm_backward(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes grad,
+                                      Planes h, std::optional<Planes> skip, Planes dx,
+                                      std::vector<std::optional<Vector>> rows, bool silu, Address mean, Address rstd,
+                                      Address dz_sum, Address dzu_sum, int threads) {
+  NormBackwardArguments p;
+  p.samples = samples;
+  p.positions = positions;
+  p.groups = groups;
+  p.dtype = dtype;
+  p.grad = norm_tensor(grad);
+  p.h = norm_tensor(h);
+  p.skip = norm_tensor(skip);
+  p.dx = norm_tensor(dx);
+  set_rows(p, rows);
+  p.silu = silu;
+  p.mean = at<const float>(mean);
+  p.rstd = at<const float>(rstd);
+  p.dz_sum = at<float>(dz_sum);
+  p.dzu_sum = at<float>(dzu_sum);
+  p.threads = threads;
+  return run(&Kernels::group_norm_backward, p);
 }
 
 // ---- attention: a tensor is (address, strides of N, H, T and D)
@@ -151,9 +211,10 @@ AttentionTensor attention_tensor(const HeadsTensor& t) {
   return {at(data), n, h, t_, d};
 }
 
-std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t> sizes, int dtype, bool pairs,
-                            HeadsTensor q, HeadsTensor k, HeadsTensor v, HeadsTensor out, Address lse, float scale,
-                            int threads) {
+using HeadsSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+std::string bound_attention(HeadsSizes sizes, int dtype, bool pairs, HeadsTensor q, HeadsTensor k, HeadsTensor v,
+                            HeadsTensor out, Address lse, float scale, int threads) {
   AttentionArguments p;
   std::tie(p.samples, p.heads, p.queries, p.keys, p.head_size) = sizes;
   p.dtype = dtype;
@@ -166,6 +227,26 @@ std::string bound_attention(std::tuple<int64_t, int64_t, int64_t, int64_t, int64
   p.scale = scale;
   p.threads = threads;
   return run(&Kernels::attention, p);
+}
+
+std::string bound_attention_backward(HeadsSizes sizes, int dtype, HeadsTensor grad, HeadsTensor q, HeadsTensor k,
+                                     HeadsTensor v, HeadsTensor out, HeadsTensor dq, HeadsTensor dk, HeadsTensor dv,
+                                     Address lse, float scale, int threads) {
+  AttentionBackwardArguments p;
+  std::tie(p.samples, p.heads, p.queries, p.keys, p.head_size) = sizes;
+  p.dtype = dtype;
+  p.grad = attention_tensor(grad);
+  p.q = attention_tensor(q);
+  p.k = attention_tensor(k);
+  p.v = attention_tensor(v);
+  p.out = attention_tensor(out);
+  p.dq = attention_tensor(dq);
+  p.dk = attention_tensor(dk);
+  p.dv = attention_tensor(dv);
+  p.lse = at<const float>(lse);
+  p.scale = scale;
+  p.threads = threads;
+  return run(&Kernels::attention_backward, p);
 }
 
 // ---- convolution: sizes are those of Z, Y, X, a shape is (Cin, Cout, sizes of the kernel, tile, whether transformed,
@@ -239,15 +320,13 @@ std::string bound_moments(int64_t samples, int64_t positions, int dtype, Planes 
 std::string bound_fold_group_norm(int64_t samples, int64_t positions, int64_t groups, Channels h,
                                   std::optional<Channels> skip, std::vector<std::optional<Vector>> rows, float eps,
                                   Address gain, Address offset, int) {
-  if (rows.size() != 5) throw py::value_error("there are five rows: weight, bias, add, scale, shift");
   FoldArguments p;
   p.samples = samples;
   p.positions = positions;
   p.groups = groups;
   p.h = channel_moments(h);
   p.skip = channel_moments(skip);
-  NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
-  for (int i = 0; i < 5; ++i) *each[i] = norm_row(rows[i]);
+  set_rows(p, rows);
   p.eps = eps;
   p.gain = at<float>(gain);
   p.offset = at<float>(offset);
@@ -316,8 +395,11 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("set_isa", [](const std::string& name) { return set_isa(name.c_str()) ? std::string() : unknown_isa(name); });
   m.def("usable", [] { return kernels() ? std::string() : unknown_isa(std::getenv("CMFAST_CPU_ISA")); });
   m.def("consistency_step", bound_consistency_step);
+  m.def("consistency_step_backward", bound_consistency_step_backward);
   m.def("group_norm", bound_group_norm);
+  m.def("group_norm_backward", bound_group_norm_backward);
   m.def("attention", bound_attention);
+  m.def("attention_backward", bound_attention_backward);
   m.def("packed_words", [](Shape shape) { return conv_shape(shape).packed_words(); });
   m.def("pack", bound_pack);
   m.def("conv2d", bound_conv2d);

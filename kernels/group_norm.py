@@ -212,17 +212,16 @@ class _GroupNorm(torch.autograd.Function):
                 strict=False,
             )
         )
-        film = 1.0 if scale is None else 1.0 + scale
         dscale = dweight = dbias = dshift = dadd = None
         if need["shift"]:
             dshift = dz_sum.to(shift.dtype)
         if need["scale"]:
             affine = dzu_sum if weight is None else dzu_sum * weight
-            dscale = (affine if bias is None else affine + dz_sum * bias).to(scale.dtype)
+            dscale = (affine if bias is None else torch.addcmul(affine, dz_sum, bias.to(affine.dtype))).to(scale.dtype)
         if need["weight"]:
-            dweight = (dzu_sum * film).sum(0).to(weight.dtype)
+            dweight = _with_film(dzu_sum, scale).sum(0).to(weight.dtype)
         if need["bias"]:
-            dbias = (dz_sum * film).sum(0).to(bias.dtype)
+            dbias = _with_film(dz_sum, scale).sum(0).to(bias.dtype)
         if need["add"]:
             positions = tuple(range(2, dx.ndim))
             dadd = (dx.sum(positions, dtype=dz_sum.dtype) if positions else dx).to(add.dtype)
@@ -268,6 +267,11 @@ class _GroupNormBackward(torch.autograd.Function):
         *tensors, _, _, num_groups, eps, silu, _ = arguments
         definition = functools.partial(_definition_backward, num_groups=num_groups, eps=eps, silu=silu)
         return torch.vmap(definition, in_dims[:8])(*tensors), (0, 0, 0)
+
+
+def _with_film(sums: Tensor, scale: Tensor | None) -> Tensor:
+    """Sums [N, C] times 1 + scale."""
+    return sums if scale is None else torch.addcmul(sums, sums, scale.to(sums.dtype))
 
 
 def _fused_backward(grad, h, skip, weight, bias, add, scale, shift, mean, rstd, num_groups, silu, backend):

@@ -51,6 +51,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def positions_adjoin(x: Tensor) -> bool:
     """Whether the spatial dimensions follow one another in memory, as in NCHW and NHWC."""
+    if x.is_contiguous():
+        return True
     order = sorted((d for d in range(x.ndim) if x.shape[d] > 1 or d == 1), key=x.stride, reverse=True)
     return [spatial for spatial, _ in itertools.groupby(d > 1 for d in order)].count(True) < 2
 

@@ -22,6 +22,9 @@ def make_operand(x: Tensor, like: Tensor) -> Operand:
 
     The positions of `like` follow one another in memory.
     """
+    if x.is_contiguous() and like.is_contiguous():  # what the rest finds too, in a few microseconds more
+        size = x.shape[2:].numel()
+        return Operand(x, (x.stride(0) if x.shape[0] > 1 else 0, size if x.shape[1] > 1 else 0, int(size > 1)))
     order = sorted((d for d in range(2, x.ndim) if x.shape[d] > 1), key=like.stride, reverse=True)
     if not _evenly_spaced(x, order):
         x = empty_in_order(like, x.shape).copy_(x)

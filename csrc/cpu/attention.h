@@ -20,4 +20,13 @@ struct AttentionArguments {
   int threads = 1;
 };
 
+struct AttentionBackwardArguments {
+  int64_t samples = 0, heads = 0, queries = 0, keys = 0, head_size = 0;
+  int dtype = 0;
+  AttentionTensor grad, q, k, v, out, dq, dk, dv;
+  const float* lse = nullptr;  // [N, H, T]
+  float scale = 0;
+  int threads = 1;
+};
+
 }  // namespace cmfast

@@ -33,4 +33,16 @@ struct StepArguments {
   int threads = 1;
 };
 
+// The gradients dx, doutput and dnoise have the same strides; dnoise is made where its data is given. A gradient of an
+// output that is not given is zero.
+struct StepBackwardArguments {
+  int dims = 0;
+  int64_t shape[MAX_DIMS] = {};  // [N, C, *spatial]
+  StepTensor ddenoised, dsample, dinput, x, model_output, dx, doutput, dnoise;
+  Coefficient a, b, alpha, beta, input_scale;
+  bool clip = false;
+  float low = 0, high = 0;
+  int threads = 1;
+};
+
 }  // namespace cmfast

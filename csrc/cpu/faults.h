@@ -14,7 +14,9 @@ namespace cmfast {
   name(strides_swapped) name(paddings_swapped) name(depth_stride_missed) name(depth_tap_one_off)                      \
   name(depth_edge_not_zero) name(moments_of_one_image) name(images_of_one_sample) name(mean_not_subtracted)         \
   name(rows_of_first_sample) name(relu_before_residual) name(barrier_missed)           \
-  name(gate_of_first_position)
+  name(gate_of_first_position) name(last_sums_missed) name(gradient_of_mean_missed)                                 \
+  name(gradient_of_variance_missed) name(delta_missed) name(first_part_only) name(last_keys_missed)                  \
+  name(clip_of_gradient_missed) name(gradient_of_input_missed)
 #define CMFAST_FAULT_ENUM(name) FAULT_##name,
 enum Fault { CMFAST_FAULT_NAMES(CMFAST_FAULT_ENUM) FAULTS_COUNT };
 extern int fault;

@@ -39,6 +39,12 @@ CMFAST_INLINE Floats exp2(Floats x) {
 // x·sigmoid(x)
 CMFAST_INLINE Floats silu(Floats x) { return x * reciprocal(1.0f + exp2(x * -1.44269504f)); }
 
+// Its derivative, sigmoid(x)·(1 + x·(1 − sigmoid(x))).
+CMFAST_INLINE Floats silu_gradient(Floats x) {
+  Floats sigmoid = reciprocal(1.0f + exp2(x * -1.44269504f));
+  return sigmoid * (1.0f + x * (1.0f - sigmoid));
+}
+
 // x·Φ(x), Φ the normal distribution. The complement of the error function is t·exp(p(t) − z²), t = 1/(1 + 2z/5), where the
 // polynomial p, fitted to 10⁻⁷ over all z ≥ 0, is of small terms: so the tail is as accurate as the middle.
 CMFAST_INLINE Floats gelu(Floats x) {

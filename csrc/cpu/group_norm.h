@@ -29,4 +29,15 @@ struct NormArguments {
   int threads = 1;
 };
 
+struct NormBackwardArguments {
+  int64_t samples = 0, positions = 0, groups = 0;
+  int dtype = 0;
+  NormTensor grad, h, skip, dx;  // grad and dx have the channels of both
+  NormRow weight, bias, add, scale, shift;
+  bool silu = false;
+  const float *mean = nullptr, *rstd = nullptr;  // [N, groups]
+  float *dz_sum = nullptr, *dzu_sum = nullptr;   // [N, C]
+  int threads = 1;
+};
+
 }  // namespace cmfast

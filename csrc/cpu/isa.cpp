@@ -23,9 +23,10 @@ bool has_avx512() {
 // The layout that kernels/pack.cpp writes.
 constexpr const char* PANELS = "panels of 48";
 
-#define CMFAST_ENTRY(isa, layout, runs_here) \
-  {#isa,         layout,    runs_here,    isa::consistency_step, isa::group_norm,     isa::attention, \
-   isa::conv2d,  isa::pack, isa::moments, isa::fold_group_norm, isa::channel_norm}
+#define CMFAST_ENTRY(isa, layout, runs_here)                                                                   \
+  {#isa,             layout,                   runs_here,      isa::consistency_step, isa::consistency_step_backward, \
+   isa::group_norm,  isa::group_norm_backward, isa::attention, isa::attention_backward, isa::conv2d,                  \
+   isa::pack,        isa::moments,             isa::fold_group_norm, isa::channel_norm}
 
 const Kernels* find(const char* name) {
   for (int i = 0; i < KERNELS_COUNT; ++i)

@@ -12,16 +12,19 @@
 #include "group_norm.h"
 #include "moments.h"
 
-#define CMFAST_KERNELS(isa)                                  \
-  namespace isa {                                            \
-  const char* consistency_step(const StepArguments&);        \
-  const char* group_norm(const NormArguments&);              \
-  const char* attention(const AttentionArguments&);          \
-  const char* conv2d(const ConvArguments&);                  \
-  const char* pack(const PackArguments&);                    \
-  const char* moments(const MomentsArguments&);              \
-  const char* fold_group_norm(const FoldArguments&);         \
-  const char* channel_norm(const ChannelNormArguments&);     \
+#define CMFAST_KERNELS(isa)                                            \
+  namespace isa {                                                      \
+  const char* consistency_step(const StepArguments&);                  \
+  const char* consistency_step_backward(const StepBackwardArguments&); \
+  const char* group_norm(const NormArguments&);                        \
+  const char* group_norm_backward(const NormBackwardArguments&);       \
+  const char* attention(const AttentionArguments&);                    \
+  const char* attention_backward(const AttentionBackwardArguments&);   \
+  const char* conv2d(const ConvArguments&);                            \
+  const char* pack(const PackArguments&);                              \
+  const char* moments(const MomentsArguments&);                        \
+  const char* fold_group_norm(const FoldArguments&);                   \
+  const char* channel_norm(const ChannelNormArguments&);               \
   }
 
 namespace cmfast {
@@ -38,8 +41,11 @@ struct Kernels {
   const char* layout;  // of packed weights: instruction sets that have the same one read each other's
   bool (*runs_here)();
   const char* (*consistency_step)(const StepArguments&);
+  const char* (*consistency_step_backward)(const StepBackwardArguments&);
   const char* (*group_norm)(const NormArguments&);
+  const char* (*group_norm_backward)(const NormBackwardArguments&);
   const char* (*attention)(const AttentionArguments&);
+  const char* (*attention_backward)(const AttentionBackwardArguments&);
   const char* (*conv2d)(const ConvArguments&);
   const char* (*pack)(const PackArguments&);
   const char* (*moments)(const MomentsArguments&);

@@ -104,10 +104,14 @@ CMFAST_INLINE Longs multiply_even(Words x, Words y) { return ((Longs)x & 0xFFFFF
 #endif
 
 #if !defined(__AVX512F__)
+// To each lane is added the one `SIZE` away, of half as many lanes each time.
+template <int SIZE = LANES / 2>
 CMFAST_INLINE float sum(Floats x) {
-  float s = 0;
-  for (int i = 0; i < LANES; ++i) s += x[i];
-  return s;
+  Ints other{};
+  for (int i = 0; i < LANES; ++i) other[i] = i ^ SIZE;
+  x += __builtin_shuffle(x, other);
+  if constexpr (SIZE > 1) return sum<SIZE / 2>(x);
+  return x[0];
 }
 CMFAST_INLINE float largest(Floats x) {
   float m = x[0];
@@ -119,7 +123,7 @@ CMFAST_INLINE float largest(Floats x) {
 // A square of words transposed: at each step the halves of neighbouring squares of `size` change places.
 template <int SIZE = LANES / 2>
 CMFAST_INLINE void transpose(Words (&x)[LANES]) {
-  Words low, high;
+  Words low{}, high{};
   for (int i = 0; i < LANES; ++i) {
     low[i] = i & SIZE ? LANES + i - SIZE : i;
     high[i] = i & SIZE ? LANES + i : i + SIZE;

@@ -1,4 +1,4 @@
-"""The C++ kernels of csrc/cpu: forward operators on CPU tensors, compiled when cmfast was installed.
+"""The C++ kernels of csrc/cpu: operators and their gradients on CPU tensors, compiled when cmfast was installed.
 
 They exist for AVX-512 (with BF16), for AVX2 and in portable C++; the best that runs here serves, or the one that the
 environment variable CMFAST_CPU_ISA names (avx512, avx2 or portable). Their threads are torch's: `torch.set_num_threads`
@@ -10,18 +10,21 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import native
-from .attention import attention
+from .attention import attention, attention_backward
 from .channel_norm import channel_norm
-from .consistency import consistency_step
+from .consistency import consistency_step, consistency_step_backward
 from .conv import conv2d
-from .group_norm import group_norm
+from .group_norm import group_norm, group_norm_backward
 from .moments import channel_moments, fold_group_norm
 
 #: The operators that have kernels; each is a function of this module.
 _OPERATORS = (
     "group_norm",
+    "group_norm_backward",
     "attention",
+    "attention_backward",
     "consistency_step",
+    "consistency_step_backward",
     "conv2d",
     "channel_moments",
     "fold_group_norm",
@@ -30,18 +33,21 @@ _OPERATORS = (
 
 __all__ = [
     "attention",
+    "attention_backward",
     "available",
     "channel_moments",
     "channel_norm",
     "consistency_step",
+    "consistency_step_backward",
     "conv2d",
     "fold_group_norm",
     "group_norm",
+    "group_norm_backward",
 ]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
-    """Serve the forward operators for float32, float16 and bfloat16 tensors of the CPU."""
+    """Serve the operators above for float32, float16 and bfloat16 tensors of the CPU."""
     try:
         unusable = native.cpu().usable()
     except ImportError as error:
@@ -49,8 +55,6 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     if unusable:
         return False, unusable
     if op not in _OPERATORS:
-        if op.endswith("_backward"):
-            return False, "the CPU kernels serve inference: gradients are the reference's, as backend=None chooses"
         return False, f"there is no CPU kernel for {op}"
     for t in tensors:
         if t.dtype not in native.DTYPES:

@@ -1,4 +1,4 @@
-"""Attention through csrc/cpu/kernels/attention.cpp."""
+"""Attention through csrc/cpu/kernels/attention.cpp, and its gradient through attention_backward.cpp."""
 
 import torch
 from torch import Tensor
@@ -21,6 +21,24 @@ def attention(
     if q.numel():
         launch_attention(out, lse, q, k, v, scale, products)
     return out, lse
+
+
+def attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Serve `cmfast.kernels.attention_backward`; arguments and results are those of the reference.
+
+    Products are of float32, whatever the dtype.
+    """
+    dq, dk, dv = (empty_in_order(x, x.shape) for x in (q, k, v))
+    if not q.numel():
+        return dq, dk.zero_(), dv.zero_()
+    n, h, t, d = q.shape
+    grad, out, lse = grad.to(q.dtype), out.to(q.dtype), lse.contiguous()
+    tensors = [(x.data_ptr(), *x.stride()) for x in (grad, q, k, v, out, dq, dk, dv)]
+    sizes = (n, h, t, k.shape[2], d)
+    native.run("attention_backward", sizes, native.DTYPES[q.dtype], *tensors, lse.data_ptr(), scale)
+    return dq, dk, dv
 
 
 def launch_attention(

@@ -1,7 +1,11 @@
-"""The consistency step through csrc/cpu/kernels/consistency.cpp, in one pass."""
+"""The consistency step through csrc/cpu/kernels/consistency.cpp, and its gradient through consistency_backward.cpp.
+
+Each is one pass.
+"""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .. import native
@@ -37,7 +41,7 @@ def consistency_step(
             _tensor(denoised),
             _tensor(sample),
             _tensor(model_input),
-            [None if v is None else (v.data_ptr(), v.stride(0)) for v in vectors],
+            [_vector(v) for v in vectors],
             scalars,
             low,
             high,
@@ -46,6 +50,44 @@ def consistency_step(
             int(first_sample) & 0xFFFFFFFF,
         )
     return [t for t in (denoised, sample, model_input) if t is not None]
+
+
+def consistency_step_backward(
+    grads: Sequence[Tensor | None],
+    x: Tensor,
+    model_output: Tensor,
+    vectors: Sequence[Tensor | None],
+    scalars: Sequence[float],
+    low: float | None,
+    high: float | None,
+    noise_dtype: torch.dtype | None,
+) -> list[Tensor]:
+    """Serve `cmfast.kernels.consistency_step_backward`; arguments and results are those of the reference."""
+    dx = empty_in_order(x, x.shape)
+    doutput = empty_in_order(x, x.shape, model_output.dtype)
+    dtype = noise_dtype if noise_dtype in native.DTYPES else torch.float32
+    dnoise = None if noise_dtype is None else empty_in_order(x, x.shape, dtype)
+    if x.numel():
+        vectors = [v if v is None else v.float() for v in vectors]  # a name that holds the copies until the call
+        native.run(
+            "consistency_step_backward",
+            x.shape,
+            [_tensor(g) for g in grads],
+            _tensor(x),
+            _tensor(model_output),
+            _tensor(dx),
+            _tensor(doutput),
+            _tensor(dnoise),
+            [_vector(v) for v in vectors],
+            scalars,
+            low,
+            high,
+        )
+    return [dx, doutput] if dnoise is None else [dx, doutput, dnoise.to(noise_dtype)]
+
+
+def _vector(v: Tensor | None) -> tuple[int, int] | None:
+    return None if v is None else (v.data_ptr(), v.stride(0))
 
 
 def _tensor(t: Tensor | None) -> tuple[int, int, Sequence[int]] | None:

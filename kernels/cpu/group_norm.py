@@ -1,4 +1,4 @@
-"""Group norm through csrc/cpu/kernels/group_norm.cpp."""
+"""Group norm through csrc/cpu/kernels/group_norm.cpp, and its gradient through group_norm_backward.cpp."""
 
 from collections.abc import Sequence
 
@@ -36,12 +36,57 @@ def group_norm(
     mean = h.new_empty((h.shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if y.tensor.numel():
-        inputs = [make_operand(x, y.tensor) for x in (h, skip) if x is not None]
-        if not _alike([*inputs, y]):
-            inputs = [make_operand(empty_in_order(y.tensor, x.tensor.shape).copy_(x.tensor), y.tensor) for x in inputs]
+        inputs = [_as_output(x, y) for x in (h, skip) if x is not None]
         rows = [row(x) for x in (weight, bias, add, scale, shift)]
         _launch(y, mean, rstd, inputs, num_groups, rows, eps, silu)
     return in_order(y.tensor, h), mean, rstd
+
+
+def group_norm_backward(
+    grad: Tensor,
+    h: Tensor,
+    skip: Tensor | None,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Serve `cmfast.kernels.group_norm_backward`; arguments and results are those of the reference.
+
+    What is not read where it lies is copied first, as for `group_norm`.
+    """
+    shape = concatenated_shape(h, skip)
+    dx = make_output(h, shape)
+    if not _alike([dx]):
+        rest = (skip, num_groups, weight, bias, add, scale, shift, silu, mean, rstd)
+        result = group_norm_backward(grad, h.contiguous(), *rest)
+        return to_order(result[0], h), *result[1:]
+    sums = h.new_zeros if not dx.tensor.numel() else h.new_empty
+    dz_sum, dzu_sum = (sums(shape[:2], dtype=torch.float32) for _ in range(2))
+    if dx.tensor.numel():
+        inputs = [_as_output(x, dx) for x in (grad.to(h.dtype), h, skip) if x is not None]
+        rows = [row(x) for x in (weight, bias, add, scale, shift)]
+        mean, rstd = mean.contiguous(), rstd.contiguous()
+        native.run(
+            "group_norm_backward",
+            *_sizes(dx, num_groups),
+            planes(inputs[0]),
+            planes(inputs[1]),
+            planes(inputs[2]) if len(inputs) > 2 else None,
+            planes(dx),
+            [row_address(x) for x in rows],
+            silu,
+            mean.data_ptr(),
+            rstd.data_ptr(),
+            dz_sum.data_ptr(),
+            dzu_sum.data_ptr(),
+        )
+    return in_order(dx.tensor, h), dz_sum, dzu_sum
 
 
 def launch_group_norm(
@@ -76,10 +121,7 @@ def _launch(
 ) -> None:
     native.run(
         "group_norm",
-        y.tensor.shape[0],
-        y.tensor.shape[2:].numel(),
-        num_groups,
-        native.DTYPES[y.tensor.dtype],
+        *_sizes(y, num_groups),
         planes(inputs[0]),
         planes(inputs[1]) if len(inputs) > 1 else None,
         planes(y),
@@ -91,6 +133,22 @@ def _launch(
     )
 
 
+def _sizes(y: Operand, num_groups: int) -> tuple[int, int, int, int]:
+    """Samples, positions, groups and the code of the dtype."""
+    shape = y.tensor.shape
+    return shape[0], shape[2:].numel(), num_groups, native.DTYPES[y.tensor.dtype]
+
+
+def _as_output(x: Tensor, y: Operand) -> Operand:
+    """View x as the kernels read it beside the output y; a copy in the order of y where it lies otherwise."""
+    found = make_operand(x, y.tensor)
+    if _alike([found, y]):
+        return found
+    return make_operand(empty_in_order(y.tensor, x.shape).copy_(x), y.tensor)
+
+
 def _alike(operands: Sequence[Operand]) -> bool:
     """Whether the channels of all are adjacent, or the positions of all."""
+    if all(x.tensor.is_contiguous() for x in operands):
+        return True
     return any(all(planes(x)[adjacent] == 1 for x in operands) for adjacent in (3, 4))

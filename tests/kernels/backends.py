@@ -17,9 +17,6 @@ from . import emulation
 
 ON_GPU = torch.cuda.is_available()
 
-#: Backends whose gradients are the reference's.
-FORWARD_ONLY = ("cpu",)
-
 
 @contextlib.contextmanager
 def gpu_kernels():
@@ -53,7 +50,7 @@ def served(op: str) -> list:
         elif name == "cpu" and ok:
             isas = native.cpu().build_info()["isas"].split(", ")
             found += [pytest.param(name, marks=pytest.mark.isa(isa), id=f"cpu-{isa}") for isa in isas]
-        elif not ok and (reason.startswith("there is no ") or (name in FORWARD_ONLY and op.endswith("_backward"))):
+        elif not ok and reason.startswith("there is no "):
             continue  # it has none anywhere
         else:
             skip = pytest.mark.skip(reason=f"{name}: {emulation.missing() if name == 'cuda' else ''} {reason}")

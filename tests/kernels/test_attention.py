@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from .backends import FORWARD_ONLY, served
+from .backends import served
 from .plain import rounded_attention, worse
-from .tolerance import assert_as_accurate
+from .tolerance import assert_as_accurate, error
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -73,17 +73,38 @@ def check(q, k, v, backend, scale=None):
 
 
 def check_gradients(grad, q, k, v, backend, scale=None):
-    if backend in FORWARD_ONLY:
-        return
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else scale
-    leaves = [x.double().detach().requires_grad_() for x in (q, k, v)]
-    exact = torch.autograd.grad(torch.softmax(leaves[0] @ leaves[1].mT * scale, 3) @ leaves[2], leaves, grad.double())
-    plain = zip(*(rounded_attention(q, k, v, scale, grad, first) for first in (False, True)), strict=True)
+    exact, plain = exact_gradients(grad, q, k, v, scale), plain_gradients(grad, q, k, v, scale)
+    few = q.numel() + k.numel() < 512
+    others = [
+        [
+            max(error(p, e) for p in ways)
+            for e, ways in zip(exact_gradients(*x, scale), plain_gradients(*x, scale), strict=True)
+        ]
+        for x in (nearby((grad, q, k, v)) if few else ())
+    ]
     out, lse = torch.ops.cmfast.attention(q, k, v, scale, backend)
     actual = torch.ops.cmfast.attention_backward(grad, q, k, v, out, lse, scale, backend)
-    for name, x, a, e, p in zip(("dq", "dk", "dv"), (q, k, v), actual, exact, plain, strict=True):
+    for i, (name, x, a, e, p) in enumerate(zip(("dq", "dk", "dv"), (q, k, v), actual, exact, plain, strict=True)):
         assert order(a) == order(empty_in_order(x, x.shape))
-        assert_as_accurate(name, a, e, worse(e, *p))
+        assert_as_accurate(name, a, e, worse(e, *p), max((errors[i] for errors in others), default=0.0))
+
+
+def exact_gradients(grad, q, k, v, scale):
+    leaves = [x.double().detach().requires_grad_() for x in (q, k, v)]
+    return torch.autograd.grad(torch.softmax(leaves[0] @ leaves[1].mT * scale, 3) @ leaves[2], leaves, grad.double())
+
+
+def plain_gradients(grad, q, k, v, scale):
+    """Each gradient in two ways."""
+    return [*zip(*(rounded_attention(q, k, v, scale, grad, first) for first in (False, True)), strict=True)]
+
+
+def nearby(tensors):
+    """Tensors a little different, on which the plain formula's rounding falls differently: of few, one may be lucky."""
+    g = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        yield [x + (2.0**-10 * torch.randn(x.shape, generator=g)).to(x.dtype) * x for x in tensors]
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
@@ -227,8 +248,6 @@ def test_no_queries(backend):
     q, k, v = torch.randn(1, 2, 0, 16), torch.randn(1, 2, 5, 16), torch.randn(1, 2, 5, 16)
     out, lse = torch.ops.cmfast.attention(q, k, v, 0.25, backend)
     assert out.shape == (1, 2, 0, 16)
-    if backend in FORWARD_ONLY:
-        return
     dq, dk, dv = torch.ops.cmfast.attention_backward(out, q, k, v, out, lse, 0.25, backend)
     assert dq.shape == q.shape
     assert not dk.any()
@@ -241,8 +260,6 @@ def test_one_key(dtype, backend):
     q, k, v, grad = make((2, 2, 5, 1, 16), dtype, "nct")
     out, lse = torch.ops.cmfast.attention(q, k, v, 0.25, backend)
     assert torch.equal(out, v.expand(2, 2, 5, 16))
-    if backend in FORWARD_ONLY:
-        return
     dq, dk, dv = torch.ops.cmfast.attention_backward(grad, q, k, v, out, lse, 0.25, backend)
     torch.testing.assert_close(dv, grad.float().sum(2, keepdim=True).to(dtype))
     for name, gradient in (("dq", dq), ("dk", dk)):  # the weight of the only key does not change
@@ -254,8 +271,6 @@ def test_two_runs_agree_to_the_bit(backend):
     q, k, v, grad = make((1, 1, 70, 70, 32), torch.float16)
     first, second = (torch.ops.cmfast.attention(q, k, v, 0.2, backend) for _ in range(2))
     assert all(map(torch.equal, first, second))
-    if backend in FORWARD_ONLY:
-        return
     first, second = (torch.ops.cmfast.attention_backward(grad, q, k, v, *first, 0.2, backend) for _ in range(2))
     assert all(map(torch.equal, first, second))
 
@@ -292,7 +307,7 @@ def test_writes_nothing_else(positions, packing, dtype, backend):
     with guarded_outputs(backend) as outputs:
         check(q, k, v, backend)
         check_gradients(grad, q, k, v, backend)
-    assert len(outputs) == (1 if backend in FORWARD_ONLY else 5)
+    assert len(outputs) == 5
 
 
 @pytest.mark.parametrize("order", ["3hd", "h3d"])
@@ -363,8 +378,6 @@ def test_opcheck(packing, backend):
     q, k, v, grad = make((1, 1, 6, 5, 16), torch.float32, packing)
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     torch.library.opcheck(torch.ops.cmfast.attention.default, (q.detach(), k.detach(), v.detach(), 0.25, backend))
-    if backend in FORWARD_ONLY:
-        return
     out, lse = torch.ops.cmfast.attention(q, k, v, 0.25, backend)
     args = (grad, q.detach(), k.detach(), v.detach(), out.detach(), lse.detach(), 0.25, backend)
     torch.library.opcheck(torch.ops.cmfast.attention_backward.default, args)
@@ -379,8 +392,6 @@ def test_compiles_into_one_graph(backend):
     torch.testing.assert_close(compiled(*leaves), eager(*leaves))
     with torch.no_grad():
         torch.testing.assert_close(compiled(*leaves), eager(*leaves))
-    if backend in FORWARD_ONLY:
-        return
     expected = torch.autograd.grad(eager(*leaves).square().sum(), leaves)
     actual = torch.autograd.grad(compiled(*leaves).square().sum(), leaves)
     for a, e in zip(actual, expected, strict=True):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from .backends import FORWARD_ONLY, served
+from .backends import served
 from .memory import GUARD, guarded, memory_strides
 from .plain import plain_noise
 from .tolerance import assert_as_accurate
@@ -213,9 +213,8 @@ def test_writes_nothing_else(form, layouts, backend):
     x, model_output, arguments = make((2, 3, 5, 7), DTYPES["fp32-bf16"], FORMS[form], layouts=layouts)
     with guarded_outputs(backend, layouts[0]) as outputs, torch.enable_grad():
         step = consistency_step(x.requires_grad_(), model_output, **arguments, backend=backend)
-        if backend not in FORWARD_ONLY:
-            step.model_input.sum().backward()
-    assert len(outputs) == 3 + (0 if backend in FORWARD_ONLY else 2 + ("noise" in form))
+        step.model_input.sum().backward()
+    assert len(outputs) == 5 + ("noise" in form)
 
 
 @pytest.mark.parametrize("backend", served("consistency_step"))
@@ -446,8 +445,6 @@ def test_opcheck(form, layout, backend):
     if seed is not None:
         args = (*args[:7], None, 3, 0, *args[10:], torch.tensor([-5]), torch.tensor(1))
         torch.library.opcheck(torch.ops.cmfast.consistency_step.default, args)
-    if backend in FORWARD_ONLY:
-        return
     grads = [torch.randn_like(x), torch.randn_like(x) if sample else None, torch.randn_like(f) if sample else None]
     args = (grads, x, f, vectors, scalars, -0.8, 0.8, torch.float32 if "noise" in k else None, backend)
     torch.library.opcheck(torch.ops.cmfast.consistency_step_backward.default, args)
@@ -468,8 +465,6 @@ def test_compiles_into_one_graph(form, backend):
     torch.testing.assert_close(compiled(*leaves), f(*leaves))
     with torch.no_grad():
         torch.testing.assert_close(compiled(*leaves), f(*leaves))
-    if backend in FORWARD_ONLY:
-        return
     expected = torch.autograd.grad(sum(y.square().sum() for y in f(*leaves)), leaves)
     actual = torch.autograd.grad(sum(y.square().sum() for y in compiled(*leaves)), leaves)
     torch.testing.assert_close(actual, expected)
@@ -495,11 +490,10 @@ def test_one_compiled_graph_serves_every_seed_on_the_device(backend):
             assert torch.equal(compiled(x, **on_device(seed, first_sample)), f(x, seed, first_sample))
     assert len(graphs) == 1
     leaf = x.detach().requires_grad_()
-    if backend not in FORWARD_ONLY:
-        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-        (gradient,) = torch.autograd.grad(compiled(leaf, **on_device(5, 6)).square().sum(), leaf)
-        (expected,) = torch.autograd.grad(f(leaf, 5, 6).square().sum(), leaf)
-        torch.testing.assert_close(gradient, expected)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    (gradient,) = torch.autograd.grad(compiled(leaf, **on_device(5, 6)).square().sum(), leaf)
+    (expected,) = torch.autograd.grad(f(leaf, 5, 6).square().sum(), leaf)
+    torch.testing.assert_close(gradient, expected)
 
 
 def step_of(x, **indices):

@@ -25,6 +25,13 @@ CALLS = {
     "consistency_step": lambda x: consistency_step(x, x, 0.5, 0.3, beta=0.7, seed=3, backend="cpu").sample,
     "group_norm": lambda x: group_norm((x, x), 8, activation="silu", backend="cpu"),
     "attention": lambda x: attention(x, x, x, backend="cpu"),
+    "consistency_step_backward": lambda x: gradient(CALLS["consistency_step"], x),
+    "group_norm_backward": lambda x: gradient(CALLS["group_norm"], x),
+    "group_norm_backward-shared": lambda x: gradient(
+        lambda x: group_norm(x, 1, activation="silu", backend="cpu"), x[:1]
+    ),
+    "attention_backward": lambda x: gradient(CALLS["attention"], x),
+    "attention_backward-shared": lambda x: gradient(CALLS["attention"], x.flatten(1, 2)[:, None]),
     "conv2d": lambda x: convolve(x, 20),
     "moments": lambda x: channel_moments(x, backend="cpu"),
     "fold_group_norm": lambda x: torch.cat(fold(x)),
@@ -36,6 +43,13 @@ CALLS = {
     "conv2d-video": lambda x: convolve(x[:, :, :30].unflatten(2, (5, 6)), 20),
     "conv2d-video-shared": lambda x: convolve(x[:, :, :8, :8].unflatten(2, (2, 4)), 160),
 }
+
+
+def gradient(f, x):
+    leaf = x.detach().requires_grad_()
+    y = f(leaf)
+    (found,) = torch.autograd.grad(y, leaf, torch.linspace(-1, 1, y.numel()).view(y.shape).sin())
+    return found
 
 
 def convolve(x, outputs, **form):

@@ -35,6 +35,27 @@ def attention_cases():
         test_attention.check(q, k * torch.linspace(0.1, 5, shape[3])[:, None], v, "cpu")
 
 
+def step_gradient_cases():
+    for name in ("noise-vectors", "clip-range"):
+        dtypes, shape = test_consistency.DTYPES["fp32"], (2, 3, 20, 33)
+        x, model_output, arguments = test_consistency.make(shape, dtypes, test_consistency.FORMS[name], layouts="lc")
+        outputs = test_consistency.OUTPUTS if "noise" in name else ("denoised",)
+        grads = test_consistency.make_gradients(shape, dtypes, "c")
+        test_consistency.check_gradients(x, model_output, arguments, outputs, grads, "cpu")
+
+
+def norm_gradient_cases():
+    for layout in ("contiguous", "channels_last"):
+        x, arguments = test_group_norm.make((2, 12, 67, 9), torch.float32, test_group_norm.PARTS, 0, layout, 7)
+        test_group_norm.check_gradients(x, 2, arguments, "cpu")
+
+
+def attention_gradient_cases():
+    for shape in ((1, 2, 30, 77, 40), (1, 1, 110, 230, 24)):
+        q, k, v, grad = test_attention.make(shape, torch.float32)
+        test_attention.check_gradients(grad, q, k, v, "cpu")
+
+
 def conv_cases():
     for tile in (1, 2, 4):
         for shape, pair in (((2, 37, 50, 9, 11, 3, 1, 1), 18), ((1, 16, 16, 5, 5, 3, 1, 1), 0)):
@@ -106,6 +127,9 @@ CASES = {
     "consistency_step": step_cases,
     "group_norm": norm_cases,
     "attention": attention_cases,
+    "consistency_step_backward": step_gradient_cases,
+    "group_norm_backward": norm_gradient_cases,
+    "attention_backward": attention_gradient_cases,
     "conv2d": conv_cases,
     "oblong": oblong_cases,
     "video": video_cases,
@@ -119,13 +143,21 @@ FAULTS = {
     "counter_words_swapped": ("consistency_step",),
     "block_of_normals_repeated": ("consistency_step",),
     "last_tile_short": ("consistency_step",),
+    "clip_of_gradient_missed": ("consistency_step_backward",),
+    "gradient_of_input_missed": ("consistency_step_backward",),
     "strides_of_x": ("consistency_step",),
-    "tail_of_channels_missed": ("group_norm", "moments", "pointwise", "channel_norm"),
+    "tail_of_channels_missed": ("group_norm", "moments", "pointwise", "channel_norm", "group_norm_backward"),
     "variance_not_merged": ("group_norm", "fold_group_norm"),
-    "second_input_from_zero": ("group_norm",),
+    "second_input_from_zero": ("group_norm", "group_norm_backward"),
+    "last_sums_missed": ("group_norm_backward",),
+    "gradient_of_mean_missed": ("group_norm_backward",),
+    "gradient_of_variance_missed": ("group_norm_backward",),
     "tail_of_keys_attended": ("attention",),
     "sum_not_rescaled": ("attention",),
     "last_queries_missed": ("attention",),
+    "delta_missed": ("attention_backward",),
+    "first_part_only": ("attention_backward",),
+    "last_keys_missed": ("attention_backward",),
     "padding_one_row_off": ("conv2d",),
     "padding_not_zero": ("conv2d", "oblong", "video"),
     "activation_of_padding": ("conv2d",),

@@ -28,9 +28,18 @@ with native.stand_in(module, "_cpu"):
         module.set_isa(isa)
         x = torch.randn(2, 20, 13, 17)
         for x in (x, x.contiguous(memory_format=torch.channels_last)):
-            kernels.consistency_step(x, x, 0.5, 0.3, beta=0.5, seed=3, backend="cpu")
-            kernels.group_norm((x, x), 4, activation="silu", backend="cpu")
-            kernels.attention(x, x, x, backend="cpu")
+            leaf, few = x.requires_grad_(), x[:1].detach().requires_grad_()
+            rows = leaf.flatten(2).mT[:, None, :200]
+            results = (
+                kernels.consistency_step(leaf, leaf, 0.5, 0.3, beta=0.5, seed=3, backend="cpu").sample,
+                kernels.group_norm((leaf, leaf), 20, activation="silu", backend="cpu"),
+                kernels.group_norm(few, 2, activation="silu", backend="cpu"),  # groups that threads share
+                kernels.attention(leaf, leaf, leaf, backend="cpu"),
+                kernels.attention(rows, rows, rows, backend="cpu"),  # heads that they share
+            )
+            for y in results:
+                y.sum().backward()
+            x = x.detach()
             kernels.channel_moments(x.repeat(1, 8, 1, 1), backend="cpu")
             for height, outputs in ((13, 3000), (13 * 17 * 8, 50)):  # threads with panels of their own, or rows
                 prepared = kernels.prepare_conv(torch.randn(outputs, 20, 1, 1), height=height, width=17)

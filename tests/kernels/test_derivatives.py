@@ -39,7 +39,7 @@ from torch.func import (
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .backends import FORWARD_ONLY, ON_GPU, served
+from .backends import ON_GPU, served
 from .tolerance import assert_as_accurate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -161,13 +161,12 @@ CASES = {
 }
 
 
-def on_backends(backward=False):
+def on_backends():
     """Every case on every backend that this machine can test."""
     return [
         pytest.param(case, *p.values, marks=p.marks, id=f"{name}-{p.id or p.values[0]}")
         for name, case in CASES.items()
         for p in served(case.op)
-        if not (backward and p.values[0] in FORWARD_ONLY)
     ]
 
 
@@ -274,7 +273,7 @@ def test_numerical_derivatives_of_the_definition(case):
     assert torch.autograd.gradgradcheck(f, leaves, check_fwd_over_rev=True, check_rev_over_rev=True, fast_mode=True)
 
 
-@pytest.mark.parametrize(("case", "backend"), on_backends(backward=True))
+@pytest.mark.parametrize(("case", "backend"), on_backends())
 def test_hessian_vector_products(case, backend):
     def product(f, tensors, vectors):
         leaves = [t.detach().requires_grad_() for t in tensors[: case.leaves]]
@@ -289,7 +288,7 @@ def test_hessian_vector_products(case, backend):
     )
 
 
-@pytest.mark.parametrize(("case", "backend"), on_backends(backward=True))
+@pytest.mark.parametrize(("case", "backend"), on_backends())
 def test_the_first_backward_is_the_kernels(case, backend, calls):
     tensors = case.make(torch.float32)
     leaves = [t.requires_grad_() for t in tensors[: case.leaves]]
@@ -339,7 +338,7 @@ def test_vmap_over_any_argument(case, backend, calls):
         assert_same(actual, loop(f, dims, tensors), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize(("case", "backend"), on_backends(backward=True))
+@pytest.mark.parametrize(("case", "backend"), on_backends())
 def test_per_sample_gradients(case, backend, calls):
     stacked = batched(case, torch.float32)
     f = scalar(functools.partial(case.fused, backend=backend))
@@ -510,13 +509,6 @@ def test_a_backend_that_is_asked_for_serves_or_raises(case):
             transformed(functools.partial(case.fused, backend="cpu"))
         with pytest.raises(BackendError, match="unknown backend 'gpu'"):
             transformed(functools.partial(case.fused, backend="gpu"))
-
-
-@pytest.mark.skipif(ON_GPU, reason="conftest.py lets the backends take copies of any tensors")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_cpu_kernels_have_no_backward_under_a_transformation_either(case):
-    with pytest.raises(BackendError, match=f"'cpu' cannot serve {case.op}_backward"):
-        grad(scalar(functools.partial(case.fused, backend="cpu")))(*case.make(torch.float32))
 
 
 def test_coefficients_have_no_gradient_under_any_transformation():

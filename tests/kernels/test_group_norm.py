@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from .backends import FORWARD_ONLY, ON_GPU, served
+from .backends import ON_GPU, served
 from .memory import guarded, memory_strides
 from .tolerance import assert_as_accurate, error
 
@@ -347,8 +347,6 @@ def test_opcheck(pair, layout, backend):
     h, skip = x if pair else (x, None)
     args = (h, skip, 4, a["weight"], a["bias"], 1e-5, a["add"], a["scale"], a["shift"], True, backend)
     torch.library.opcheck(torch.ops.cmfast.group_norm.default, args)
-    if backend in FORWARD_ONLY:
-        return
     y, mean, rstd = torch.ops.cmfast.group_norm(*args)
     args = (y, h, skip, 4, a["weight"], a["bias"], a["add"], a["scale"], a["shift"], True, mean, rstd, backend)
     torch.library.opcheck(torch.ops.cmfast.group_norm_backward.default, args)
