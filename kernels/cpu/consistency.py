@@ -83,7 +83,7 @@ def consistency_step_backward(
             low,
             high,
         )
-    return [dx, doutput] if dnoise is None else [dx, doutput, dnoise.to(noise_dtype)]
+    return [dx, doutput] if dnoise is None or noise_dtype is None else [dx, doutput, dnoise.to(noise_dtype)]
 
 
 def _vector(v: Tensor | None) -> tuple[int, int] | None:
