@@ -14,11 +14,12 @@ from ..files import whole_file
 def write_json(
     path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], total: Mapping[str, Any] | None = None
 ) -> None:
-    """Write {"environment", "date", "settings", "rows"}, and the entries of `total` before them."""
+    """Write {"environment", "date", "settings", "rows"}, and the entries of `total` before them; a row is a line."""
     document = {**(total or {}), "environment": describe(), "date": _now(), "settings": dict(settings)}
-    document["rows"] = [dict(r) for r in rows]
+    head = json.dumps(document, indent=2).removesuffix("\n}")
+    lines = ",\n".join(f"    {json.dumps(dict(row))}" for row in rows)
     with whole_file(path) as file:
-        file.write_text(json.dumps(document, indent=2) + "\n")
+        file.write_text(f'{head},\n  "rows": [\n{lines}\n  ]\n}}\n')
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None) -> None:

@@ -28,12 +28,13 @@ def row_of(latency: Latency) -> Row:
 
 
 def latency_of(row: Row) -> Latency:
-    """What `row_of` was made of."""
+    """What `row_of` was made of; what earlier versions did not measure is left out."""
     names = [field.name for field in dataclasses.fields(Latency) if field.name not in _NESTED]
     found = {**row.key, **row.facts}
     measured = Quality._fields[0] in found
     quality = Quality(*(found[name] for name in Quality._fields)) if measured else None
-    return Latency(**{name: found[name] for name in names}, quality=quality, rounds=tuple(row.samples["batch"]))
+    given = {name: found[name] for name in names if name in found}
+    return Latency(**given, quality=quality, rounds=tuple(row.samples["batch"]))
 
 
 def kinds(rows: Sequence[Latency]) -> tuple[list[Latency], list[Latency]]:
