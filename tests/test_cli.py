@@ -510,19 +510,63 @@ def test_bench_without_a_measure(cmfast, tmp_path):
 
 
 def test_eval(cmfast):
-    arguments = ("eval", "--count", 50, "--steps", 2)
+    arguments = ("eval", "--count", 50, "--steps", 2, "--resamples", 5)
     status, out, _ = cmfast(*arguments, "--json")
     assert status == 0
     found = json.loads(out)
-    assert (found["model"], found["count"]) == ("digits", 50)
+    assert (found["model"], found["count"], found["features"]) == ("digits", 50, "classifier")
     labels = torch.arange(50) % 10
     samples = load("digits").sample(50, steps=2, class_labels=labels)
-    assert [found[name] for name in Quality._fields] == pytest.approx(
-        list(evaluate(samples, labels, load_classifier()))
-    )
-    row = " ".join(re.sub("[│┃]", " ", cmfast(*arguments)[1]).split())
-    assert f"50 {found['accuracy']:.3f} {found['frechet_test']:.3f} {found['frechet_train']:.3f}" in row
+    values = {m["name"]: m for m in found["measures"]}
+    assert list(values) == ["accuracy", "Fréchet to test", "Fréchet to train"]
+    expected = evaluate(samples, labels, load_classifier())
+    assert [m["value"] for m in values.values()] == pytest.approx(list(expected))
+    assert all(m["low"] <= m["value"] <= m["high"] and m["count"] == 50 for m in values.values())
+    rows = [" ".join(re.sub("[│┃]", " ", line).split()) for line in cmfast(*arguments)[1].splitlines()]
+    accuracy = values["accuracy"]
+    assert f"accuracy {accuracy['value']:.3f} {accuracy['low']:.3f} to {accuracy['high']:.3f} 50" in rows
     assert cmfast(*arguments, "--backend", "reference")[0] == 0
+
+
+def test_eval_beside_real_images(cmfast):
+    few = ("--count", 40, "--resamples", 2)
+    status, out, _ = cmfast("eval", *few, "--data", "digits", "--train-data", "digits", "--json")
+    assert status == 0
+    values = {m["name"]: m for m in json.loads(out)["measures"]}
+    assert values["Fréchet to data"]["value"] == pytest.approx(values["Fréchet to test"]["value"], rel=1e-2)
+    assert values["precision"]["value"] > 0.5
+    assert values["recall"]["count"] == 359
+    nearest = values["distance to the nearest training image"]
+    assert 0.5 < nearest["value"] / nearest["real"] < 2
+
+
+def test_eval_sweep(cmfast, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmfast.cli.evaluate._ITERATIONS", 2)
+    few = ("--count", 20, "--resamples", 2, "--steps", 2)
+    status, out, err = cmfast("eval", *few, "--sweep", 2, "--save", tmp_path / "best", "--json")
+    assert status == 0, err
+    levels = json.loads(out)["levels"]["2"]
+    assert levels[0] == 80.0
+    assert 0.002 < levels[1] < 80.0
+    assert levels != [80.0, 0.5]  # those that it had
+    assert load(tmp_path / "best").recommended_levels[2] == tuple(levels)
+    assert load(tmp_path / "best").recommended_levels[4] == load("digits").recommended_levels[4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--save", "x"), "give --sweep"),
+        (("--sweep", 2, "--sampler", "heun"), "leave out --timesteps and --sampler"),
+        (("--features", "nowhere"), "no classifier at nowhere"),
+        (("--features", "inception"), "pip install torch-fidelity"),
+        (("--data", "nowhere"), "no data at nowhere"),
+    ],
+)
+def test_bad_arguments_of_eval(cmfast, arguments, message):
+    status, _, err = cmfast("eval", "--count", 10, *arguments)
+    assert status == 2
+    assert message in err
 
 
 def test_widths_of_accesses():

@@ -163,7 +163,7 @@ _SMALLER = {
     "cmfast profile --steps": "--rounds 1",
     "cmfast bench operators": "--ops timestep_embedding --passes 1 --rounds 1",
     "cmfast bench latency": "--rounds 1 --batch-size 2 --consistency-steps 1 --steps 2 --samplers euler",
-    "cmfast eval": "--count 20",
+    "cmfast eval": "--count 20 --resamples 2",
     "cmfast train --method diffusion": "--set loop.iterations=2 --set loop.batch_size=4",
     "cmfast train --method distillation": "--set loop.iterations=2 --set loop.batch_size=4",
 }

@@ -1,17 +1,30 @@
-"""`cmfast eval`: measure the quality of a model's samples."""
+"""`cmfast eval`: measure the quality of a model's samples, and find the best levels of its evaluations."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import Tensor
 
-from .. import evaluation
+from ..evaluation.classifier import feature_statistics
+from ..evaluation.features import Features, in_batches, load_features
+from ..evaluation.levels import sweep
+from ..evaluation.measures import Measure, report
+from ..evaluation.quality import frechet_distance
+from ..model import ConsistencyModel
+from ..preconditioning import EDM
 from . import options
 from .options import integers, kernels_of, load_model
+
+#: Iterations of the search of each level; two sets of samples are scored in each.
+_ITERATIONS = 8
 
 
 def evaluate(
@@ -22,30 +35,117 @@ def evaluate(
     sampler: options.Sampler = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 250,
-    classifier: Annotated[Path | None, typer.Option(help="The classifier; that of the digits by default.")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="What is compared: a classifier that cmfast train wrote, or inception; the digits' classifier."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Real images, for precision and recall: as for train, or digits (the test set).")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the data's files: train or test.")] = "test",
+    train_data: Annotated[
+        str | None,
+        typer.Option(help="What the model was trained on, for the nearest neighbours: as for train, or digits."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap that gives the confidence intervals.")] = 200,
+    sweep_steps: Annotated[
+        int | None, typer.Option("--sweep", min=2, help="Find the best levels for 2 to so many steps first.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the model with the levels found to this new folder.")] = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     backend: options.Backend = "auto",
+    accelerate: options.Accelerate = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure class accuracy, and Fréchet distances of a classifier's features to the real test and training sets."""
-    judge = evaluation.load_classifier(classifier)
-    loaded = load_model(model, device, dtype)
-    labels = torch.arange(count) % (loaded.num_classes or 1)
+    """Measure samples: class accuracy, Fréchet distance, precision and recall, nearest neighbours."""
+    if save is not None and sweep_steps is None:
+        raise ValueError("--save writes the levels that --sweep finds: give --sweep")
+    if sweep_steps is not None and (timesteps is not None or sampler is not None):
+        raise ValueError("--sweep finds levels of multistep consistency sampling: leave out --timesteps and --sampler")
+    seen = load_features(features)
+    real, train = _images(data, split), _images(train_data, "train")
+    loaded = load_model(model, device, dtype, accelerate, backend)
     with kernels_of(backend):
+        if sweep_steps is not None:
+            _sweep(loaded, sweep_steps, seen, real, count, seed, batch_size)
+            if save is not None:
+                original = load_model(model, "cpu", "float32")
+                original.recommended_levels = loaded.recommended_levels
+                original.save(save)
+                print(f"wrote {save}", file=sys.stderr)
         samples = loaded.sample(
             count,
-            class_labels=None if loaded.num_classes is None else labels,
             steps=steps,
             timesteps=integers(timesteps, "--timesteps"),
             sampler=sampler,
             seed=seed,
             batch_size=batch_size,
-        )
-    quality = evaluation.evaluate(samples, labels, judge)
+        ).cpu()
+    labels = None if loaded.num_classes is None else torch.arange(count) % loaded.num_classes
+    measures = report(samples, labels, seen, real=real, train=train, resamples=resamples)
     if as_json:
-        print(json.dumps({"model": model, "count": count, **quality._asdict()}))
-        return
-    table = Table("samples", "accuracy", "Fréchet to test", "Fréchet to train")
-    table.add_row(str(count), f"{quality.accuracy:.3f}", f"{quality.frechet_test:.3f}", f"{quality.frechet_train:.3f}")
-    Console().print(table)
+        levels = {str(n): list(v) for n, v in loaded.recommended_levels.items()}
+        found = [{"name": m.name, **m.value._asdict(), "count": m.count, "real": m.real} for m in measures]
+        print(json.dumps({"model": model, "count": count, "features": seen.name, "levels": levels, "measures": found}))
+    else:
+        Console().print(_table(measures))
+
+
+def _images(source: str | None, split: str) -> Tensor | None:
+    """The images of a data set, of a path or of the digits."""
+    from ..training.data import load_data, load_digits, scaled
+
+    if source is None:
+        return None
+    if source == "digits":
+        return load_digits()[("train", "test").index(split)].images
+    return scaled(load_data(source, split=split).images)
+
+
+def _sweep(
+    model: ConsistencyModel,
+    steps: int,
+    features: Features,
+    real: Tensor | None,
+    count: int,
+    seed: int,
+    batch_size: int | None,
+) -> None:
+    """Find the best levels, by the distance to the training set's statistics or to the data, and set them."""
+    scheme = model.preconditioning
+    if not isinstance(scheme, EDM):
+        raise ValueError(f"--sweep searches levels sigma, which {type(scheme).__name__} does not have")
+    if features.classifier is not None:
+        mean, covariance = features.classifier.statistics("train")
+    elif real is not None:
+        mean, covariance = feature_statistics(in_batches(features, real))
+    else:
+        raise ValueError("--sweep needs --data: these features have no statistics of real images")
+
+    def score(levels: Sequence[float]) -> float:
+        samples = model.sample(count, sigmas=levels, seed=seed, batch_size=batch_size).cpu()
+        return frechet_distance(*feature_statistics(in_batches(features, samples)), mean, covariance)
+
+    columns = (TextColumn("searching"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task("", total=1 + 2 * _ITERATIONS * (steps - 1))
+
+        def progress(levels: Sequence[float], found: float) -> None:
+            bar.update(task, advance=1, description=f"{', '.join(f'{level:.3g}' for level in levels)}: {found:.3f}")
+
+        bounds = {"sigma_max": scheme.sigma_max, "sigma_min": scheme.sigma_min}
+        for best in sweep(score, steps, **bounds, iterations=_ITERATIONS, progress=progress):
+            model.recommended_levels[len(best.levels)] = best.levels
+            text = ", ".join(f"{level:.4g}" for level in best.levels)
+            print(f"{len(best.levels)} steps: {text} (distance {best.score:.3f})", file=sys.stderr)
+
+
+def _table(measures: Sequence[Measure]) -> Table:
+    table = Table("measure", "value", "95 % interval", "of", "real images")
+    for name, value, count, real in measures:
+        interval = f"{value.low:.3f} to {value.high:.3f}"
+        table.add_row(name, f"{value.value:.3f}", interval, str(count), "" if real is None else f"{real:.3f}")
+    return table
