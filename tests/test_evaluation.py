@@ -130,7 +130,7 @@ def test_latency_counts_evaluations_and_measures_quality():
 
 
 def test_evaluate_takes_two_samples():
-    images, labels = load_digits()[1]
+    images, labels, *_ = load_digits()[1]
     quality = evaluate(images[:2], torch.stack((labels[0], labels[1] + 1)), load_classifier())
     assert quality.accuracy == 0.5
     with pytest.raises(ValueError, match=r"as many labels, got 2 and \[3\]"):
