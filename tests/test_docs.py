@@ -173,6 +173,7 @@ _PARSED = (
     "cmfast profile --plan H100 --network imagenet64",
     "cmfast profile --network imagenet64",
     "cmfast bench model",
+    "cmfast bench latency --network",
     "cmfast bench all",
     "cmfast bench show",
     "cmfast train --recipe",

@@ -18,7 +18,7 @@ def shown():
             yield pytest.param(command, text, id=f"{page.name}: {command}")
 
 
-@pytest.mark.parametrize(("command", "text"), shown())
+@pytest.mark.parametrize(("command", "text"), list(shown()))
 def test_a_table_is_what_its_command_prints(cmfast, monkeypatch, command, text):
     monkeypatch.chdir(ROOT)
     status, out, err = cmfast(*shlex.split(command))
