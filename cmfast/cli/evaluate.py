@@ -138,14 +138,15 @@ def _sweep(
 
         bounds = {"sigma_max": scheme.sigma_max, "sigma_min": scheme.sigma_min}
         for best in sweep(score, steps, **bounds, iterations=_ITERATIONS, progress=progress):
-            model.recommended_levels[len(best.levels)] = best.levels
+            model.recommended_levels = {**model.recommended_levels, len(best.levels): best.levels}
             text = ", ".join(f"{level:.4g}" for level in best.levels)
             print(f"{len(best.levels)} steps: {text} (distance {best.score:.3f})", file=sys.stderr)
 
 
 def _table(measures: Sequence[Measure]) -> Table:
     table = Table("measure", "value", "95 % interval", "of", "real images")
-    for name, value, count, real in measures:
-        interval = f"{value.low:.3f} to {value.high:.3f}"
-        table.add_row(name, f"{value.value:.3f}", interval, str(count), "" if real is None else f"{real:.3f}")
+    for m in measures:
+        interval = f"{m.value.low:.3f} to {m.value.high:.3f}"
+        real = "" if m.real is None else f"{m.real:.3f}"
+        table.add_row(m.name, f"{m.value.value:.3f}", interval, str(m.count), real)
     return table

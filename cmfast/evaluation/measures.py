@@ -1,7 +1,7 @@
 """All measures of a set of samples, each with its number of samples and its confidence interval."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from .precision_recall import precision_recall
 from .quality import frechet_distance
 
 
-class Measure(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Measure:
     """A line of a report.
 
     Attributes:
