@@ -10,7 +10,7 @@ from .bootstrap import Interval, interval
 from .classifier import feature_statistics
 from .features import Features, in_batches
 from .precision_recall import precision_recall
-from .quality import frechet_distance
+from .quality import frechet_distance, nearest_distances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +104,7 @@ def report(
         found.append(Measure("precision", mean(precise), count))
         found.append(Measure("recall", mean(recalled), len(others)))
     if train is not None:
-        nearest = _nearest(samples, train)
-        floor = None if real is None else _nearest(real, train).mean().item()
+        nearest = nearest_distances(samples, train)
+        floor = None if real is None else nearest_distances(real, train).mean().item()
         found.append(Measure("distance to the nearest training image", mean(nearest), count, floor))
     return found
-
-
-def _nearest(samples: Tensor, images: Tensor) -> Tensor:
-    """Euclidean distance of each sample to the nearest image [N]."""
-    flat = images.flatten(1).float()
-    return torch.cat([torch.cdist(part.flatten(1).float().cpu(), flat).amin(1) for part in samples.split(1024)])

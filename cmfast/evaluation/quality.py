@@ -59,4 +59,10 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
 
 def nearest_distance(samples: Tensor, images: Tensor) -> float:
     """Mean Euclidean distance of the samples [N, …] to the nearest of the images [M, …]; small values mean copies."""
-    return torch.cdist(samples.flatten(1).float(), images.flatten(1).float()).amin(1).mean().item()
+    return nearest_distances(samples, images).mean().item()
+
+
+def nearest_distances(samples: Tensor, images: Tensor) -> Tensor:
+    """Euclidean distance of each of the samples [N, …] to the nearest of the images [M, …]: [N], on the CPU."""
+    flat = images.flatten(1).float().cpu()
+    return torch.cat([torch.cdist(part.flatten(1).float().cpu(), flat).amin(1) for part in samples.split(1024)])
