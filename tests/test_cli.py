@@ -576,13 +576,15 @@ def test_widths_of_accesses():
 def test_train(cmfast, tmp_path, monkeypatch):
     from cmfast.training import recipes
 
-    def run(recipe, out, progress):
+    def run(recipe, out, folder, *, resume, progress, say):
+        assert (folder, resume) == (None, True)
+        say("[what] happens")
         for i in range(3):
             progress("teacher", i + 1, 3, 0.5)
-        out.mkdir()
-        (out / "README.md").write_text(f"card of {recipe.name}")
+        (out / "digits").mkdir(parents=True)
+        (out / "digits" / "README.md").write_text(f"card of {recipe.name}")
 
     monkeypatch.setattr(recipes, "run", run)
-    status, out, _ = cmfast("train", "--recipe", "digits", "--out", tmp_path / "new", "--threads", 1)
+    status, out, _ = cmfast("train", "--recipe", "digits", "--out", tmp_path / "new", "--resume", "--threads", 1)
     assert status == 0
     assert re.search(r"card of digits", out)

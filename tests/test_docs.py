@@ -428,6 +428,6 @@ def test_equations_become_mathml():
 def test_links_out_of_the_pages_are_named():
     page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="reference/kernels.md"))
     config = {"docs_dir": str(ROOT / "docs")}
-    given = "[card](../../cmfast/assets/README.md), [page](../kernels.md), [none](../../no-such-file)"
+    given = "[card](../../cmfast/assets/digits/README.md), [page](../kernels.md), [none](../../no-such-file)"
     named = hook("outside_links").on_page_markdown(given, page=page, config=config, files=None)
-    assert named == "`cmfast/assets/README.md`, [page](../kernels.md), [none](../../no-such-file)"
+    assert named == "`cmfast/assets/digits/README.md`, [page](../kernels.md), [none](../../no-such-file)"

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
+from ..checkpoints import BUNDLED
 from ..evaluation.classifier import feature_statistics
 from ..evaluation.features import Features, in_batches, load_features
 from ..evaluation.levels import sweep
@@ -38,7 +39,8 @@ def evaluate(
     features: Annotated[
         str | None,
         typer.Option(
-            help="What is compared: a classifier that cmfast train wrote, or inception; the digits' classifier."
+            help="What is compared: a bundled model's classifier by its name, one that cmfast train wrote, or "
+            "inception. MODEL's if bundled, else that of the digits."
         ),
     ] = None,
     data: Annotated[
@@ -65,7 +67,7 @@ def evaluate(
         raise ValueError("--save writes the levels that --sweep finds: give --sweep")
     if sweep_steps is not None and (timesteps is not None or sampler is not None):
         raise ValueError("--sweep finds levels of multistep consistency sampling: leave out --timesteps and --sampler")
-    seen = load_features(features)
+    seen = load_features(features or (model if model in BUNDLED else "digits"))
     real, train = _images(data, split), _images(train_data, "train")
     loaded = load_model(model, device, dtype, accelerate, backend)
     with kernels_of(backend):

@@ -30,7 +30,8 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the folder.")] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="Instead of a method: the recipe of bundled models: digits.")
+        str | None,
+        typer.Option(help="Instead of a method: the recipe of bundled models, digits or fashion."),
     ] = None,
     device: Device = None,
     threads: Threads = None,
@@ -42,9 +43,9 @@ def train(
     named = {"method.name": method, "data.path": path, "data.size": size, "init_from": init_from, "teacher": teacher}
     values = {name: value for name, value in named.items() if value is not None}
     if recipe is not None:
-        if values or config is not None or assignments or resume:
-            raise ValueError("--recipe says everything: of the other options only --out and --threads go with it")
-        _train_recipe(recipe, out)
+        if set(values) - {"data.path"} or config is not None or assignments:
+            raise ValueError("--recipe says everything: only --out, --data, --resume and --threads go with it")
+        _train_recipe(recipe, out, data, resume)
     elif values or config is not None:
         from ..training.configuration import assignment
 
@@ -87,14 +88,15 @@ def _train_method(out: Path, config: Path | None, values: Mapping[str, Any], res
             print(f"{out}: {', '.join(['model', *trained.averages])} after {c.loop.iterations} updates")
 
 
-def _train_recipe(recipe: str, out: Path) -> None:
+def _train_recipe(recipe: str, out: Path, data: Path | None, resume: bool) -> None:
     from ..training import recipes
 
     if recipe not in recipes.RECIPES:
         raise ValueError(f"unknown recipe {recipe!r}: choose one of {', '.join(recipes.RECIPES)}")
-    with _bar() as (_, progress):
-        recipes.run(recipes.RECIPES[recipe], out, progress)
-    print((out / "README.md").read_text())
+    with _bar() as (bar, progress):
+        say = functools.partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+        recipes.run(recipes.RECIPES[recipe], out, data, resume=resume, progress=progress, say=say)
+    print((out / recipe / "README.md").read_text())
 
 
 @contextlib.contextmanager

@@ -8,14 +8,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints import CheckpointError, asset, first_line
+from ..checkpoints import BUNDLED, CheckpointError, asset, first_line
 from ..files import whole_file
 
 FEATURES = 64
 
+#: Images of more pixels are pooled twice.
+LARGE = 16
+
 
 class Classifier(nn.Module):
     """A small convolutional network on [N, C, size, size] images in [-1, 1], with 64 features before its last layer.
+
+    Images of more than 16 pixels are pooled once more, after the first layer.
 
     Its buffers hold the mean [64] and covariance [64, 64] of the features of the real training and test sets, the
     references of the Fréchet distances.
@@ -26,7 +31,7 @@ class Classifier(nn.Module):
         self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
         self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
-        self.hidden = nn.Linear(64 * (size // 2) ** 2, FEATURES)
+        self.hidden = nn.Linear(64 * (size // (4 if size > LARGE else 2)) ** 2, FEATURES)
         self.out = nn.Linear(FEATURES, num_classes)
         for split in ("train", "test"):
             self.register_buffer(f"{split}_mean", torch.zeros(FEATURES))
@@ -35,6 +40,7 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """The penultimate layer's activations [N, 64]."""
         h = F.relu(self.conv1(images))
+        h = F.max_pool2d(h, 2) if images.shape[-1] > LARGE else h
         h = F.max_pool2d(F.relu(self.conv2(h)), 2)
         h = F.relu(self.conv3(h)).flatten(1)
         return F.relu(self.hidden(h))
@@ -71,19 +77,24 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         save_file(tensors, file)
 
 
-def load_classifier(path: str | Path | None = None) -> Classifier:
-    """Load a classifier that `save_classifier` wrote; None means the one of the digits.
+def load_classifier(source: str | Path = "digits") -> Classifier:
+    """Load the classifier of a bundled model, or one that `save_classifier` wrote.
+
+    Args:
+        source: a bundled model's name (a teacher's is its student's), or the path of a file.
 
     Raises:
+        FileNotFoundError: there is no such file.
         CheckpointError: the file is not such a classifier.
     """
-    path = asset("digits-classifier.safetensors") if path is None else Path(path)
+    bundled = str(source) in BUNDLED
+    path = asset(f"{str(source).removesuffix('-teacher')}-classifier.safetensors") if bundled else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"no classifier at {path}")
     try:
         weights = {name: value.float() for name, value in load_file(path).items()}
         num_classes, channels = weights["out.weight"].shape[0], weights["conv1.weight"].shape[1]
-        size = 2 * round((weights["hidden.weight"].shape[1] / 64) ** 0.5)
+        size = 2 * round((weights["hidden.weight"].shape[1] / 64) ** 0.5)  # or twice that, which has the same weights
         classifier = Classifier(channels, size, num_classes)
         classifier.load_state_dict(weights)
     except (safetensors.SafetensorError, KeyError, RuntimeError) as error:

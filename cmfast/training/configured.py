@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import preconditioning as schemes
+from ..accelerate import accelerate
 from ..model import ConsistencyModel, load
 from ..preconditioning import EDM, Preconditioning
 from ..unet import UNet, UNetConfig
@@ -59,7 +60,7 @@ def make(configuration: Configuration, data: Dataset, device: torch.device | str
         _check_network(c.network, source, start)
     model = method.student(source).to(device)
     if teacher is not None:
-        teacher = teacher.to(device).eval().requires_grad_(False)
+        teacher = frozen(teacher.to(device))
     network = source.unet.config if isinstance(source.unet, UNet) else None
     scheme = source.preconditioning
     complete = dataclasses.replace(
@@ -72,6 +73,12 @@ def make(configuration: Configuration, data: Dataset, device: torch.device | str
         teacher=_absolute(c.teacher),
     )
     return Made(method(model, settings, c.loop.iterations, teacher), complete)
+
+
+def frozen(teacher: ConsistencyModel) -> ConsistencyModel:
+    """The teacher as training evaluates it: without gradients, and on a processor accelerated."""
+    teacher = teacher.eval().requires_grad_(False)
+    return accelerate(teacher) if teacher.device.type == "cpu" else teacher
 
 
 def _absolute(source: str | None) -> str | None:

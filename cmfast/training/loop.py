@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import ConsistencyModel
+from ..unet import UNet
 from .batches import Batches
 from .data import Dataset, fingerprint
 from .data.dataset import check
@@ -83,26 +84,28 @@ def train(
     share = _share(settings, processes)
     _check_data(method.model, data)
     batches = Batches(data, settings.batch_size, settings.seed, settings.horizontal_flip)
-    state = State(method, settings)
-    folder = None
-    if out is not None:
-        everything = _description(method, data, settings, description)
-        folder = RunFolder(Path(out), settings, everything, processes, say if processes.rank == 0 else _silent)
-        folder.begin(state, resume, config)
-    unet = method.model.unet
-    if settings.compile is not None:
-        unet.compile(backend=settings.compile)
-    method.model.train()
-    device = method.model.device
+    networks = [method.model, *method.networks().values()]
+    _lay_out(networks, torch.channels_last)
+    folder, unet, device = None, method.model.unet, method.model.device
     try:
+        state = State(method, settings)
+        if out is not None:
+            everything = _description(method, data, settings, description)
+            folder = RunFolder(Path(out), settings, everything, processes, say if processes.rank == 0 else _silent)
+            folder.begin(state, resume, config)
+        if settings.compile is not None:
+            unet.compile(backend=settings.compile)
+        method.model.train()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             _run(state, batches, settings, share, processes, folder, progress)
     finally:
         method.model.eval()
+        _lay_out(networks, torch.contiguous_format)
         if settings.compile is not None:
             unet._compiled_call_impl = None
         if folder is not None:
             folder.close()
+    _lay_out(state.averages.models.values(), torch.contiguous_format)
     return Trained(method.model, state.averages.models)
 
 
@@ -219,6 +222,13 @@ class _Watch:
                 f"the training diverged at update {iteration}: its loss is {self._loss.item():g}, the norm of its "
                 f"gradient {self._norm.item():g}; a lower learning rate, warm-up or a gradient_clip may help"
             )
+
+
+def _lay_out(networks: Iterable[nn.Module], layout: torch.memory_format) -> None:
+    """Lay out the weights of 2-D convolutions; on a processor a `UNet` is trained channels-last, a tenth faster."""
+    for network in networks:
+        if isinstance(network, ConsistencyModel) and isinstance(network.unet, UNet) and network.device.type == "cpu":
+            network.unet.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _on_host(model: ConsistencyModel) -> bool:

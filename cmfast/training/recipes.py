@@ -1,11 +1,15 @@
 """Recipes: everything from data to the bundled models, with fixed seeds and iteration counts."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..evaluation.classifier import load_classifier, save_classifier
+from ..environment import processor
+from ..evaluation.classifier import Classifier, load_classifier, save_classifier
 from ..evaluation.quality import evaluate, nearest_distance
 from ..files import check_writable, whole_file
 from ..model import ConsistencyModel, load
@@ -14,22 +18,28 @@ from ..storage import save
 from ..unet import UNet, UNetConfig
 from .card import Measured, model_card
 from .classifier import train_classifier
-from .data import Dataset, load_digits
+from .configured import frozen
+from .data import Dataset, load_digits, load_fashion
 from .loop import train
 from .methods import METHODS
 from .methods.diffusion import DiffusionSettings
 from .methods.distillation import DistillationSettings
+from .methods.easy_consistency_tuning import EasyConsistencyTuningSettings
 from .recipe import Recipe, Stage
 from .settings import LoopSettings
 
 #: Called with (stage, iterations done, iterations, loss).
 Progress = Callable[[str, int, int, float], None]
 
+#: Of the classifier that measures, and has no part in what is chosen.
+SECOND_SEED = 1
+
 
 RECIPES = {
     "digits": Recipe(
         name="digits",
         title="scikit-learn's handwritten digits, 8×8 pixels, grey, class-conditional",
+        licence="CC BY 4.0",
         data=load_digits,
         unet=UNetConfig(
             image_size=8,
@@ -63,44 +73,129 @@ RECIPES = {
         ),
         classifier_iterations=800,
         recommended_levels={1: (80.0,), 2: (80.0, 0.5), 4: (80.0, 2.0, 0.8, 0.3)},
-    )
+    ),
+    "fashion": Recipe(
+        name="fashion",
+        title="Fashion-MNIST, clothes of ten classes, 28×28 pixels, grey, class-conditional",
+        licence="MIT",
+        data=load_fashion,
+        folder="Fashion-MNIST's four IDX files (https://github.com/zalandoresearch/fashion-mnist)",
+        unet=UNetConfig(
+            image_size=28,
+            in_channels=1,
+            out_channels=1,
+            model_channels=32,
+            channel_mult=(1, 2, 3),
+            num_res_blocks=1,
+            attention_resolutions=(4,),
+            num_head_channels=32,
+            num_classes=10,
+            use_scale_shift_norm=True,
+            conv_resample=False,
+        ),
+        teacher=Stage(
+            "diffusion",
+            DiffusionSettings(log_sigma_mean=-0.8, log_sigma_std=1.6, uniform_share=0.1),
+            LoopSettings(
+                iterations=2400,
+                batch_size=64,
+                learning_rate=1e-3,
+                schedule="cosine",
+                warmup=100,
+                gradient_clip=1.0,
+                ema_decays=(0.999,),
+            ),
+        ),
+        student=Stage(
+            "easy_consistency_tuning",
+            EasyConsistencyTuningSettings(),
+            LoopSettings(iterations=4000, batch_size=64, learning_rate=5e-4, ema_decays=(0.999,)),
+        ),
+        classifier_iterations=2400,
+        recommended_levels={1: (80.0,), 2: (80.0, 0.8)},
+        measured_samples=2000,
+    ),
 }
 
 
-def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> list[Measured]:
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    folder: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Measured]:
     """Train everything of a recipe, write it to the folder `out` with a model card, and return what was measured.
+
+    Args:
+        recipe: what to train.
+        out: folder of the models, each a folder, and the classifier; the student's has the card. Checkpoints and logs
+            of both trainings are in `runs/` there.
+        folder: where the data is, for recipes that do not bring it.
+        resume: take what is in `out` already, and go on from the last checkpoint.
+        progress: called with (stage, updates done, updates, loss).
+        say: told in a line each what happens.
 
     Returns:
         Rows (sampler, evaluations, quality, mean distance to the nearest training image), as the card has them.
 
     Raises:
+        ValueError: data that the recipe needs and was not given, or the other way round.
+        FileExistsError: `out` has checkpoints, and `resume` is False.
         OSError: the folder cannot be written to (found out before training).
     """
     out = Path(out)
-    check_writable(out / "README.md")
+    data, test = recipe.load(folder)
+    card = out / recipe.name / "README.md"
+    check_writable(card)
 
     def stage(name: str, total: int) -> Callable[[int, float], None] | None:
         return None if progress is None else lambda i, loss: progress(name, i + 1, total, loss)
 
-    data, test = recipe.data()
-    iterations = recipe.classifier_iterations
-    classifier = train_classifier(data, test, iterations=iterations, progress=stage("classifier", iterations))
-    save_classifier(classifier, out / f"{recipe.name}-classifier.safetensors")
+    def trained(name: str, source: ConsistencyModel, teacher: ConsistencyModel | None = None) -> ConsistencyModel:
+        part: Stage = getattr(recipe, name)
+        report = stage(name, part.loop.iterations)
+        return train_stage(part, source, data, teacher, report, out=out / "runs" / name, resume=resume, say=say)
 
-    torch.manual_seed(recipe.teacher.loop.seed)
-    new = ConsistencyModel(UNet(recipe.unet), EDM())
-    teacher = train_stage(recipe.teacher, new, data, None, stage("teacher", recipe.teacher.loop.iterations))
-    save(teacher, out / f"{recipe.name}-teacher", dtype=torch.float16)
+    path = out / f"{recipe.name}-classifier.safetensors"
+    if not (resume and path.exists()):
+        iterations = recipe.classifier_iterations
+        classifier = train_classifier(data, test, iterations=iterations, progress=stage("classifier", iterations))
+        save_classifier(classifier, path)
+    teacher_folder = out / f"{recipe.name}-teacher"
+    if not (resume and (teacher_folder / "config.json").exists()):
+        torch.manual_seed(recipe.teacher.loop.seed)
+        new = ConsistencyModel(UNet(recipe.unet), EDM())
+        save(trained("teacher", new), teacher_folder, dtype=torch.float16)
+    teacher = load(teacher_folder)  # as it is stored: what the student learns from can be looked at
+    if not (resume and (out / recipe.name / "config.json").exists()):
+        student = trained("student", teacher, teacher)
+        student.recommended_levels = dict(recipe.recommended_levels)
+        save(student, out / recipe.name, dtype=torch.float16)
 
-    teacher = load(out / f"{recipe.name}-teacher")  # as it is stored: what the student learns from can be looked at
-    student = train_stage(recipe.student, teacher, data, teacher, stage("student", recipe.student.loop.iterations))
-    student.recommended_levels = dict(recipe.recommended_levels)
-    save(student, out / recipe.name, dtype=torch.float16)
-
-    rows = measure(recipe, out, data)
-    with whole_file(out / "README.md") as file:
-        file.write_text(model_card(recipe, rows, data, test, classifier))
+    rows = measure(recipe, out, data, test)
+    with whole_file(card) as file:
+        file.write_text(model_card(recipe, rows, data, test, _made(recipe, out)))
     return rows
+
+
+def _made(recipe: Recipe, out: Path) -> str:
+    """How long the trainings took, as their logs have it, and where."""
+    minutes = {}
+    for name in ("teacher", "student"):
+        with (out / "runs" / name / "log.csv").open(newline="") as log:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(log)]
+        batch, done = getattr(recipe, name).loop.batch_size, [0.0, *(row["iteration"] for row in rows)]
+        seconds = (batch * (i - j) / row["samples_per_second"] for i, j, row in zip(done[1:], done, rows, strict=False))
+        minutes[name] = sum(seconds) / 60
+    threads = torch.get_num_threads()
+    return (
+        f"The teacher took {minutes['teacher']:.1f} minutes and the student {minutes['student']:.1f}, by {threads} "
+        f"thread{'s' if threads > 1 else ''} of {processor()}, with torch {torch.__version__}; seeds "
+        f"{recipe.teacher.loop.seed} and {recipe.student.loop.seed}."
+    )
 
 
 def train_stage(
@@ -109,17 +204,23 @@ def train_stage(
     data: Dataset,
     teacher: ConsistencyModel | None = None,
     progress: Callable[[int, float], None] | None = None,
+    **written: Any,
 ) -> ConsistencyModel:
-    """Train a network of a recipe from the weights of `source`, and return its average."""
+    """Train a network of a recipe from the weights of `source`, and return its average; `written` is as for `train`."""
     _, method = METHODS[stage.method]
-    made = method(method.student(source), stage.settings, stage.loop.iterations, teacher)
-    (average,) = train(made, data, stage.loop, progress=progress).averages.values()
+    learnt = frozen(teacher) if teacher is not None and method.needs_teacher else None
+    made = method(method.student(source), stage.settings, stage.loop.iterations, learnt)
+    (average,) = train(made, data, stage.loop, progress=progress, **written).averages.values()
     return average
 
 
-def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[Measured]:
-    """Measure the stored models of a recipe: the student at 1, 2 and 4 steps beside the teacher's Heun sampler."""
+def measure(recipe: Recipe, folder: Path, train: Dataset, test: Dataset) -> list[Measured]:
+    """Measure the stored models of a recipe: the student at 1, 2 and 4 steps beside the teacher's Heun sampler.
+
+    A second classifier, with other random numbers, is trained for it: one by which nothing was chosen.
+    """
     classifier = load_classifier(folder / f"{recipe.name}-classifier.safetensors")
+    second = train_classifier(train, test, iterations=recipe.classifier_iterations, seed=SECOND_SEED)
     student, teacher = load(folder / recipe.name), load(folder / f"{recipe.name}-teacher")
     count = recipe.measured_samples
     labels = torch.arange(count) % (student.num_classes or 1)
@@ -131,7 +232,19 @@ def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[Measured]:
     ):
         samples = model.sample(count, class_labels=labels, sampler=sampler, steps=steps, batch_size=250)
         evaluations = 2 * steps - 1 if sampler == "heun" else steps
-        rows.append(
-            Measured(label, evaluations, evaluate(samples, labels, classifier), nearest_distance(samples, train.images))
-        )
-    return rows
+        rows.append(measured(label, evaluations, samples, labels, (classifier, second), train))
+    labels = test.labels
+    return [*rows, measured("the real test set", 0, test.images, labels, (classifier, second), train)]
+
+
+def measured(
+    name: str,
+    evaluations: int,
+    samples: Tensor,
+    labels: Tensor,
+    classifiers: tuple[Classifier, Classifier],
+    train: Dataset,
+) -> Measured:
+    """Measure samples by the classifier of the recipe and a second one."""
+    quality, other = (evaluate(samples, labels, classifier) for classifier in classifiers)
+    return Measured(name, evaluations, quality, other.accuracy, nearest_distance(samples, train.images))

@@ -81,7 +81,7 @@ class RunFolder:
             self.say(f"bits may differ from those of an undisturbed training: {'; '.join(different)}")
         try:
             state.load(tensors, numbers)
-        except (KeyError, RuntimeError, StopIteration) as error:
+        except (LookupError, RuntimeError, StopIteration) as error:
             raise CheckpointError(f"{path} does not fit this training: {str(error).splitlines()[0]}") from error
         self.say(f"resumed after {state.iteration} updates")
 

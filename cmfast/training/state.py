@@ -57,14 +57,15 @@ class State:
         """Take what `tensors` and `numbers` gave.
 
         Raises:
-            RuntimeError, KeyError, StopIteration: names or shapes are another training's.
+            RuntimeError, LookupError, StopIteration: names or shapes are another training's.
         """
         of_modules: dict[str, dict[str, Tensor]] = {kind: {} for kind in self._modules()}
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = self.optimizer.param_groups[0]["params"]
         for name, value in tensors.items():
             if name.startswith("optimizer/"):
                 _, index, key = name.split("/")
-                moments.setdefault(int(index), {})[key] = value.clone()
+                moments.setdefault(int(index), {})[key] = _laid_out(value, parameters[int(index)])
             elif name != "loop/loss_sum":
                 kind = next(kind for kind in of_modules if name.startswith(f"{kind}/"))
                 of_modules[kind][name.removeprefix(f"{kind}/")] = value
@@ -88,4 +89,10 @@ def make_optimizer(method: Method, settings: LoopSettings) -> torch.optim.Optimi
     if not parameters:
         raise ValueError("there is nothing to train: no parameter of the model requires a gradient")
     s = settings
-    return make(parameters, lr=s.learning_rate, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay)
+    more = {} if s.optimizer == "radam" else {"fused": True}  # one kernel a tensor; torch has none for radam
+    return make(parameters, lr=s.learning_rate, betas=s.betas, eps=s.eps, weight_decay=s.weight_decay, **more)
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of one of the optimizer's tensors, laid out in memory as its parameter is where it has its shape."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.clone()

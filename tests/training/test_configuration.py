@@ -7,6 +7,7 @@ import torch
 
 import cmfast
 from cmfast import UNet, UNetConfig
+from cmfast.accelerate import accelerated_networks
 from cmfast.preconditioning import EDM, Consistency, Flow
 from cmfast.training import Dataset, LoopSettings, configuration, configured
 from cmfast.training.configuration import Configuration, DataSettings, assignment, coerce, parse, set_values
@@ -174,6 +175,8 @@ def test_models_start_from_checkpoints(stored):
     assert all(p.requires_grad for p in method.model.parameters())
     student = made(method={"name": "distillation"}, network={}, teacher=stored)  # starts from the teacher
     assert student.model.preconditioning == Consistency(sigma_data=0.4)
+    assert accelerated_networks(student.teacher, "this test")  # it is only evaluated
+    assert not any(p.requires_grad for p in student.teacher.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in student.model.state_dict().items())
     assert made(method={"name": "distillation"}, network={}, init_from=stored).teacher is not None
     with pytest.raises(ValueError, match=r"network\.model_channels: 64 was given, and .* has 32"):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cmfast.training import Dataset, load_data, load_digits
-from cmfast.training.data import fingerprint, scaled
+from cmfast.training.data import fingerprint, load_fashion, scaled
 
 
 def test_digits():
@@ -209,6 +209,29 @@ def test_idx(tmp_path, suffix):
             assert found.labels.tolist() == labels.tolist()
     with pytest.raises(ValueError, match="split: expected one of train, test, got 'valid'"):
         load_data(tmp_path, split="valid")
+
+
+def test_fashion(tmp_path):
+    """Both splits, in [-1, 1], with the names of the classes; other images are refused."""
+
+    def write_idx(height, classes):
+        for prefix, count in (("train", 20), ("t10k", 10)):
+            images = np.arange(count * height * 28, dtype=np.uint64).reshape(count, height, 28) % 256
+            (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images.astype(np.uint8)))
+            labels = np.arange(count, dtype=np.uint8) % classes
+            (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+
+    write_idx(28, 10)
+    train, test = load_fashion(tmp_path)
+    assert (train.images.shape, test.images.shape) == ((20, 1, 28, 28), (10, 1, 28, 28))
+    assert train.images[0, 0, 0, :2].tolist() == pytest.approx([-1, 1 / 127.5 - 1])
+    assert train.images.max() == 1
+    assert train.labels[:11].tolist() == [*range(10), 0]
+    assert (train.class_names[0], test.class_names[9]) == ("t-shirt", "ankle boot")
+    for height, classes, message in ((27, 10, "1 x 28 x 28 in 10 classes, got 1 x 27 x 28 in 10"), (28, 9, "in 9")):
+        write_idx(height, classes)
+        with pytest.raises(ValueError, match=message):
+            load_fashion(tmp_path)
 
 
 def test_damaged_idx(tmp_path):

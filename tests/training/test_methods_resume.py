@@ -22,6 +22,22 @@ def make(name):
     return method(method.student(source), settings(), 64, source.eval() if method.needs_teacher else None)
 
 
+def test_a_processor_trains_channels_last(tmp_path):
+    """Weights, gradients and moments; where the training fails, the weights are as they were."""
+    method, seen = make("distillation"), []
+    conv = method.model.unet.out[2]
+    conv.register_forward_pre_hook(lambda module, given: seen.extend((given[0].stride(), module.weight.stride())))
+    data = Dataset(torch.rand(4, 1, 8, 8), torch.arange(4))
+    average = train(method, data, LoopSettings(iterations=1, batch_size=4, ema_decays=(0.5,))).averages["ema-0.5"]
+    assert [stride[1] for stride in seen] == [1, 1]
+    for model in (method.model, method.target, average):
+        assert all(p.is_contiguous() for p in model.parameters())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        train(method, data, LoopSettings(iterations=1, batch_size=4), out=tmp_path / "file")
+    assert all(p.is_contiguous() for p in method.model.parameters())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_goes_on_to_the_bit(tmp_path, name):
     generator = torch.Generator().manual_seed(1)
@@ -38,4 +54,5 @@ def test_every_method_goes_on_to_the_bit(tmp_path, name):
     found = train(make(name), data, LOOP, out=tmp_path, resume=True, progress=lambda i, loss: seen.append(i))
     assert seen == [1]
     assert same(weights(found), expected)
+    assert all(value.is_contiguous() for value in weights(found).values())
     assert not same(weights(found), {f"model.{k}": v for k, v in make(name).model.state_dict().items()})

@@ -14,7 +14,7 @@ from cmfast.training import load_digits, recipes
 def test_the_bundled_models_are_those_of_their_recipe():
     """What the recipe has, defaults included, is what the card says that the bundled weights were made with."""
     recipe = recipes.RECIPES["digits"]
-    lines = asset("README.md").read_text().splitlines()
+    lines = asset("digits/README.md").read_text().splitlines()
     parts = {"unet": [dataclasses.asdict(recipe.unet)]}
     for name in ("teacher", "student"):
         stage = getattr(recipe, name)
@@ -48,13 +48,16 @@ def test_a_recipe_writes_everything(tmp_path):
         measured_samples=10,
     )
     seen = []
-    rows = recipes.run(recipe, tmp_path / "out", lambda *event: seen.append(event))
+    rows = recipes.run(recipe, tmp_path / "out", progress=lambda *event: seen.append(event))
     assert [event[:3] for event in seen] == [
         (stage, i, 2) for stage in ("classifier", "teacher", "student") for i in (1, 2)
     ]
     files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
     folders = [f"{name}/{file}" for name in ("short", "short-teacher") for file in ("config.json", "model.safetensors")]
-    assert files == sorted(["README.md", "short-classifier.safetensors", *folders])
+    assert [file for file in files if not file.startswith("runs/")] == sorted(
+        ["short/README.md", "short-classifier.safetensors", *folders]
+    )
+    assert {"runs/teacher/log.csv", "runs/student/log.csv"} <= set(files)
     student, teacher = cmfast.load(tmp_path / "out" / "short"), cmfast.load(tmp_path / "out" / "short-teacher")
     assert isinstance(student.preconditioning, Consistency)
     assert teacher.preconditioning == EDM()
@@ -64,9 +67,13 @@ def test_a_recipe_writes_everything(tmp_path):
         *((f"student, {n} step{'s' if n > 1 else ''}", n) for n in (1, 2, 4)),
         *((f"teacher, heun {n}", 2 * n - 1) for n in (5, 8, 10, 18, 40)),
         ("teacher, euler 1", 1),
+        ("the real test set", 0),
     ]
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert all(f"| {row.sampler} | {row.evaluations} | {row.quality.accuracy:.3f} |" in card for row in rows)
+    card = (tmp_path / "out" / "short" / "README.md").read_text()
+    assert all(
+        f"| {row.sampler} | {row.evaluations or ''} | {row.quality.accuracy:.3f} | {row.second_accuracy:.3f} |" in card
+        for row in rows
+    )
     train, _ = load_digits()
     torch.manual_seed(recipe.teacher.loop.seed)  # the networks depend on the recipe's seeds alone
     expected = recipes.train_stage(recipe.teacher, ConsistencyModel(UNet(recipe.unet), EDM()), train)
@@ -75,6 +82,39 @@ def test_a_recipe_writes_everything(tmp_path):
     samples = student.sample(10, class_labels=list(range(10)))
     assert rows[0].nearest == pytest.approx(nearest_distance(samples, train.images))
     assert "iterations=2" in card
+
+
+def test_a_recipe_goes_on_where_it_was_killed(tmp_path, monkeypatch):
+    """Killed in the student's training, it takes the classifier and the teacher that are there, and gives the same."""
+    digits = recipes.RECIPES["digits"]
+    recipe = dataclasses.replace(
+        digits,
+        teacher=shortened(digits.teacher),
+        student=shortened(digits.student),
+        classifier_iterations=2,
+        measured_samples=10,
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    expected = recipes.run(recipe, whole)
+    stages = []
+
+    def kill(stage, done, total, loss):
+        stages.append(stage)
+        if (stage, done) == ("student", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recipes.run(recipe, killed, progress=kill)
+    assert stages == ["classifier", "classifier", "teacher", "teacher", "student"]
+    assert not (killed / "digits").exists() or not any((killed / "digits").iterdir())
+    del stages[:]
+    found = recipes.run(recipe, killed, resume=True, progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"student"}
+    assert found == expected
+    for name in ("digits/model.safetensors", "digits-teacher/model.safetensors", "digits-classifier.safetensors"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(FileExistsError, match="resume"):
+        recipes.run(recipe, killed)
 
 
 def test_a_recipe_finds_out_first_that_it_cannot_write(tmp_path):

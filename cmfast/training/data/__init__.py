@@ -2,6 +2,7 @@
 
 from .dataset import Dataset, fingerprint, scaled
 from .digits import load_digits
+from .fashion import load_fashion
 from .sources import load_data
 
-__all__ = ["Dataset", "fingerprint", "load_data", "load_digits", "scaled"]
+__all__ = ["Dataset", "fingerprint", "load_data", "load_digits", "load_fashion", "scaled"]
