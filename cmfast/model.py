@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from .kernels import consistency_step
 from .noise import GaussianNoise, noise_arguments
-from .preconditioning import EDM, Consistency, Preconditioning
-from .sampling import SAMPLERS
+from .preconditioning import EDM, Consistency, Flow, Preconditioning, TrigFlow
+from .sampling import SAMPLERS, sample_multistep, sample_onestep
 from .sampling.protocol import Callback, NoiseFunction
 from .sampling.schedules import host_levels
 from .storage import Storage
 
 #: A bound of absolute values, none, or what the model's preconditioning says.
 Clip = float | Literal["model"] | None
+
+#: Along the straight paths of a flow the levels are times, and these solve its equation as they are.
+FLOW_SAMPLERS = ("euler", "heun", "dpm2")
 
 
 class ConsistencyModel(Storage):
@@ -176,6 +179,8 @@ class ConsistencyModel(Storage):
         """
         if count < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"sample: count and batch_size must be at least 1, got {count} and {batch_size}")
+        if isinstance(self.preconditioning, Flow) and sampler_options.get("s_churn"):
+            raise ValueError("sample: s_churn raises levels, and the highest one of a flow is 1")
         labels = self._labels(class_labels, count, first_sample)
         function, levels = self._plan(sampler, steps, timesteps, grid_steps, sigmas)
         batch_size = min(batch_size or count, count)
@@ -219,8 +224,11 @@ class ConsistencyModel(Storage):
         tensors, the samples are a function of these, the labels [size] and the weights: all of it is device data.
         """
         zero = torch.zeros((size, *self.sample_shape), dtype=self.state_dtype, device=self.device)
-        x = self.preconditioning.initial_scale(levels[0]) * noise(zero, 0)
-        return function(self.denoiser(labels, clip), x, levels, noise=noise, **options)
+        denoiser, p = self.denoiser(labels, clip), self.preconditioning
+        scale = p.initial_scale(levels[0])
+        if isinstance(p, TrigFlow) and function not in (sample_multistep, sample_onestep):
+            denoiser, scale = dataclasses.replace(denoiser, exploding=True), levels[0]
+        return function(denoiser, scale * noise(zero, 0), levels, noise=noise, **options)
 
     def _network(self, x: Tensor, c_noise: Tensor | float, class_labels: Tensor | None) -> Tensor:
         if not isinstance(c_noise, Tensor):
@@ -274,9 +282,10 @@ class ConsistencyModel(Storage):
             raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         few = sampler in ("multistep", "onestep")
         p = self.preconditioning
-        if not few and type(p) not in (EDM, Consistency):
+        if not few and not isinstance(p, EDM) and not (isinstance(p, Flow) and sampler in FLOW_SAMPLERS):
+            also = f"; its samplers are {', '.join(FLOW_SAMPLERS)}" if isinstance(p, Flow) else ""
             raise ValueError(
-                f"the sampler {sampler!r} needs an EDM or Consistency preconditioning, not {type(p).__name__}"
+                f"the sampler {sampler!r} needs levels sigma, which {type(p).__name__} does not have{also}"
             )
         if sigmas is not None:
             return SAMPLERS[sampler], host_levels(sigmas, final_zero=not few)
@@ -290,8 +299,10 @@ class ConsistencyModel(Storage):
             raise ValueError(f"sample: onestep takes one step, got {steps}")
         if few:
             return SAMPLERS[sampler], list(self.recommended_levels.get(steps) or p.levels(steps))
-        assert isinstance(p, EDM)
-        return SAMPLERS[sampler], p.grid(steps + (sampler == "progdist"))
+        return SAMPLERS[sampler], p.grid(steps + (sampler == "progdist")) if isinstance(p, EDM) else [
+            *p.levels(steps),
+            0.0,
+        ]
 
     def _grid_levels(self, timesteps: Sequence[int], grid_steps: int | None, few: bool) -> list[float]:
         if not isinstance(self.preconditioning, EDM):
@@ -310,6 +321,8 @@ class ModelDenoiser:
     model: ConsistencyModel
     class_labels: Tensor | None
     clip: float | None
+    #: At a level, x is x0 + sigma · z, as diffusion samplers have it, which times alpha is a sample of the model's.
+    exploding: bool = False
 
     def __call__(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """D(x, sigma [N])."""
@@ -317,7 +330,7 @@ class ModelDenoiser:
 
     def at(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma) at one level."""
-        return self(x, sigma)
+        return self(self.model.preconditioning.renoise(sigma)[0] * x if self.exploding else x, sigma)
 
     def step(
         self, x: Tensor, sigma: float, sigma_next: float, noise: NoiseFunction, draw: int

@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cmfast import ConsistencyModel, load, sampling
+from cmfast import ConsistencyModel, load, noise, sampling
 from cmfast.noise import GaussianNoise
 from cmfast.preconditioning import (
     EDM,
@@ -169,8 +169,42 @@ def test_other_schemes(scheme):
     images = model.sample(2, steps=3)
     assert images.shape == (2, 1, 8, 8)
     assert torch.isfinite(images).all()
-    with pytest.raises(ValueError, match="needs an EDM or Consistency"):
-        model.sample(1, sampler="heun")
+    if not isinstance(scheme, TrigFlow):
+        with pytest.raises(ValueError, match=f"'ddim' needs levels sigma, which {type(scheme).__name__} does not have"):
+            model.sample(1, sampler="ddim")
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler", "dpm2", "dpmpp_2m", "ddim", "ancestral"])
+def test_diffusion_samplers_of_a_trigflow_model(sampler):
+    """An EDM model in TrigFlow's variables gives the EDM model's samples."""
+    model = ConsistencyModel(tiny_unet().double(), EDM())
+    viewed = ConsistencyModel(model.unet, TrigFlow(network="edm"))
+    churn = {"s_churn": 2.0} if sampler == "heun" else {}
+    options = {"sampler": sampler, "steps": 4, "seed": 5, **churn}
+    torch.testing.assert_close(viewed.sample(2, **options), model.sample(2, **options), rtol=0, atol=1e-9)
+    assert not torch.equal(viewed.sample(2, **options), viewed.sample(2, steps=4, seed=5))
+
+
+def test_samplers_of_a_flow():
+    """Euler steps along the velocity that the network predicts; the midpoint and Heun's method come near the same."""
+    model = ConsistencyModel(tiny_unet(num_classes=None).double(), Flow())
+    for p in model.unet.out[2].parameters():
+        p.data *= 0.1
+    x = noise.gaussian((2, 1, 8, 8), seed=3, dtype=torch.float64)
+    with torch.no_grad():
+        for i in range(4):
+            x = x - 0.25 * model.unet(x, torch.full((2,), 1000 * (1 - i / 4), dtype=torch.float64))
+    options = {"seed": 3, "clip": None}
+    torch.testing.assert_close(model.sample(2, sampler="euler", steps=4, **options), x, rtol=0, atol=1e-9)
+    fine, *others = (
+        model.sample(2, sampler=s, steps=n, **options) for s, n in (("euler", 64), ("heun", 8), ("dpm2", 8))
+    )
+    for other in others:
+        assert (other - fine).norm() < 0.5 * (x - fine).norm()
+    with pytest.raises(ValueError, match="its samplers are euler, heun, dpm2"):
+        model.sample(1, sampler="ancestral")
+    with pytest.raises(ValueError, match="the highest one of a flow is 1"):
+        model.sample(1, sampler="heun", s_churn=1.0)
 
 
 def test_recommended_levels():

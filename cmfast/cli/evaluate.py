@@ -14,8 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from ..checkpoints import BUNDLED
-from ..evaluation.classifier import feature_statistics
-from ..evaluation.features import Features, in_batches, load_features
+from ..evaluation.classifier import feature_statistics, in_batches
+from ..evaluation.features import Features, load_features
 from ..evaluation.levels import sweep
 from ..evaluation.measures import Measure, report
 from ..evaluation.quality import frechet_distance
@@ -123,13 +123,13 @@ def _sweep(
     if features.classifier is not None:
         mean, covariance = features.classifier.statistics("train")
     elif real is not None:
-        mean, covariance = feature_statistics(in_batches(features, real))
+        mean, covariance = feature_statistics(in_batches(features.of, real))
     else:
         raise ValueError("--sweep needs --data: these features have no statistics of real images")
 
     def score(levels: Sequence[float]) -> float:
         samples = model.sample(count, sigmas=levels, seed=seed, batch_size=batch_size).cpu()
-        return frechet_distance(*feature_statistics(in_batches(features, samples)), mean, covariance)
+        return frechet_distance(*feature_statistics(in_batches(features.of, samples)), mean, covariance)
 
     columns = (TextColumn("searching"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=Console(file=sys.stderr)) as bar:

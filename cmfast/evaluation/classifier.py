@@ -1,5 +1,6 @@
 """The classifier behind the quality measures, with the feature statistics of the real data."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
@@ -56,9 +57,15 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def set_statistics(self, split: str, images: Tensor) -> None:
         """Compute the statistics of the real images [M, C, size, size] and keep them."""
-        mean, covariance = feature_statistics(self.features(images))
+        mean, covariance = feature_statistics(in_batches(self.features, images))
         getattr(self, f"{split}_mean").copy_(mean)
         getattr(self, f"{split}_covariance").copy_(covariance)
+
+
+@torch.no_grad()
+def in_batches(of: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 250) -> Tensor:
+    """The features [M, D] that `of` gives of images [M, C, H, W], evaluated some at a time, on the CPU."""
+    return torch.cat([of(part.float().cpu()) for part in images.split(batch_size)])
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..pictures import to_pixels
@@ -52,9 +51,3 @@ def load_features(source: str | Path = "digits") -> Features:
         return network(to_pixels(images).expand(-1, 3, -1, -1))[0]
 
     return Features(INCEPTION, of)
-
-
-@torch.inference_mode()
-def in_batches(features: Features, images: Tensor, batch_size: int = 250) -> Tensor:
-    """The features [N, D] of images [N, C, H, W], evaluated some at a time."""
-    return torch.cat([features.of(part.float().cpu()) for part in images.split(batch_size)])

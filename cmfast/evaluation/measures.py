@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .bootstrap import Interval, interval
-from .classifier import feature_statistics
-from .features import Features, in_batches
+from .classifier import feature_statistics, in_batches
+from .features import Features
 from .precision_recall import precision_recall
 from .quality import frechet_distance, nearest_distances
 
@@ -78,13 +78,13 @@ def report(
         return measured(lambda indices: values[indices].double().mean().item(), len(values))
 
     found: list[Measure] = []
-    seen = in_batches(features, samples)
+    seen = in_batches(features.of, samples)
     classifier = features.classifier
     if classifier is not None and labels is not None:
         with torch.inference_mode():
             right = classifier.out(seen).argmax(1) == labels.cpu()
         found.append(Measure("accuracy", mean(right), count))
-    others = None if real is None else in_batches(features, real)
+    others = None if real is None else in_batches(features.of, real)
     references: list[tuple[str, Sequence[Tensor]]] = []
     if classifier is not None:
         references += [(f"Fréchet to {split}", classifier.statistics(split)) for split in ("test", "train")]

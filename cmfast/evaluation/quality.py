@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .classifier import Classifier, feature_statistics
+from .classifier import Classifier, feature_statistics, in_batches
 
 
 class Quality(NamedTuple):
@@ -34,7 +34,7 @@ def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality
         raise ValueError(
             f"evaluate: expected at least two samples and as many labels, got {len(samples)} and {list(labels.shape)}"
         )
-    features = classifier.features(samples.float().cpu())
+    features = in_batches(classifier.features, samples)
     predicted = classifier.out(features).argmax(1)
     statistics = feature_statistics(features)
     return Quality(
