@@ -1,8 +1,13 @@
 import errno
 import os
+import resource
 
 import pytest
+import torch
 
+from cmfast.cli import sample
+from cmfast.engine.cpu import cache
+from cmfast.evaluation.classifier import Classifier, save_classifier
 from cmfast.files import check_writable, whole_file, whole_folder
 
 
@@ -94,3 +99,22 @@ def test_what_is_not_whole_may_be_elsewhere(tmp_path):
         assert folder.parent == tmp_path / "work"
         (folder / "c").write_text("c")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "b", "c", "work"]
+
+
+def test_a_full_disk_is_one_error_whoever_writes_tensors(tmp_path):
+    """A limit of a file's size stands for the disk; nothing half written is left."""
+    samples = {"samples": torch.zeros(5000)}
+    writers = {
+        "classifier.safetensors": lambda path: save_classifier(Classifier(), path),
+        "packed.safetensors": lambda path: cache.write(path, samples),
+        "samples.safetensors": lambda path: sample._save_numbers(samples["samples"], path),
+    }
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, write in writers.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(OSError, match=rf"File too large: '.*{name}'"):
+                write(tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

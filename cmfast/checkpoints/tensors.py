@@ -32,7 +32,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     """Write contiguous tensors on the CPU as a safetensors file.
 
     Raises:
-        OSError: the file cannot be written, the disk is full.
+        OSError: the file cannot be written, the disk is full; without the path, which `whole_file` and `whole_folder`
+            put in: this one is temporary.
     """
     try:
         save_file(dict(tensors), path, metadata)
@@ -40,7 +41,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
         number = re.search(r"^.*?I/O error: (.*) \(os error (\d+)\)", str(error))
         if number is None:
             raise
-        raise OSError(int(number[2]), number[1], str(path)) from error
+        raise OSError(int(number[2]), number[1]) from error
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:

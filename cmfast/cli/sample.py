@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..bulk import process_of
+from ..checkpoints.tensors import write_safetensors
 from ..files import check_writable, whole_file
 from ..pictures import save_png
 from . import options
@@ -122,4 +122,4 @@ def _save_numbers(samples: Tensor, path: Path) -> None:
         if path.suffix.lower() == ".npz":
             np.savez(file, samples=samples.numpy())
         else:
-            save_file({"samples": samples.contiguous()}, file)
+            write_safetensors(file, {"samples": samples.contiguous()})

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints import BUNDLED, CheckpointError, asset, first_line
+from ..checkpoints.tensors import write_safetensors
 from ..files import whole_file
 
 FEATURES = 64
@@ -81,7 +82,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         for name, value in classifier.state_dict().items()
     }
     with whole_file(path) as file:
-        save_file(tensors, file)
+        write_safetensors(file, tensors)
 
 
 def load_classifier(source: str | Path = "digits") -> Classifier:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ...checkpoints.tensors import write_safetensors
 from ...files import whole_file
 from ...kernels import native
 from ...kernels.cpu import memory
@@ -91,4 +91,4 @@ def _fill(file: int, target: memoryview, begin: int) -> None:
 def write(path: Path, packed: Mapping[str, Tensor]) -> None:
     """Write packed weights, whole or not at all."""
     with whole_file(path) as file:
-        save_file(dict(packed), file)
+        write_safetensors(file, packed)
