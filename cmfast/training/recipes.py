@@ -107,7 +107,7 @@ RECIPES = {
             ),
         ),
         student=Stage(
-            "easy_consistency_tuning",
+            "easy-consistency-tuning",
             EasyConsistencyTuningSettings(),
             LoopSettings(iterations=4000, batch_size=64, learning_rate=5e-4, ema_decays=(0.999,)),
         ),
@@ -221,7 +221,7 @@ def measure(recipe: Recipe, folder: Path, train: Dataset, test: Dataset) -> list
     """
     classifier = load_classifier(folder / f"{recipe.name}-classifier.safetensors")
     second = train_classifier(train, test, iterations=recipe.classifier_iterations, seed=SECOND_SEED)
-    student, teacher = load(folder / recipe.name), load(folder / f"{recipe.name}-teacher")
+    student, teacher = (frozen(load(folder / name)) for name in (recipe.name, f"{recipe.name}-teacher"))
     count = recipe.measured_samples
     labels = torch.arange(count) % (student.num_classes or 1)
     rows = []

@@ -5,32 +5,35 @@ import torch
 
 import cmfast
 from cmfast import ConsistencyModel, UNet
-from cmfast.checkpoints import asset
+from cmfast.checkpoints import BUNDLED, asset
 from cmfast.evaluation import load_classifier, nearest_distance
 from cmfast.preconditioning import EDM, Consistency
 from cmfast.training import load_digits, recipes
 
 
-def test_the_bundled_models_are_those_of_their_recipe():
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES.keys() & set(BUNDLED)))
+def test_the_bundled_models_are_those_of_their_recipe(name):
     """What the recipe has, defaults included, is what the card says that the bundled weights were made with."""
-    recipe = recipes.RECIPES["digits"]
-    lines = asset("digits/README.md").read_text().splitlines()
+    recipe = recipes.RECIPES[name]
+    lines = asset(f"{name}/README.md").read_text().splitlines()
     parts = {"unet": [dataclasses.asdict(recipe.unet)]}
-    for name in ("teacher", "student"):
-        stage = getattr(recipe, name)
-        parts[name] = [dataclasses.asdict(stage.settings), stage.loop.of_the_weights()]
-    for name, fields in parts.items():
-        listed = "; ".join(", ".join(f"{k}={v}" for k, v in part.items()) for part in fields)
-        method = "" if name == "unet" else f"{getattr(recipe, name).method}: "
-        assert f"{name:8} {method}{listed}" in lines
+    for part in ("teacher", "student"):
+        stage = getattr(recipe, part)
+        parts[part] = [dataclasses.asdict(stage.settings), stage.loop.of_the_weights()]
+    for part, fields in parts.items():
+        listed = "; ".join(", ".join(f"{k}={v}" for k, v in group.items()) for group in fields)
+        method = "" if part == "unet" else f"{getattr(recipe, part).method}: "
+        assert f"{part:8} {method}{listed}" in lines
     assert f"Measured on {recipe.measured_samples} samples of the stored float16 weights, seed 0: accuracy of" in (
         "\n".join(lines)
     )
     levels = "; ".join(", ".join(f"{sigma:g}" for sigma in row) for row in recipe.recommended_levels.values())
     assert f"Levels (sigma) of the consistency model's evaluations: {levels}." in lines
-    model = cmfast.load("digits")
-    assert model.unet.config == recipe.unet
+    model, teacher = cmfast.load(name), cmfast.load(f"{name}-teacher")
+    assert model.unet.config == teacher.unet.config == recipe.unet
     assert model.recommended_levels == recipe.recommended_levels
+    assert f"{name}-teacher" in BUNDLED
+    load_classifier(name)
 
 
 def shortened(stage):
