@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 #: Bytes of a part up to which all of it is read; of a larger one, words and the last bytes are.
-_SMALL, _WORDS = 256, 8
+SMALL, _WORDS = 256, 8
 
 
 class Snapshot:
@@ -67,7 +67,7 @@ def look(dicts: Snapshot, tensors: TensorSnapshot, threads: int) -> tuple[int, b
 
 def _sample(address: int, size: int) -> list[tuple[int, int]]:
     """Addresses and sizes of what is read of a part of memory."""
-    if size <= _SMALL:
+    if size <= SMALL:
         return [(address, size)]
     stretch = size // _WORDS
     # Not at the same place of each stretch, so that they lie neither in a row nor in a column of a matrix.

@@ -34,8 +34,11 @@ class Watch:
         held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
         tensors = list({id(t): t for t in held}.values())
         placed = [t.device.type in ("cpu", "cuda") for t in tensors]
-        seen = [(t, not t.is_inference(), there) for t, there in zip(tensors, placed, strict=True)]
-        read = [_memory(t) for t in tensors if t.device.type == "cpu"]
+        memory = {id(t): _memory(t) for t in tensors if t.device.type == "cpu"}
+        read = list(memory.values())
+        # Of a small one everything is read: torch need not be asked how often it was written to.
+        counted = [not t.is_inference() and memory.get(id(t), _LARGE)[1] > snapshots.SMALL for t in tensors]
+        seen = list(zip(tensors, counted, placed, strict=True))
         self._tensors = found.TensorSnapshot(seen, read)
         self._on_cpu = bool(read)  # where threads of the processor are about to evaluate the network, they look as well
 
@@ -55,6 +58,10 @@ class Watch:
         except (RuntimeError, TypeError, ValueError):  # a tensor of several elements has no truth: it was replaced
             return True
         return not same
+
+
+#: A memory that is not read as a whole.
+_LARGE = (0, snapshots.SMALL + 1)
 
 
 def _snapshots() -> ModuleType:

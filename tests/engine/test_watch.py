@@ -126,3 +126,17 @@ def test_a_change_of_no_matter_hides_none_that_matters(order):
     net[order[1]].weight = nn.Parameter(torch.zeros(4, net[order[1]].in_channels, 1, 1))
     assert watch.changed()
     assert watch.changed()
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 63, 64, 65])
+def test_each_element_of_a_small_tensor_is_read(numbers):
+    """Torch is not asked for writes to one of 256 bytes: equal values are no change there, others anywhere are."""
+    module = nn.Module()
+    module.w = nn.Parameter(torch.arange(numbers).float(), requires_grad=False)
+    for i in range(numbers):
+        watch = Watch(module)
+        module.w[i] = module.w[i].item()
+        assert watch.changed() == (numbers > 64)
+        watch = Watch(module)
+        module.w[i] += 1
+        assert watch.changed()
