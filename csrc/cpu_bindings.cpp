@@ -9,6 +9,7 @@
 #include "cpu/faults.h"
 #include "cpu/isa.h"
 #include "cpu/program.h"
+#include "cpu_direct.h"
 #include "cpu_snapshots.h"
 
 namespace py = pybind11;
@@ -177,6 +178,23 @@ std::string bound_group_norm(int64_t samples, int64_t positions, int64_t groups,
   p.rstd = at<float>(rstd);
   p.threads = threads;
   return run(&Kernels::group_norm, p);
+}
+
+// Of torch's tensors, y an empty one; false where it has to be called with what Python prepares.
+bool bound_group_norm_of(py::handle y, py::handle h, py::handle skip, int64_t groups, py::handle weight,
+                         py::handle bias, py::handle add, py::handle scale, py::handle shift, float eps, bool silu,
+                         int threads) {
+  if (recorded || !serves_by_default()) return false;
+  std::optional<NormArguments> p = norm_arguments(y, h, skip, groups, {weight, bias, add, scale, shift});
+  if (!p) return false;
+  thread_local std::vector<float> statistics;
+  statistics.resize(2 * p->samples * groups);
+  p->mean = statistics.data();
+  p->rstd = p->mean + p->samples * groups;
+  p->eps = eps;
+  p->silu = silu;
+  p->threads = threads;
+  return run(&Kernels::group_norm, *p).empty();
 }
 
 std::string bound_group_norm_backward(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes grad,
@@ -394,9 +412,11 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   });
   m.def("set_isa", [](const std::string& name) { return set_isa(name.c_str()) ? std::string() : unknown_isa(name); });
   m.def("usable", [] { return kernels() ? std::string() : unknown_isa(std::getenv("CMFAST_CPU_ISA")); });
+  m.def("serves_by_default", serves_by_default);
   m.def("consistency_step", bound_consistency_step);
   m.def("consistency_step_backward", bound_consistency_step_backward);
   m.def("group_norm", bound_group_norm);
+  m.def("group_norm_of", bound_group_norm_of);
   m.def("group_norm_backward", bound_group_norm_backward);
   m.def("attention", bound_attention);
   m.def("attention_backward", bound_attention_backward);

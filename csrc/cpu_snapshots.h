@@ -10,7 +10,7 @@
 
 #include "cpu/checksum.h"
 #include "cpu/team.h"
-#include "dlpack.h"
+#include "torch_tensors.h"
 
 namespace cmfast {
 
@@ -105,11 +105,7 @@ class TensorSnapshot {
     stride_ = type.attr("stride");
     version_ = type.attr("_version");
     if (Py_TYPE(version_.ptr()) != &PyGetSetDescr_Type) throw py::type_error("torch.Tensor._version is no attribute of C");
-    if (py::hasattr(type, "__dlpack_c_exchange_api__")) {  // from torch 2.10 on: nanoseconds, where a method takes 100
-      py::capsule capsule = type.attr("__dlpack_c_exchange_api__");
-      auto* exchange = capsule.get_pointer<dlpack::Exchange>();
-      if (exchange->header.version.major == 1) describe_ = exchange->tensor_from_py_object;
-    }
+    describe_ = describer();  // in nanoseconds, where a method takes 100
     for (const auto& [t, counted, placed] : tensors) {
       dlpack::Tensor found;
       bool described = placed && describe_ && describe_(t.ptr(), &found) == 0;
@@ -200,7 +196,7 @@ class TensorSnapshot {
   static uint64_t address(const dlpack::Tensor& t) { return (uint64_t)t.data + t.byte_offset; }
 
   py::object data_ptr_, stride_, version_;
-  int (*describe_)(void*, dlpack::Tensor*) = nullptr;
+  Describe describe_ = nullptr;
   std::vector<Seen> seen_;
   std::vector<std::pair<Sample, uint64_t>> samples_;
 };

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from . import direct, reference
 from .backends import require, resolve
 from .layout import accumulation_dtype, empty_in_order
 from .transforms import (
@@ -59,6 +59,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
     if k.shape[2] == 0:
         raise ValueError("attention: k and v must have at least one position, got S = 0")
     scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    if backend is None and (kernel := direct.kernel("attention", (q, k, v))) is not None:
+        return kernel(q, k, v, scale)[0]
     if needs_definition():
         require("attention", (q, k, v), backend)
         return reference.attention(q, k, v, scale)[0]

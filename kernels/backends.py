@@ -63,6 +63,11 @@ def use_backend(name: str) -> Iterator[None]:
         _override = previous
 
 
+def is_overridden() -> bool:
+    """Whether `use_backend` has named a backend."""
+    return _override is not None
+
+
 def resolve(
     op: str, tensors: Sequence[torch.Tensor], backend: str | None = None, arguments: Sequence | None = None
 ) -> Callable:
@@ -72,11 +77,11 @@ def resolve(
     """
     name = require(op, tensors, backend, arguments)
     if name != "auto":
-        return _function(name, op)
+        return function(name, op)
     for candidate in _candidates(op, tensors):
         ok, reason = available(candidate, op, tensors, arguments)
         if ok:
-            return _function(candidate, op)
+            return function(candidate, op)
         _log_refusal(candidate, op, reason)
     raise BackendError(f"no backend can serve {op}")  # pragma: no cover - the reference serves everything
 
@@ -145,7 +150,8 @@ def _module(name: str):
     return importlib.import_module(f".{name}", __package__)
 
 
-def _function(name: str, op: str) -> Callable:
+def function(name: str, op: str) -> Callable:
+    """A backend's function for an operator."""
     found = getattr(_module(name), op)
     # An operator's file in a package has the operator's name: once it is imported, that name is the file.
     return getattr(found, op) if isinstance(found, types.ModuleType) else found

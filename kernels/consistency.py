@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import direct, reference
 from .backends import require, resolve
 from .layout import empty_in_order
 from .reference.philox import gaussian
@@ -112,7 +112,12 @@ def consistency_step(
     wants_input = input_scale is not None
     rest = (scalars, low, high, noise, seed, draw, first_sample, wants_sample, wants_input)
     outputs: Sequence[Tensor]
-    if needs_definition():
+    kernel = None
+    if backend is None and not isinstance(seed, Tensor) and not isinstance(first_sample, Tensor):
+        kernel = direct.kernel("consistency_step", (x, model_output, noise, *vectors))
+    if kernel is not None:
+        outputs = kernel(x, model_output, vectors, *rest)
+    elif needs_definition():
         require("consistency_step", _present(x, model_output, noise, *vectors), backend)
         outputs = reference.consistency_step(x, model_output, vectors, *rest)
     elif transformed() or (

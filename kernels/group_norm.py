@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from . import direct, reference
 from .backends import require, resolve
 from .layout import accumulation_dtype, describe, empty_in_order
 from .transforms import (
@@ -73,6 +73,10 @@ def group_norm(
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
+    if backend is None:
+        y = direct.group_norm(h, skip, num_groups, weight, bias, eps, add, scale, shift, activation)
+        if y is not None:
+            return y
     _check(h, skip, num_groups, weight, bias, add, scale, shift, activation)
     args = (h, skip, num_groups, weight, bias, float(eps), add, scale, shift, activation == "silu", backend)
     if needs_definition():

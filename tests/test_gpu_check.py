@@ -107,7 +107,7 @@ def wrong(call, backend, given):
         os.kill(os.getpid(), signal.SIGSEGV)
     if call.op == "attention" and stage == "operators":  # it is asked for one backend, and another serves
         from cmfast.kernels import backends
-        backends._function = lambda name, op: reference.attention
+        backends.function = lambda name, op: reference.attention
         return served(call, backend, given)
     return run
 serving.served = wrong

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from ..kernels import BackendError, backends, native, prepare_conv
+from ..kernels import BackendError, backends, direct, native, prepare_conv
 from ..kernels.conv_arguments import ConvArguments
 from ..kernels.shapes import Call
 from .calls import tensors
@@ -89,7 +89,7 @@ class Served:
 def watching() -> Iterator[Served]:
     """Within the block, count what serves operators and what is launched, in the whole process."""
     found = Served()
-    choose = backends._function
+    choose = backends.function
 
     def chosen(name: str, op: str) -> Callable[..., Any]:
         function = choose(name, op)
@@ -104,7 +104,8 @@ def watching() -> Iterator[Served]:
         return count
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(backends, "_function", chosen))
+        stack.enter_context(mock.patch.object(direct, "is_plain", return_value=False))  # all take the long way
+        stack.enter_context(mock.patch.object(backends, "function", chosen))
         stack.enter_context(mock.patch.object(native, "run", counted("cpu", native.run)))
         stack.enter_context(mock.patch.object(native, "launch", counted("cuda", native.launch)))
         if backends.available("triton", "group_norm")[0]:

@@ -95,9 +95,9 @@ def test_a_wrong_result_has_no_time(monkeypatch):
 
 
 def test_a_row_that_another_backend_serves_is_void(monkeypatch):
-    choose = backends._function
+    choose = backends.function
     monkeypatch.setattr(
-        backends, "_function", lambda name, op: reference.attention if op == "attention" else choose(name, op)
+        backends, "function", lambda name, op: reference.attention if op == "attention" else choose(name, op)
     )
     row = next(row for row in measured(["attention"]).rows if row.key["backend"] == "cpu")
     assert row.problem == "void: asked for cpu, and cmfast.kernels.reference.attention serves attention"

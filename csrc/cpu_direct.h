@@ -1,0 +1,111 @@
+// Group norm of torch's tensors as they are, where nothing has to be prepared: see kernels/direct.py.
+#pragma once
+
+#include <array>
+#include <cstdlib>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "cpu/group_norm.h"
+#include "cpu/isa.h"
+#include "torch_tensors.h"
+
+namespace cmfast {
+
+// Whether the kernels run here, and the environment leaves the choice of a backend to the rule that takes the CPU's kernels for CPU tensors.
+inline bool serves_by_default() {
+  if (!kernels()) return false;
+  const char *named = std::getenv("CMFAST_BACKEND"), *gpu = std::getenv("CMFAST_GPU_ON_CPU");
+  return (!named || !*named || std::string_view(named) == "auto") && (!gpu || std::string_view(gpu) != "1");
+}
+
+// What a tensor is that has elements in the processor's memory.
+inline std::optional<dlpack::Tensor> described(py::handle tensor) {
+  static const Describe describe = describer();
+  dlpack::Tensor found;
+  constexpr int cpu = 1;
+  if (!describe || describe(tensor.ptr(), &found)) {
+    PyErr_Clear();  // a tensor that DLPack cannot describe
+    return {};
+  }
+  if (found.device_type != cpu || found.lanes != 1 || !found.data) return {};
+  found.data = (char*)found.data + found.byte_offset;
+  return found;
+}
+
+// The code of kernels/native.py; -1 for dtypes that the kernels do not have.
+inline int dtype_code(const dlpack::Tensor& t) {
+  constexpr int floating = 2, bfloat = 4;
+  if (t.code == floating && t.bits == 32) return FLOAT32;
+  if (t.code == floating && t.bits == 16) return FLOAT16;
+  return t.code == bfloat && t.bits == 16 ? BFLOAT16 : -1;
+}
+
+inline int64_t positions_of(const dlpack::Tensor& t) {
+  int64_t product = 1;
+  for (int d = 2; d < t.ndim; ++d) product *= t.shape[d];
+  return product;
+}
+
+// [N, C, *spatial] as [N, C, P]: where one stride leads through the positions, the last dimension innermost.
+inline std::optional<NormTensor> planes_of(const dlpack::Tensor& t) {
+  int64_t stride = 0, span = 0;
+  for (int d = t.ndim - 1; d >= 2; --d) {
+    if (t.shape[d] == 1) continue;
+    if (!stride) stride = t.strides[d];
+    else if (t.strides[d] != span) return {};
+    span = t.strides[d] * t.shape[d];
+  }
+  int64_t channels = t.shape[1];
+  return NormTensor{t.data, channels, t.strides[0], channels > 1 ? t.strides[1] : 1, positions_of(t) > 1 ? stride : 1};
+}
+
+// A float32 row [C], or where there are samples rows [N, C], with adjacent channels. None is none.
+inline bool read_row(py::handle tensor, int64_t samples, int64_t channels, NormRow* row) {
+  if (tensor.is_none()) return true;
+  std::optional<dlpack::Tensor> t = described(tensor);
+  int dims = samples ? 2 : 1;
+  if (!t || dtype_code(*t) != FLOAT32 || t->ndim != dims || t->shape[dims - 1] != channels) return false;
+  if (samples && t->shape[0] != samples) return false;
+  if (channels > 1 && t->strides[dims - 1] != 1) return false;
+  *row = {(const float*)t->data, samples ? t->strides[0] : 0};
+  return true;
+}
+
+// The arguments of the kernel, without its means and deviations; none where the tensors are not as it takes them.
+inline std::optional<NormArguments> norm_arguments(py::handle y, py::handle h, py::handle skip, int64_t groups,
+                                                   const std::array<py::handle, 5>& rows) {
+  NormArguments p;
+  int64_t channels = 0;
+  bool channels_adjoin = true, positions_adjoin = true;
+  std::optional<dlpack::Tensor> first = described(h);
+  if (!first || first->ndim < 2) return {};
+  auto read = [&](py::handle tensor, NormTensor* into) {
+    std::optional<dlpack::Tensor> t = described(tensor);
+    if (!t || t->ndim != first->ndim || dtype_code(*t) != dtype_code(*first) || t->shape[0] != first->shape[0])
+      return false;
+    for (int d = 2; d < t->ndim; ++d)
+      if (t->shape[d] != first->shape[d]) return false;
+    std::optional<NormTensor> found = planes_of(*t);
+    if (!found) return false;
+    channels_adjoin &= found->c == 1;
+    positions_adjoin &= found->p == 1;
+    *into = *found;
+    return true;
+  };
+  if (!read(h, &p.h) || !read(y, &p.y) || (!skip.is_none() && !read(skip, &p.skip))) return {};
+  channels = p.h.channels + p.skip.channels;
+  p.samples = first->shape[0];
+  p.positions = positions_of(*first);
+  p.groups = groups;
+  p.dtype = dtype_code(*first);
+  if (p.dtype < 0 || p.y.channels != channels || groups < 1 || channels % groups) return {};
+  if (!(channels_adjoin || positions_adjoin) || p.samples * channels * p.positions == 0) return {};
+  NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
+  for (int i = 0; i < 5; ++i)
+    if (!read_row(rows[i], i < 2 ? 0 : p.samples, channels, each[i])) return {};
+  return p;
+}
+
+}  // namespace cmfast

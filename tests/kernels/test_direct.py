@@ -1,0 +1,203 @@
+"""Calls that go to a kernel without torch's dispatcher: the same results to the bit, and nothing that is not plain."""
+
+import contextlib
+
+import pytest
+import torch
+from cmfast.kernels import attention, backends, consistency_step, direct, group_norm, native, use_backend
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SHAPES = [(2, 64, 5, 7), (1, 32, 4, 4), (3, 32), (2, 64, 9), (1, 64, 2, 3, 4), (2, 64, 1, 1)]
+CHANNELS_LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def default(monkeypatch):
+    """Nothing is chosen for the process, as the suite does."""
+    for name in ("CMFAST_BACKEND", "CMFAST_GPU_ON_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    assert native.cpu().serves_by_default()
+
+
+def normal(*shape, dtype=torch.float32, layout=torch.contiguous_format):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype, memory_format=layout)
+
+
+def rows(n, c):
+    return {"weight": normal(c), "bias": normal(c), "add": normal(n, c), "scale": normal(n, c), "shift": normal(n, c)}
+
+
+def arguments(h, skip=None, *, num_groups=32, eps=1e-5, activation="silu", **given):
+    named = {name: given.get(name) for name in ("weight", "bias", "add", "scale", "shift")}
+    return (h, skip, num_groups, named["weight"], named["bias"], eps, *list(named.values())[2:], activation)
+
+
+def long_way(monkeypatch, call):
+    with monkeypatch.context() as patched:
+        patched.setattr(direct, "is_plain", lambda tensors: False)
+        return call()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["one", "pair", "channels last", "pair, channels last"])
+def test_group_norm_is_the_same_to_the_bit(monkeypatch, shape, dtype, form):
+    layout = CHANNELS_LAST if "channels last" in form and len(shape) == 4 else torch.contiguous_format
+    h = normal(*shape, dtype=dtype, layout=layout)
+    skip = normal(shape[0], 32, *shape[2:], dtype=dtype, layout=layout) if "pair" in form else None
+    for given in (rows(shape[0], shape[1] + 32 * (skip is not None)), {"weight": normal(shape[1])}):
+        if skip is not None and "bias" not in given:
+            continue
+        found = direct.group_norm(*arguments(h, skip, **given))
+        assert found is not None
+        pair = h if skip is None else (h, skip)
+        expected = long_way(monkeypatch, lambda: group_norm(pair, 32, eps=1e-5, activation="silu", **given))  # noqa: B023
+        assert torch.equal(found, expected)
+        assert found.stride() == expected.stride()
+        assert found.dtype == dtype
+
+
+def test_the_operators_take_the_short_way(monkeypatch):
+    """torch's dispatcher is not asked, nor a backend chosen."""
+
+    def refuse(*arguments):
+        raise AssertionError("the long way")
+
+    monkeypatch.setattr(backends, "resolve", refuse)
+    for module in ("group_norm", "attention", "consistency"):
+        monkeypatch.setattr(f"cmfast.kernels.{module}.resolve", refuse, raising=False)
+    x, heads = normal(2, 32, 3, 3), normal(1, 2, 5, 8)
+    group_norm(x, 32)
+    attention(heads, heads, heads)
+    consistency_step(x, x, 0.5, torch.ones(2), clip=1.0, alpha=1.0, beta=0.5, seed=3)
+    x.requires_grad_()
+    with torch.no_grad():
+        group_norm(x, 32)
+    with torch.inference_mode():
+        group_norm(normal(2, 32, 3, 3), 32)
+
+
+def test_attention_and_the_step_are_the_same_to_the_bit(monkeypatch):
+    q, k, v = normal(2, 5, 3, 4, 16).permute(2, 0, 3, 1, 4)
+    x, out, vector = normal(2, 3, 4, 4), normal(2, 3, 4, 4, layout=CHANNELS_LAST), normal(2)
+    step = {"clip": 1.0, "alpha": vector, "beta": 0.5, "seed": 7, "draw": 2, "first_sample": 5, "input_scale": 2.0}
+    for call in (lambda: (attention(q, k, v, scale=0.3),), lambda: consistency_step(x, out, vector, 0.5, **step)):
+        found, expected = call(), long_way(monkeypatch, call)
+        for mine, other in zip(found, expected, strict=True):
+            assert torch.equal(mine, other)
+            assert mine.stride() == other.stride()
+
+
+class Passing(TorchDispatchMode):
+    """Lets every operator through."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def environment(name, value):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(name, value)
+        yield
+
+
+SITUATIONS = {
+    "a dispatch mode": Passing,
+    "fake tensors": FakeTensorMode,
+    "a profiler": torch.profiler.profile,
+    "forward mode": forward_ad.dual_level,
+    "a backend chosen": lambda: use_backend("reference"),
+    "the automatic choice, asked for": lambda: use_backend("auto"),
+    "a backend in the environment": lambda: environment("CMFAST_BACKEND", "reference"),
+    "kernels of GPUs on the processor": lambda: environment("CMFAST_GPU_ON_CPU", "1"),
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
+def test_whoever_has_to_know_of_a_call_does(situation):
+    x = normal(2, 32, 3, 3)
+    assert direct.group_norm(*arguments(x)) is not None
+    with situation():
+        assert direct.group_norm(*arguments(x)) is None
+        assert direct.kernel("attention", (x, x, x)) is None
+
+
+def test_traced_and_mapped_calls_are_not_plain():
+    seen = []
+
+    def call(x):
+        seen.append(direct.is_plain((x,)))
+        return x + 1
+
+    x = normal(2, 32, 3, 3)
+    torch.func.vmap(call)(x)
+    torch.func.grad(lambda x: call(x).sum())(x)
+    torch.func.functionalize(call)(x)
+    make_fx(call)(x)
+    torch.jit.trace(call, x, check_trace=False)
+    assert seen == [False] * 5
+    call(x)
+    assert seen[-1]
+
+
+class Subclass(torch.Tensor):
+    """Another type of tensor."""
+
+
+NOT_PLAIN = {
+    "negated": lambda x: torch._neg_view(x),
+    "a subclass": lambda x: x.as_subclass(Subclass),
+    "requires a gradient": lambda x: x.clone().requires_grad_(),
+    "float64": lambda x: x.double(),
+    "meta": lambda x: x.to("meta"),
+    "sparse": lambda x: x.to_sparse(),
+    "of strides": lambda x: x[..., ::2],
+    "expanded": lambda x: x[:1].expand(2, -1, -1, -1),
+    "of other dimensions": lambda x: x.permute(0, 1, 3, 2)[..., :2],
+    "empty": lambda x: x[:0],
+}
+
+
+@pytest.mark.parametrize("make", NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_other_tensors_take_the_long_way(make):
+    assert direct.group_norm(*arguments(make(normal(2, 32, 4, 4)))) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"skip": normal(2, 32, 4, 4, layout=CHANNELS_LAST)},
+        {"skip": normal(2, 32, 4, 4).half()},
+        {"skip": normal(2, 32, 4)},
+        {"skip": normal(2, 32, 4, 5)},
+        {"skip": normal(1, 32, 4, 4)},
+        {"weight": normal(31)},
+        {"weight": normal(2, 32)},
+        {"weight": normal(32).half()},
+        {"weight": normal(64)[::2]},
+        {"weight": torch._neg_view(normal(32))},
+        {"scale": normal(32)},
+        {"scale": normal(1, 32)},
+        {"shift": normal(32, 2).T},
+        {"num_groups": 5},
+        {"num_groups": 0},
+        {"num_groups": -32},
+        {"activation": "gelu"},
+    ],
+    ids=lambda changes: " ".join(f"{k} {list(v.shape) if hasattr(v, 'shape') else v}" for k, v in changes.items()),
+)
+def test_what_the_kernel_does_not_take_as_it_is(changes):
+    assert direct.group_norm(*arguments(normal(2, 32, 4, 4), **changes)) is None
+
+
+def test_results_are_where_the_input_is():
+    with torch.device("meta"):
+        found = group_norm(_PLAIN, 32)
+    assert found.device.type == "cpu"
+
+
+_PLAIN = normal(2, 32, 3, 3)
