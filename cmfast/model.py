@@ -18,8 +18,15 @@ from .storage import Storage
 #: A bound of absolute values, none, or what the model's preconditioning says.
 Clip = float | Literal["model"] | None
 
-#: Along the straight paths of a flow the levels are times, and these solve its equation as they are.
-FLOW_SAMPLERS = ("euler", "heun", "dpm2")
+
+def samplers_of(preconditioning: Preconditioning) -> list[str]:
+    """The samplers, by their names, that suit models with a preconditioning."""
+    suitable = ["onestep", "multistep"]
+    if isinstance(preconditioning, EDM):
+        return list(SAMPLERS)
+    if isinstance(preconditioning, Flow):  # whose levels are the times of its equation: these solve it as it is
+        return [*suitable, "euler", "heun", "dpm2"]
+    return suitable
 
 
 class ConsistencyModel(Storage):
@@ -282,10 +289,10 @@ class ConsistencyModel(Storage):
             raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         few = sampler in ("multistep", "onestep")
         p = self.preconditioning
-        if not few and not isinstance(p, EDM) and not (isinstance(p, Flow) and sampler in FLOW_SAMPLERS):
-            also = f"; its samplers are {', '.join(FLOW_SAMPLERS)}" if isinstance(p, Flow) else ""
+        if sampler not in (suitable := samplers_of(p)):
             raise ValueError(
-                f"the sampler {sampler!r} needs levels sigma, which {type(p).__name__} does not have{also}"
+                f"the sampler {sampler!r} needs levels sigma, which {type(p).__name__} does not have; its samplers are "
+                f"{', '.join(suitable)}"
             )
         if sigmas is not None:
             return SAMPLERS[sampler], host_levels(sigmas, final_zero=not few)
