@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
+from ..checkpoints import BUNDLED
 from ..evaluation.classifier import feature_statistics
 from ..evaluation.features import Features, in_batches, load_features
 from ..evaluation.levels import sweep
@@ -38,16 +39,18 @@ def evaluate(
     features: Annotated[
         str | None,
         typer.Option(
-            help="What is compared: a classifier that cmfast train wrote, or inception; the digits' classifier."
+            help="What is compared: a bundled model's classifier by its name, one that cmfast train wrote, or "
+            "inception. MODEL's if bundled, else that of the digits."
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Real images, for precision and recall: as for train, or digits (the test set).")
+        str | None,
+        typer.Option(help="Real samples, for precision and recall: as for train, or drums (its test set)."),
     ] = None,
     split: Annotated[str, typer.Option(help="Of the data's files: train or test.")] = "test",
     train_data: Annotated[
         str | None,
-        typer.Option(help="What the model was trained on, for the nearest neighbours: as for train, or digits."),
+        typer.Option(help="What the model was trained on, for the nearest neighbours: as for train, or its name."),
     ] = None,
     resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap that gives the confidence intervals.")] = 200,
     sweep_steps: Annotated[
@@ -65,7 +68,7 @@ def evaluate(
         raise ValueError("--save writes the levels that --sweep finds: give --sweep")
     if sweep_steps is not None and (timesteps is not None or sampler is not None):
         raise ValueError("--sweep finds levels of multistep consistency sampling: leave out --timesteps and --sampler")
-    seen = load_features(features)
+    seen = load_features(features or (model if model in BUNDLED else "digits"))
     real, train = _images(data, split), _images(train_data, "train")
     loaded = load_model(model, device, dtype, accelerate, backend)
     with kernels_of(backend):
@@ -95,13 +98,18 @@ def evaluate(
 
 
 def _images(source: str | None, split: str) -> Tensor | None:
-    """The images of a data set, of a path or of the digits."""
-    from ..training.data import load_data, load_digits, scaled
+    """The samples of a data set, of a path or of a bundled model's."""
+    from ..training.data import Dataset, load_data, load_digits, load_drums, load_moving_digits, scaled
 
+    bundled: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
+        "digits": load_digits,
+        "drums": load_drums,
+        "moving-digits": load_moving_digits,
+    }
     if source is None:
         return None
-    if source == "digits":
-        return load_digits()[("train", "test").index(split)].images
+    if source in bundled:
+        return bundled[source]()[("train", "test").index(split)].images
     return scaled(load_data(source, split=split).images)
 
 

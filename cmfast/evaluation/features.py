@@ -28,8 +28,8 @@ class Features(NamedTuple):
     classifier: Classifier | None = None
 
 
-def load_features(source: str | Path | None = None) -> Features:
-    """A classifier that cmfast wrote (None: that of the digits), or "inception".
+def load_features(source: str | Path = "digits") -> Features:
+    """A classifier, as `load_classifier` takes it, or "inception".
 
     The latter is the network of Heusel et al. 2017 in torch-fidelity's form, with features [N, 2048] before its last
     layer, which it downloads at first. Distances by it are those that papers give.

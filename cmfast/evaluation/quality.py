@@ -25,7 +25,7 @@ class Quality(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality:
-    """Measure samples [N, C, H, W] in [-1, 1] of the classes labels [N].
+    """Measure samples [N, C, *spatial] in [-1, 1] of the classes labels [N].
 
     Raises:
         ValueError: fewer than two samples, or another number of labels.
@@ -34,7 +34,7 @@ def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality
         raise ValueError(
             f"evaluate: expected at least two samples and as many labels, got {len(samples)} and {list(labels.shape)}"
         )
-    features = classifier.features(samples.float().cpu())
+    features = classifier.features_of(samples.cpu())
     predicted = classifier.out(features).argmax(1)
     statistics = feature_statistics(features)
     return Quality(

@@ -9,16 +9,17 @@ from ..evaluation.classifier import load_classifier, save_classifier
 from ..evaluation.quality import evaluate, nearest_distance
 from ..files import check_writable, whole_file
 from ..model import ConsistencyModel, load
-from ..preconditioning import EDM
 from ..storage import save
 from ..unet import UNet, UNetConfig
 from .card import Measured, model_card
 from .classifier import train_classifier
 from .data import Dataset, load_digits
+from .drums_recipe import DRUMS
 from .loop import train
 from .methods import METHODS
 from .methods.diffusion import DiffusionSettings
 from .methods.distillation import DistillationSettings
+from .moving_digits_recipe import MOVING_DIGITS
 from .recipe import Recipe, Stage
 from .settings import LoopSettings
 
@@ -65,6 +66,7 @@ RECIPES = {
         recommended_levels={1: (80.0,), 2: (80.0, 0.5), 4: (80.0, 2.0, 0.8, 0.3)},
     )
 }
+RECIPES |= {recipe.name: recipe for recipe in (DRUMS, MOVING_DIGITS)}
 
 
 def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> list[Measured]:
@@ -88,7 +90,7 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> li
     save_classifier(classifier, out / f"{recipe.name}-classifier.safetensors")
 
     torch.manual_seed(recipe.teacher.loop.seed)
-    new = ConsistencyModel(UNet(recipe.unet), EDM())
+    new = ConsistencyModel(UNet(recipe.unet), recipe.preconditioning, representation=recipe.representation)
     teacher = train_stage(recipe.teacher, new, data, None, stage("teacher", recipe.teacher.loop.iterations))
     save(teacher, out / f"{recipe.name}-teacher", dtype=torch.float16)
 
@@ -126,7 +128,7 @@ def measure(recipe: Recipe, folder: Path, train: Dataset) -> list[Measured]:
     rows = []
     for label, model, sampler, steps in (
         *((f"student, {n} step{'s' if n > 1 else ''}", student, "multistep", n) for n in (1, 2, 4)),
-        *((f"teacher, heun {n}", teacher, "heun", n) for n in (5, 8, 10, 18, 40)),
+        *((f"teacher, heun {n}", teacher, "heun", n) for n in recipe.teacher_steps),
         ("teacher, euler 1", teacher, "euler", 1),
     ):
         samples = model.sample(count, class_labels=labels, sampler=sampler, steps=steps, batch_size=250)

@@ -59,7 +59,7 @@ def latency(
         int | None, typer.Option(min=1, help="Batches of each, interleaved; 5, with --network 3.")
     ] = None,
     seed: options.Seed = 0,
-    classifier: Annotated[Path | None, typer.Option(help="Measures the samples; that of the digits for them.")] = None,
+    classifier: Annotated[str | None, typer.Option(help="Measures the samples; of a bundled MODEL its own.")] = None,
     csv: report.Csv = None,
     json: report.JsonFile = None,
     plot: Annotated[
@@ -107,7 +107,7 @@ def latency(
     baseline = student if teacher is None else load_model(teacher, device, dtype, accelerate, backend)
     judge = None
     if network is None and (classifier is not None or model in BUNDLED):
-        judge = load_classifier(classifier)
+        judge = load_classifier(classifier or model)
     if judge is None and plot is not None and network is None:
         raise ValueError("--plot shows quality over latency: give --classifier for a model that is not bundled")
     few = [
