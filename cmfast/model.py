@@ -13,6 +13,7 @@ from .preconditioning import EDM, Consistency, Flow, Preconditioning, TrigFlow
 from .sampling import SAMPLERS, sample_multistep, sample_onestep
 from .sampling.protocol import Callback, NoiseFunction
 from .sampling.schedules import host_levels
+from .sound import Mdct
 from .storage import Storage
 
 #: A bound of absolute values, none, or what the model's preconditioning says.
@@ -40,6 +41,8 @@ class ConsistencyModel(Storage):
         recommended_levels: for a number of steps, the levels that were found best for this model.
         default_sampler: ("multistep", 1) for a consistency model, ("heun", 18) for a diffusion model: what `sample`
             does when it is told neither a sampler nor steps.
+        representation: of a model of sound, how waveforms are made of its samples: `representation.decode(samples)`;
+            None where samples are what is seen or heard.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class ConsistencyModel(Storage):
         sample_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         recommended_levels: Mapping[int, Sequence[float]] | None = None,
+        representation: Mdct | None = None,
     ) -> None:
         """Take the parts; sample_shape and num_classes are those of a UNet's configuration unless given.
 
@@ -66,6 +70,7 @@ class ConsistencyModel(Storage):
         self.sample_shape: tuple[int, ...] = tuple(shape)
         self.num_classes: int | None = getattr(config, "num_classes", None) if num_classes is None else num_classes
         self.recommended_levels = {int(k): tuple(v) for k, v in (recommended_levels or {}).items()}
+        self.representation = representation
 
     @property
     def device(self) -> torch.device:

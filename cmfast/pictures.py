@@ -1,4 +1,4 @@
-"""Samples as PNG pictures, and pictures as samples."""
+"""Samples as pictures, moving ones too, and pictures as samples."""
 
 import math
 from collections.abc import Sequence
@@ -64,6 +64,83 @@ def save_png(samples: Tensor, path: str | Path, columns: int | None = None) -> N
     picture = Image.fromarray(grid(samples, columns))
     with whole_file(path) as file:
         picture.save(file, format="PNG")
+
+
+def save_animation(samples: Tensor, path: str | Path, columns: int | None = None, seconds: float = 0.12) -> None:
+    """Write clips [N, 1 or 3, D, H, W] side by side as one moving picture that repeats: a .gif, or an .apng.
+
+    Args:
+        samples: in [-1, 1]; values beyond are clipped.
+        path: of the file. A GIF has 256 colours, an animated PNG all.
+        columns: clips a row; None makes about a square.
+        seconds: that a frame is shown.
+
+    Raises:
+        ValueError: samples of another shape, or a file that ends in something else.
+        OSError: the file cannot be written.
+    """
+    from PIL import Image
+
+    formats = {".gif": "GIF", ".apng": "PNG"}
+    if Path(path).suffix.lower() not in formats:
+        raise ValueError(f"save_animation: {path} must end in {' or '.join(formats)}")
+    if samples.ndim != 5:
+        raise ValueError(f"save_animation: expected clips [N, 1 or 3, D, H, W], got {list(samples.shape)}")
+    frames = [Image.fromarray(grid(frame, columns)) for frame in samples.unbind(2)]
+    with whole_file(path) as file:
+        frames[0].save(
+            file,
+            format=formats[Path(path).suffix.lower()],
+            save_all=True,
+            append_images=frames[1:],
+            duration=round(1000 * seconds),
+            loop=0,
+        )
+
+
+def save_spectrograms(waveforms: Tensor, path: str | Path, sample_rate: int, columns: int | None = None) -> None:
+    """Write a PNG of the spectrograms of sounds [N, 1, L], each below its waveform.
+
+    The spectra are of 16 ms, every 2 ms, from -80 dB to the loudest of all.
+
+    Args:
+        waveforms: in [-1, 1].
+        path: of the file.
+        sample_rate: in Hz.
+        columns: sounds a row; None takes 8 at most.
+
+    Raises:
+        ValueError: sounds of another shape.
+        OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    if waveforms.ndim != 3 or waveforms.shape[1] != 1 or not len(waveforms):
+        raise ValueError(f"save_spectrograms: expected sounds [N, 1, L], got {list(waveforms.shape)}")
+    waves, window = waveforms[:, 0].float().cpu(), 2 * round(0.008 * sample_rate)
+    spectra = torch.stft(
+        waves, window, window // 8, window=torch.hann_window(window), pad_mode="constant", return_complex=True
+    )
+    decibels = 20.0 * (spectra.abs() / spectra.abs().max().clamp(min=1e-9)).clamp(min=1e-4).log10()
+    columns = min(columns or 8, len(waves))
+    rows, seconds = -(-len(waves) // columns), waves.shape[1] / sample_rate
+    times = np.arange(waves.shape[1]) / sample_rate
+    figure = Figure(figsize=(1.5 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1, 3] * rows)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, (wave, loudness) in enumerate(zip(waves, decibels, strict=True)):
+        above, below = (axes[2 * (i // columns) + part, i % columns] for part in (0, 1))
+        above.plot(times, wave.numpy(), linewidth=0.4)
+        above.set(xlim=(0, seconds), ylim=(-1.05, 1.05))
+        extent = (0, seconds, 0, sample_rate / 2000)
+        below.imshow(loudness.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=-80, vmax=0)
+    for part in range(1, 2 * rows, 2):
+        axes[part, 0].set_axis_on()
+        axes[part, 0].set_ylabel("kHz", fontsize=7)
+        axes[part, 0].tick_params(labelsize=6)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def read_image(path: str | Path, channels: int, size: Sequence[int], *, nearest: bool = False) -> tuple[Tensor, str]:

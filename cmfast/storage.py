@@ -10,23 +10,26 @@ from torch import nn
 
 from .checkpoints import Checkpoint, find, folder, hub, read
 from .preconditioning import Preconditioning
+from .sound import Mdct
 from .unet import UNet
 
 Model = TypeVar("Model", bound="Storage")
 
 
 class Storage(nn.Module):
-    """A model of three parts that its checkpoints hold.
+    """A model of the parts that its checkpoints hold.
 
     Attributes:
         unet: the network.
         preconditioning: what makes a denoiser of it.
         recommended_levels: for a number of steps, the levels that were found best for this model.
+        representation: of a model of sound, how waveforms are made of its samples.
     """
 
     unet: nn.Module
     preconditioning: Preconditioning
     recommended_levels: Mapping[int, tuple[float, ...]]
+    representation: Mdct | None
 
     @classmethod
     def load(
@@ -84,7 +87,12 @@ class Storage(nn.Module):
             local_files_only=local_files_only,
         )
         found = read(path, preconditioning, variant=variant, config=config)
-        model = cls(found.network(), found.preconditioning, recommended_levels=found.recommended_levels)
+        model = cls(
+            found.network(),
+            found.preconditioning,
+            recommended_levels=found.recommended_levels,
+            representation=found.representation,
+        )
         return model.to(device=device, dtype=dtype).eval()
 
     @classmethod
@@ -188,7 +196,9 @@ class Storage(nn.Module):
             raise ValueError("save: this model gave up its weights when it was accelerated (keep_weights=False)")
         weights = {name: value.detach().cpu() for name, value in self.unet.state_dict().items()}
         levels = {steps: tuple(values) for steps, values in self.recommended_levels.items()}
-        checkpoint = Checkpoint(self.unet.config, weights, self.preconditioning, levels, "this model")
+        checkpoint = Checkpoint(
+            self.unet.config, weights, self.preconditioning, levels, "this model", self.representation
+        )
         return checkpoint if dtype is None else checkpoint.to(dtype)
 
 

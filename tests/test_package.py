@@ -62,6 +62,7 @@ ROOMS = [
     "unet",
     "sampling",
     "preconditioning",
+    "sound",
     "files",
     "checkpoints",
     "storage",

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cmfast.pictures import grid, save_png
+from cmfast.pictures import grid, save_animation, save_png, save_spectrograms
 
 
 def test_grid_places_each_sample():
@@ -62,3 +62,42 @@ def test_waveforms(tmp_path):
 def test_shapes_that_are_no_pictures(shape):
     with pytest.raises(ValueError, match="expected samples"):
         grid(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "apng"])
+def test_clips_move(tmp_path, suffix):
+    clips = torch.linspace(-1, 1, 12).reshape(4, 1, 3, 1, 1).expand(4, 1, 3, 32, 32)
+    save_animation(clips, tmp_path / f"a.{suffix}", columns=4, seconds=0.05)
+    picture = Image.open(tmp_path / f"a.{suffix}")
+    assert (picture.n_frames, picture.info["loop"]) == (3, 0)
+    for i in range(3):
+        picture.seek(i)
+        assert picture.info["duration"] == 50
+        pixels = np.asarray(picture.convert("RGB"))
+        assert pixels.shape == (66 + 2, 4 * 66 + 2, 3)
+        found = pixels[20, 20::66, 0].astype(int)
+        assert np.abs(found - grid(clips[:, :, i], columns=4)[20, 20::66, 0]).max() <= 1
+
+
+def test_what_does_not_move(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.gif or \.apng"):
+        save_animation(torch.zeros(1, 1, 2, 8, 8), tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"expected clips .*, got \[1, 1, 8, 8\]"):
+        save_animation(torch.zeros(1, 1, 8, 8), tmp_path / "a.gif")
+    assert not list(tmp_path.iterdir())
+
+
+def test_spectrograms(tmp_path):
+    """A tone of a quarter of the highest frequency lights up a quarter of the way up."""
+    t = torch.arange(4000) / 8000
+    tones = torch.sin(2 * torch.pi * 1000 * t).repeat(3, 1, 1)
+    save_spectrograms(tones, tmp_path / "a.png", 8000, columns=2)
+    picture = Image.open(tmp_path / "a.png").convert("RGB")
+    assert picture.size == (300, 380)
+    bright = np.asarray(picture, int).sum(2)[60:150, 200:280]  # inside the second one's spectrogram
+    light = bright.mean(1) > 300
+    middle = 60 + np.flatnonzero(light).mean()
+    assert 0 < light.sum() < 25
+    assert 110 < middle < 150
+    with pytest.raises(ValueError, match=r"expected sounds \[N, 1, L\], got \[3, 4000\]"):
+        save_spectrograms(tones[:, 0], tmp_path / "b.png", 8000)

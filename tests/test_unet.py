@@ -10,7 +10,16 @@ from torch.nn import functional as F
 from cmfast import ConsistencyModel, UNet, UNetConfig
 from cmfast import unet as unet_module
 from cmfast.preconditioning import EDM, Consistency
-from cmfast.unet import AttentionBlock, Downsample, Upsample, downsample, timestep_embedding, upsample
+from cmfast.unet import (
+    AttentionBlock,
+    Downsample,
+    Upsample,
+    downsample,
+    fold_patches,
+    timestep_embedding,
+    unfold_patches,
+    upsample,
+)
 
 from .fixture_files import FIXTURES, NETWORKS, network, tiny_config, tiny_unet
 
@@ -120,6 +129,38 @@ def test_sizes_of_a_sample():
     assert (config.channels, config.downsampling) == ((32, 64, 128), (1, 2, 4))
     assert (config.sample_shape, config.out_channels) == ((3, 16, 16), 3)
     assert hash(config) == hash(UNetConfig(image_size=16, model_channels=64, channel_mult=(0.5, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((2, 3, 12), (2, 12, 3)), ((2, 3, 8, 12), (2, 48, 2, 3)), ((2, 3, 5, 8, 12), (2, 48, 5, 2, 3))],
+)
+def test_patches_are_channels(shape, expected):
+    x = torch.randn(shape)
+    folded = fold_patches(x, 4)
+    assert folded.shape == expected
+    assert torch.equal(unfold_patches(folded, 4), x)
+    assert fold_patches(x, 1) is x
+    assert unfold_patches(x, 1) is x
+    if len(shape) == 3:
+        assert folded[0, :4, 2].tolist() == x[0, 0, 8:12].tolist()
+    if len(shape) == 4:
+        assert torch.equal(folded, F.pixel_unshuffle(x, 4))
+    if len(shape) == 5:  # frame by frame
+        assert torch.equal(folded[:, :, 3], F.pixel_unshuffle(x[:, :, 3], 4))
+
+
+@pytest.mark.parametrize(("dims", "size"), [(1, 16), (2, (8, 16)), (3, (3, 8, 16))])
+def test_a_network_of_patches_is_a_network_of_more_channels(dims, size):
+    unet = tiny_unet(dims=dims, image_size=size, patch_size=2)
+    assert unet.config.sample_shape == (1, *((size,) if dims == 1 else size))
+    area = 2 ** min(dims, 2)
+    inside = tiny_unet(dims=dims, image_size=size, in_channels=area, out_channels=area)
+    inside.load_state_dict(unet.state_dict())
+    x, t, y = torch.randn(2, *unet.config.sample_shape), torch.tensor([1.0, 5.0]), torch.tensor([1, 2])
+    assert torch.equal(unet(x, t, y), unfold_patches(inside(fold_patches(x, 2), t, y), 2))
+    with pytest.raises(ValueError, match="multiples of 4"):
+        unet(x[..., :-2], t, y)
 
 
 def test_resampling_without_weights():
@@ -269,6 +310,7 @@ def test_compiles_into_one_graph():
         ({"channel_mult": (1, 0)}, "multiple of 32"),
         ({"channel_mult": (1, -1)}, "multiple of 32"),
         ({"dims": 0}, "dims must be"),
+        ({"patch_size": 0}, "patch_size must be"),
         ({"num_head_channels": 48}, "heads must divide"),
         ({"num_head_channels": None, "num_heads": 7}, "heads must divide"),
     ],

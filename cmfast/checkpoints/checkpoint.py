@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..preconditioning import Preconditioning
+from ..sound import Mdct
 from ..unet import UNet, UNetConfig
 
 
@@ -26,6 +27,7 @@ class Checkpoint:
         preconditioning: what makes a denoiser of the network.
         recommended_levels: for a number of steps, the levels that were found best for this model.
         source: what errors name.
+        representation: of a model of sound, how waveforms are made of its samples.
 
     Raises:
         CheckpointError: the names or shapes of the weights are not those of such a network.
@@ -36,6 +38,7 @@ class Checkpoint:
     preconditioning: Preconditioning
     recommended_levels: Mapping[int, tuple[float, ...]]
     source: str
+    representation: Mdct | None = None
 
     def __post_init__(self) -> None:
         check_weights(expected_weights(self.config), self.weights, self.source)

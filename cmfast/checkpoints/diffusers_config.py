@@ -160,6 +160,7 @@ def unet2d_config(config: UNetConfig) -> dict[str, Any]:
         reason
         for wrong, reason in (
             (config.dims != 2, f"dims is {config.dims}: it has images only"),
+            (config.patch_size != 1, f"patch_size is {config.patch_size}: it has no patches"),
             (
                 config.sample_shape[1:] != (size,) * config.dims,
                 f"image_size is {config.image_size}: its images are square",

@@ -1,11 +1,14 @@
 """cmfast's own format: a folder with model.safetensors and config.json."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .. import preconditioning as schemes
 from ..files import whole_file
 from ..preconditioning import Preconditioning
+from ..sound import Mdct
 from ..unet import UNetConfig
 from .checkpoint import Checkpoint, CheckpointError
 from .tensors import read_json, read_safetensors, write_json, write_safetensors
@@ -28,10 +31,11 @@ def read(path: Path, preconditioning: Preconditioning | None = None) -> Checkpoi
         scheme = dict(content["preconditioning"])
         own = getattr(schemes, scheme.pop("type"))(**scheme)
         levels = {int(steps): tuple(v) for steps, v in content.get("recommended_levels", {}).items()}
+        representation = _representation(content.get("representation"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path / CONFIG} is not a configuration written by cmfast: {error!r}") from error
     weights = read_safetensors(path / WEIGHTS)
-    return Checkpoint(config, weights, preconditioning or own, levels, str(path / WEIGHTS))
+    return Checkpoint(config, weights, preconditioning or own, levels, str(path / WEIGHTS), representation)
 
 
 def write(checkpoint: Checkpoint, path: Path) -> None:
@@ -43,13 +47,25 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, expected a folder")
     scheme = checkpoint.preconditioning
-    content = {
+    content: dict[str, Any] = {
         "format": "cmfast",
         "unet": dataclasses.asdict(checkpoint.config),
         "preconditioning": {"type": type(scheme).__name__, **dataclasses.asdict(scheme)},
         "recommended_levels": {str(steps): list(levels) for steps, levels in checkpoint.recommended_levels.items()},
     }
+    if checkpoint.representation is not None:
+        content["representation"] = {"type": "Mdct", **dataclasses.asdict(checkpoint.representation)}
     weights = {k: v.contiguous() for k, v in checkpoint.weights.items()}
     with whole_file(path / WEIGHTS) as weights_file, whole_file(path / CONFIG) as config_file:
         write_safetensors(weights_file, weights)
         write_json(config_file, content)
+
+
+def _representation(fields: Mapping[str, Any] | None) -> Mdct | None:
+    """What a configuration says of a model of sound, None of others; KeyError or ValueError for what is not known."""
+    if fields is None:
+        return None
+    fields = dict(fields)
+    if (kind := fields.pop("type")) != "Mdct":
+        raise ValueError(f"representation {kind!r}: expected Mdct")
+    return Mdct(**fields)

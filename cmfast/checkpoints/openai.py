@@ -50,9 +50,12 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     It holds the weights alone: `left_out` says what must be given where it is loaded.
 
     Raises:
-        ValueError: the preconditioning is not the one that the file's name says (see `read`).
+        ValueError: the preconditioning is not the one that the file's name says (see `read`), or the model has a
+            representation, which the file cannot say.
         OSError: the file cannot be written.
     """
+    if checkpoint.representation is not None:
+        raise ValueError(f"{path}: an OpenAI file cannot say how waveforms are made of samples: take cmfast's format")
     scheme = _without_flags(checkpoint.preconditioning)
     if scheme != _named_scheme(path):
         if scheme == schemes.EDM():
@@ -80,8 +83,9 @@ def left_out(checkpoint: Checkpoint) -> dict[str, Any]:
         fields["num_heads"] = config.num_heads
     elif config.num_head_channels != 64:
         fields["num_head_channels"] = config.num_head_channels
-    if config.dropout:
-        fields["dropout"] = config.dropout
+    for name, released in (("dropout", 0.0), ("patch_size", 1)):
+        if getattr(config, name) != released:
+            fields[name] = getattr(config, name)
     if scheme != _without_flags(scheme):
         fields["preconditioning"] = scheme
     return fields
@@ -118,7 +122,7 @@ def openai_config(
             f"unknown configuration fields {', '.join(sorted(unknown))}: UNetConfig has {', '.join(sorted(fields))}"
         )
     try:
-        read = _determined(weights)
+        read = _determined(weights, int(given.get("patch_size", 1)))
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{source} is not the state_dict of an OpenAI U-Net: {error} is missing among names like "
@@ -143,9 +147,10 @@ def openai_config(
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def _determined(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of UNetConfig that follow from the names and shapes of the weights."""
+def _determined(weights: Mapping[str, Tensor], patch_size: int) -> dict[str, Any]:
+    """The fields of UNetConfig that follow from the names and shapes of the weights, and its patch_size."""
     first = weights["input_blocks.0.0.weight"]
+    patch_area = patch_size ** min(first.ndim - 2, 2)
     model_channels = weights["time_embed.0.weight"].shape[1]
     indices = [int(m[1]) for key in weights if (m := re.match(r"output_blocks\.(\d+)\.", key))]
     if not indices:
@@ -162,8 +167,8 @@ def _determined(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     channels = [weights[f"input_blocks.{k}.0.out_layers.3.weight"].shape[0] for k in starts]
     embedded = weights["input_blocks.1.0.emb_layers.1.weight"].shape[0]
     return {
-        "in_channels": first.shape[1],
-        "out_channels": weights["out.2.weight"].shape[0],
+        "in_channels": first.shape[1] // patch_area,
+        "out_channels": weights["out.2.weight"].shape[0] // patch_area,
         "model_channels": model_channels,
         "channel_mult": channel_multiples(channels, model_channels),
         "num_res_blocks": per_level - 1,

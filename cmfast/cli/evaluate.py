@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -44,12 +44,13 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Real images, for precision and recall: as for train, or digits (the test set).")
+        str | None,
+        typer.Option(help="Real samples, for precision and recall: as for train, or drums (its test set)."),
     ] = None,
     split: Annotated[str, typer.Option(help="Of the data's files: train or test.")] = "test",
     train_data: Annotated[
         str | None,
-        typer.Option(help="What the model was trained on, for the nearest neighbours: as for train, or digits."),
+        typer.Option(help="What the model was trained on, for the nearest neighbours: as for train, or its name."),
     ] = None,
     resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap that gives the confidence intervals.")] = 200,
     sweep_steps: Annotated[
@@ -97,13 +98,18 @@ def evaluate(
 
 
 def _images(source: str | None, split: str) -> Tensor | None:
-    """The images of a data set, of a path or of the digits."""
-    from ..training.data import load_data, load_digits, scaled
+    """The samples of a data set, of a path or of a bundled model's."""
+    from ..training.data import Dataset, load_data, load_digits, load_drums, load_moving_digits, scaled
 
+    bundled: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
+        "digits": load_digits,
+        "drums": load_drums,
+        "moving-digits": load_moving_digits,
+    }
     if source is None:
         return None
-    if source == "digits":
-        return load_digits()[("train", "test").index(split)].images
+    if source in bundled:
+        return bundled[source]()[("train", "test").index(split)].images
     return scaled(load_data(source, split=split).images)
 
 

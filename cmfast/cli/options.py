@@ -12,7 +12,8 @@ from ..kernels import use_backend
 from ..model import ConsistencyModel, load
 
 Model = Annotated[
-    str, typer.Option("--model", help="A bundled name (digits, digits-teacher), a folder, a .pt file, or a hub id.")
+    str,
+    typer.Option("--model", help="A bundled name (digits, drums, ...), a folder, a .pt file, or a hub id."),
 ]
 Count = Annotated[int, typer.Option("--count", min=1, help="How many samples.")]
 Sampler = Annotated[str | None, typer.Option(help="A sampler's name, such as heun; the model's own kind by default.")]

@@ -1,4 +1,4 @@
-"""`cmfast sample`: draw samples, as a picture and as numbers, or in bulk into a folder."""
+"""`cmfast sample`: draw samples, to be looked at or listened to and as numbers, or in bulk into a folder."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,9 @@ from torch import Tensor
 from ..bulk import process_of
 from ..checkpoints.tensors import write_safetensors
 from ..files import check_writable, whole_file
-from ..pictures import save_png
+from ..model import ConsistencyModel
+from ..pictures import save_animation, save_png, save_spectrograms
+from ..sound import save_wav
 from . import options
 from .bulk import sample_in_bulk
 from .options import integers, kernels_of, load_model, numbers
@@ -32,7 +34,10 @@ def sample(
     batch_size: options.BatchSize = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A PNG: a grid of images, rows of frames, or waveforms. Or a folder, for bulk sampling."),
+        typer.Option(
+            help="A .png: a grid of images, rows of frames, or spectrograms; a .gif or .apng of clips; a .wav of "
+            "sounds, one after another. Or a folder, for bulk sampling."
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the samples as numbers: .npz or .safetensors.")] = None,
     device: options.Device = None,
@@ -96,6 +101,8 @@ def sample(
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = load_model(model, device, dtype, accelerate, backend)
+    if out is not None:
+        _check_kind(out, loaded, model)
     with kernels_of(backend):
         samples = loaded.sample(count, **plan, batch_size=batch_size, progress=progress).cpu()
     if save is not None:
@@ -103,18 +110,53 @@ def sample(
         print(f"{save}: {count} samples {list(samples.shape[1:])}, float32")
     if out is not None:
         in_turn = loaded.num_classes is not None and labels is None and loaded.num_classes <= 20
-        save_png(samples, out, columns=loaded.num_classes if in_turn else None)
+        in_turn &= samples.ndim < 5 or out.suffix.lower() != ".png"  # where a clip takes a row of its own
+        _save(samples, out, loaded, columns=loaded.num_classes if in_turn else None)
         print(f"{out}: {count} samples")
 
 
 def _is_folder(out: Path, format: str | None) -> bool:
     """Whether --out is a folder, for bulk sampling: a name without an ending, or any name with --format."""
-    picture = out.suffix.lower() == ".png"
-    if format is not None and picture:
-        raise ValueError(f"--format {format} writes a folder, and {out} is the name of a picture")
-    if not picture and format is None and out.suffix and not out.is_dir():
-        raise ValueError(f"{out} must end in .png, or be a folder: of a new one with such a name, give the --format")
-    return not picture
+    file = out.suffix.lower() in _KINDS
+    if format is not None and file:
+        raise ValueError(f"--format {format} writes a folder, and {out} is the name of a file")
+    if not file and format is None and out.suffix and not out.is_dir():
+        raise ValueError(
+            f"{out} must end in {', '.join(_KINDS)}, or be a folder: of a new one with such a name, give the --format"
+        )
+    return not file
+
+
+#: What the files of each ending hold, by the dimensions of a sample: 1 for sound, 2 for images, 3 for video.
+_KINDS = {".png": (1, 2, 3), ".gif": (3,), ".apng": (3,), ".wav": (1,)}
+_NAMES = {1: "sound", 2: "images", 3: "video"}
+
+
+def _check_kind(out: Path, model: ConsistencyModel, name: str) -> None:
+    """Raise ValueError where the file cannot hold what the model draws (before it draws)."""
+    suffix, dims = out.suffix.lower(), len(model.sample_shape) - 1
+    if dims not in _KINDS[suffix]:
+        fitting = [ending for ending, kinds in _KINDS.items() if dims in kinds]
+        raise ValueError(
+            f"{out}: a {suffix} file is for {_NAMES[_KINDS[suffix][0]]}, and {name} draws {_NAMES[dims]} "
+            f"{list(model.sample_shape)}: give a name that ends in {' or '.join(fitting)}"
+        )
+    if suffix == ".wav" and model.representation is None:
+        raise ValueError(f"{out}: {name} does not say its sampling rate (it has no representation): give a .png")
+
+
+def _save(samples: Tensor, out: Path, model: ConsistencyModel, columns: int | None) -> None:
+    """Write samples to a file by its ending; sound is made of them first, where the model says how."""
+    if model.representation is not None:
+        waveforms, rate = model.representation.decode(samples), model.representation.sample_rate
+        if out.suffix.lower() == ".wav":
+            save_wav(waveforms, out, rate)
+        else:
+            save_spectrograms(waveforms, out, rate, columns)
+    elif out.suffix.lower() == ".png":
+        save_png(samples, out, columns)
+    else:
+        save_animation(samples, out, columns)
 
 
 def _save_numbers(samples: Tensor, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The classifier behind the quality measures, with the feature statistics of the real data."""
+"""The classifiers behind the quality measures, with the feature statistics of the real data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,20 +20,28 @@ LARGE = 16
 
 
 class Classifier(nn.Module):
-    """A small convolutional network on [N, C, size, size] images in [-1, 1], with 64 features before its last layer.
+    """A small convolutional network on samples [N, C, *spatial] in [-1, 1], with 64 features before its last layer.
 
-    Images of more than 16 pixels are pooled once more, after the first layer.
+    Images [N, C, size, size] of more than 16 pixels are pooled once more, after the first layer. So are sound and
+    video, of any size (size None), which are divided by `scale` first, and averaged over all positions at last.
 
     Its buffers hold the mean [64] and covariance [64, 64] of the features of the real training and test sets, the
     references of the Fréchet distances.
     """
 
-    def __init__(self, channels: int = 1, size: int = 8, num_classes: int = 10) -> None:
+    scale: Tensor
+
+    def __init__(self, channels: int = 1, size: int | None = 8, num_classes: int = 10, dims: int = 2) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
-        self.hidden = nn.Linear(64 * (size // (4 if size > LARGE else 2)) ** 2, FEATURES)
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.averaged, self.pool = size is None, (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
+        self.conv1 = conv(channels, 32, 3, padding=1)
+        self.conv2 = conv(32, 64, 3, padding=1)
+        self.conv3 = conv(64, 64, 3, padding=1)
+        if size is None:
+            self.register_buffer("scale", torch.ones(()))
+        positions = 1 if size is None else (size // (4 if size > LARGE else 2)) ** dims
+        self.hidden = nn.Linear(64 * positions, FEATURES)
         self.out = nn.Linear(FEATURES, num_classes)
         for split in ("train", "test"):
             self.register_buffer(f"{split}_mean", torch.zeros(FEATURES))
@@ -41,11 +49,11 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate layer's activations [N, 64]."""
-        h = F.relu(self.conv1(images))
-        h = F.max_pool2d(h, 2) if images.shape[-1] > LARGE else h
-        h = F.max_pool2d(F.relu(self.conv2(h)), 2)
-        h = F.relu(self.conv3(h)).flatten(1)
-        return F.relu(self.hidden(h))
+        h = F.relu(self.conv1(images / self.scale if self.averaged else images))
+        h = self.pool(h, 2) if self.averaged or images.shape[-1] > LARGE else h
+        h = self.pool(F.relu(self.conv2(h)), 2)
+        h = F.relu(self.conv3(h)).flatten(2)
+        return F.relu(self.hidden(h.mean(2) if self.averaged else h.flatten(1)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, num_classes]."""
@@ -57,7 +65,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, split: str, images: Tensor) -> None:
-        """Compute the statistics of the real images [M, C, size, size] and keep them."""
+        """Compute the statistics of the real samples [M, C, *spatial] and keep them."""
         mean, covariance = feature_statistics(in_batches(self.features, images))
         getattr(self, f"{split}_mean").copy_(mean)
         getattr(self, f"{split}_covariance").copy_(covariance)
@@ -102,8 +110,9 @@ def load_classifier(source: str | Path = "digits") -> Classifier:
     try:
         weights = {name: value.float() for name, value in load_file(path).items()}
         num_classes, channels = weights["out.weight"].shape[0], weights["conv1.weight"].shape[1]
-        size = 2 * round((weights["hidden.weight"].shape[1] / 64) ** 0.5)  # or twice that, which has the same weights
-        classifier = Classifier(channels, size, num_classes)
+        dims, positions = weights["conv1.weight"].ndim - 2, weights["hidden.weight"].shape[1] // 64
+        size = 2 * round(positions**0.5)  # or twice that, which has the same weights
+        classifier = Classifier(channels, size if dims == 2 else None, num_classes, dims)
         classifier.load_state_dict(weights)
     except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a classifier written by cmfast: {first_line(error)}") from error

@@ -25,7 +25,7 @@ class Quality(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality:
-    """Measure samples [N, C, H, W] in [-1, 1] of the classes labels [N].
+    """Measure samples [N, C, *spatial] in [-1, 1] of the classes labels [N].
 
     Raises:
         ValueError: fewer than two samples, or another number of labels.

@@ -96,7 +96,7 @@ def _new_network(c: Configuration, data: Dataset) -> UNet:
         "dims": len(size),
     }
     config = build(UNetConfig, {**of_the_data, **c.network}, "network")
-    factor = config.downsampling[-1]
+    factor = config.downsampling[-1] * config.patch_size
     if any(length % factor for length in size[-2:]):
         raise ValueError(
             f"network: its {len(config.channel_mult)} levels need lengths that are multiples of {factor}, and the data "

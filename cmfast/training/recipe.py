@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..preconditioning import EDM
+from ..sound import Mdct
 from ..unet import UNetConfig
 from .data import Dataset
 from .settings import LoopSettings
@@ -43,6 +45,9 @@ class Recipe:
         folder: what the folder has to hold, for who has not given one; None where there is none.
         licence: of the data.
         notes: what else the card says of the weights, as Markdown.
+        preconditioning: of the teacher, whose levels the student has too.
+        representation: of sound, how waveforms are made of samples.
+        teacher_steps: of the teacher's Heun sampler, at which it is measured.
     """
 
     name: str
@@ -57,6 +62,9 @@ class Recipe:
     folder: str | None = None
     licence: str = ""
     notes: str = ""
+    preconditioning: EDM = dataclasses.field(default_factory=EDM)
+    representation: Mdct | None = None
+    teacher_steps: tuple[int, ...] = (5, 8, 10, 18, 40)
 
     def load(self, folder: str | Path | None) -> tuple[Dataset, Dataset]:
         """The (training, test) sets.

@@ -13,20 +13,19 @@ from ..evaluation.classifier import Classifier, load_classifier, save_classifier
 from ..evaluation.quality import evaluate, nearest_distance
 from ..files import check_writable, whole_file
 from ..model import ConsistencyModel, load
-from ..preconditioning import EDM
 from ..storage import save
-from ..unet import UNet, UNetConfig
+from ..unet import UNet
 from .card import Measured, model_card
 from .classifier import train_classifier
 from .configured import frozen
-from .data import Dataset, load_digits, load_fashion
+from .data import Dataset
+from .digits_recipe import DIGITS
+from .drums_recipe import DRUMS
+from .fashion_recipe import FASHION
 from .loop import train
 from .methods import METHODS
-from .methods.diffusion import DiffusionSettings
-from .methods.distillation import DistillationSettings
-from .methods.easy_consistency_tuning import EasyConsistencyTuningSettings
+from .moving_digits_recipe import MOVING_DIGITS
 from .recipe import Recipe, Stage
-from .settings import LoopSettings
 
 #: Called with (stage, iterations done, iterations, loss).
 Progress = Callable[[str, int, int, float], None]
@@ -35,87 +34,7 @@ Progress = Callable[[str, int, int, float], None]
 SECOND_SEED = 1
 
 
-RECIPES = {
-    "digits": Recipe(
-        name="digits",
-        title="scikit-learn's handwritten digits, 8×8 pixels, grey, class-conditional",
-        licence="CC BY 4.0",
-        data=load_digits,
-        unet=UNetConfig(
-            image_size=8,
-            in_channels=1,
-            out_channels=1,
-            model_channels=32,
-            channel_mult=(1, 2),
-            num_res_blocks=1,
-            attention_resolutions=(2,),
-            num_head_channels=32,
-            num_classes=10,
-            use_scale_shift_norm=True,
-            resblock_updown=True,
-        ),
-        teacher=Stage(
-            "diffusion",
-            DiffusionSettings(),
-            LoopSettings(iterations=2000, learning_rate=1e-3, schedule="cosine", ema_decays=(0.999,)),
-        ),
-        student=Stage(
-            "distillation",
-            DistillationSettings(grid_steps=18, target_ema_decay=0.9, huber_c=0.03),
-            LoopSettings(
-                iterations=600,
-                learning_rate=5e-4,
-                schedule="linear-tail",
-                gradient_clip=10.0,
-                ema_decays=(0.997,),
-                ema_warmup=False,  # some of the teacher, where they start, stays in them
-            ),
-        ),
-        classifier_iterations=800,
-        recommended_levels={1: (80.0,), 2: (80.0, 0.5), 4: (80.0, 2.0, 0.8, 0.3)},
-    ),
-    "fashion": Recipe(
-        name="fashion",
-        title="Fashion-MNIST, clothes of ten classes, 28×28 pixels, grey, class-conditional",
-        licence="MIT",
-        data=load_fashion,
-        folder="Fashion-MNIST's four IDX files (https://github.com/zalandoresearch/fashion-mnist)",
-        unet=UNetConfig(
-            image_size=28,
-            in_channels=1,
-            out_channels=1,
-            model_channels=32,
-            channel_mult=(1, 2, 3),
-            num_res_blocks=1,
-            attention_resolutions=(4,),
-            num_head_channels=32,
-            num_classes=10,
-            use_scale_shift_norm=True,
-            conv_resample=False,
-        ),
-        teacher=Stage(
-            "diffusion",
-            DiffusionSettings(log_sigma_mean=-0.8, log_sigma_std=1.6, uniform_share=0.1),
-            LoopSettings(
-                iterations=2400,
-                batch_size=64,
-                learning_rate=1e-3,
-                schedule="cosine",
-                warmup=100,
-                gradient_clip=1.0,
-                ema_decays=(0.999,),
-            ),
-        ),
-        student=Stage(
-            "easy-consistency-tuning",
-            EasyConsistencyTuningSettings(),
-            LoopSettings(iterations=4000, batch_size=64, learning_rate=5e-4, ema_decays=(0.999,)),
-        ),
-        classifier_iterations=2400,
-        recommended_levels={1: (80.0,), 2: (80.0, 0.8)},
-        measured_samples=2000,
-    ),
-}
+RECIPES = {recipe.name: recipe for recipe in (DIGITS, FASHION, DRUMS, MOVING_DIGITS)}
 
 
 def run(
@@ -167,7 +86,7 @@ def run(
     teacher_folder = out / f"{recipe.name}-teacher"
     if not (resume and (teacher_folder / "config.json").exists()):
         torch.manual_seed(recipe.teacher.loop.seed)
-        new = ConsistencyModel(UNet(recipe.unet), EDM())
+        new = ConsistencyModel(UNet(recipe.unet), recipe.preconditioning, representation=recipe.representation)
         save(trained("teacher", new), teacher_folder, dtype=torch.float16)
     teacher = load(teacher_folder)  # as it is stored: what the student learns from can be looked at
     if not (resume and (out / recipe.name / "config.json").exists()):
@@ -227,7 +146,7 @@ def measure(recipe: Recipe, folder: Path, train: Dataset, test: Dataset) -> list
     rows = []
     for label, model, sampler, steps in (
         *((f"student, {n} step{'s' if n > 1 else ''}", student, "multistep", n) for n in (1, 2, 4)),
-        *((f"teacher, heun {n}", teacher, "heun", n) for n in (5, 8, 10, 18, 40)),
+        *((f"teacher, heun {n}", teacher, "heun", n) for n in recipe.teacher_steps),
         ("teacher, euler 1", teacher, "euler", 1),
     ):
         samples = model.sample(count, class_labels=labels, sampler=sampler, steps=steps, batch_size=250)

@@ -243,6 +243,17 @@ def test_what_is_as_in_the_released_models_is_no_argument(channels, given):
     assert left_out(Checkpoint(network.config, weights, Consistency(), {}, "a test")) == given
 
 
+def test_patches_are_an_argument_of_openais_files_and_nothing_of_diffusers(tmp_path):
+    network = UNet(tiny_config(patch_size=2, image_size=16))
+    checkpoint = Checkpoint(network.config, network.state_dict(), Consistency(), {}, "a test")
+    write(checkpoint, tmp_path / "a.pt", "openai")
+    given = left_out(checkpoint)
+    assert given["patch_size"] == 2
+    assert read(tmp_path / "a.pt", config=given).config == network.config
+    with pytest.raises(ValueError, match="patch_size is 2: it has no patches"):
+        write(checkpoint, tmp_path / "folder", "diffusers")
+
+
 def test_recommended_levels_survive(tmp_path):
     write(cmfast.load("digits").checkpoint(), tmp_path / "folder", "diffusers")
     assert cmfast.load(tmp_path / "folder").recommended_levels == cmfast.load("digits").recommended_levels

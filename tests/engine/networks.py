@@ -15,6 +15,8 @@ KINDS = {
     "audio-strided": {"dims": 1, "image_size": 26, "resblock_updown": False},
     "video": {"dims": 3, "image_size": (3, 8, 8)},
     "video-strided": {"dims": 3, "image_size": (5, 6, 10), "resblock_updown": False},
+    "video-patches": {"dims": 3, "image_size": (3, 8, 12), "patch_size": 2, "resblock_updown": False},
+    "patches": {"image_size": (8, 12), "patch_size": 2, "in_channels": 2, "out_channels": 2},
 }
 IMAGES = [name for name, changes in KINDS.items() if changes.get("dims", 2) == 2]
 

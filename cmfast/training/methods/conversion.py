@@ -17,7 +17,13 @@ def copied(model: ConsistencyModel, preconditioning: Preconditioning) -> Consist
 
 def viewed(model: ConsistencyModel, preconditioning: Preconditioning) -> ConsistencyModel:
     """A model of the very same network with that preconditioning."""
-    return ConsistencyModel(model.unet, preconditioning, sample_shape=model.sample_shape, num_classes=model.num_classes)
+    return ConsistencyModel(
+        model.unet,
+        preconditioning,
+        sample_shape=model.sample_shape,
+        num_classes=model.num_classes,
+        representation=model.representation,
+    )
 
 
 def consistency_from(model: ConsistencyModel) -> ConsistencyModel:

@@ -20,7 +20,7 @@ from .device import DEVICE, ON_GPU, network
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 #: Each network in one dtype: an evaluation takes Triton's interpreter seconds.
-ACCURATE = ("film", "pooled", "video")
+ACCURATE = ("film", "pooled", "video", "patches")
 NARROW = (("film", BF16), ("added", F16), ("strided", BF16), ("audio", BF16))
 
 

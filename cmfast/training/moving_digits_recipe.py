@@ -1,0 +1,54 @@
+"""The recipe of `moving-digits`: video."""
+
+from ..unet import UNetConfig
+from .data.moving_digits import load_moving_digits
+from .methods.diffusion import DiffusionSettings
+from .methods.distillation import DistillationSettings
+from .recipe import Recipe, Stage
+from .settings import LoopSettings
+
+MOVING_DIGITS = Recipe(
+    name="moving-digits",
+    title="scikit-learn's digits in motion, clips of 8 frames of 16×16 pixels, grey, class-conditional",
+    licence="CC BY 4.0 (the digits: Alpaydin and Kaynak 1998, UCI Machine Learning Repository)",
+    data=load_moving_digits,
+    unet=UNetConfig(
+        dims=3,
+        image_size=(8, 16, 16),
+        in_channels=1,
+        out_channels=1,
+        patch_size=2,
+        model_channels=32,
+        channel_mult=(1, 1, 1),
+        num_res_blocks=1,
+        attention_resolutions=(2,),
+        num_head_channels=32,
+        num_classes=10,
+        use_scale_shift_norm=True,
+        conv_resample=False,
+    ),
+    teacher=Stage(
+        "diffusion",
+        DiffusionSettings(log_sigma_mean=-0.4, log_sigma_std=1.3),
+        LoopSettings(
+            iterations=1100, batch_size=32, warmup=50, learning_rate=1e-3, schedule="cosine", ema_decays=(0.995,)
+        ),
+    ),
+    student=Stage(
+        "distillation",
+        DistillationSettings(grid_steps=10, solver="heun", target_ema_decay=0.9, huber_c=0.03),
+        LoopSettings(
+            iterations=200,
+            batch_size=32,
+            learning_rate=5e-4,
+            schedule="linear-tail",
+            gradient_clip=10.0,
+            ema_decays=(0.99,),
+            ema_warmup=False,
+        ),
+    ),
+    classifier_iterations=400,
+    recommended_levels={1: (80.0,), 2: (80.0, 1.0), 4: (80.0, 3.0, 1.0, 0.4)},
+    measured_samples=500,
+    teacher_steps=(5, 10, 18),
+)
