@@ -1,5 +1,6 @@
 """Samples as PNG pictures, and pictures as samples."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
 
     Args:
         samples: images [N, C, H, W] or videos [N, C, D, H, W] (a row of frames each), C 1 or 3, in [-1, 1]; values
-            beyond are clipped.
+            beyond are clipped. Or their pixels, uint8.
         columns: samples a row; None makes about a square (one column for videos).
         margin: pixels between samples.
         smallest: samples of fewer pixels are enlarged by a whole factor.
@@ -35,7 +36,13 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
     n, _, h, w = samples.shape
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows, factor = -(-n // columns), max(1, -(-smallest // min(h, w)))
-    pixels = to_pixels(samples).cpu().expand(n, 3, h, w).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    pixels = (
+        (samples if samples.dtype == torch.uint8 else to_pixels(samples))
+        .cpu()
+        .expand(n, 3, h, w)
+        .repeat_interleave(factor, 2)
+        .repeat_interleave(factor, 3)
+    )
     h, w = h * factor, w * factor
     picture = torch.full((rows * (h + margin) + margin, columns * (w + margin) + margin, 3), 255, dtype=torch.uint8)
     for i, image in enumerate(pixels):
@@ -47,6 +54,15 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
 def to_pixels(samples: Tensor) -> Tensor:
     """Samples in [-1, 1] as uint8 of the same shape: 0 is -1, 255 is 1; values beyond are clipped."""
     return ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """The PNG file of a picture, uint8 [height, width], or [height, width, 3]."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def save_png(samples: Tensor, path: str | Path, columns: int | None = None) -> None:

@@ -76,6 +76,7 @@ ROOMS = [
     "profile",
     "pictures",
     "bulk",
+    "serving",
     "evaluation",
     "benchmarking",
     "training",
