@@ -32,6 +32,9 @@ def serve(
     max_count: Annotated[int, typer.Option(min=1, help="Samples of one request; more are refused (400).")] = 64,
     max_queue: Annotated[int, typer.Option(min=1, help="Samples that wait; more are refused (429).")] = 1024,
     max_steps: Annotated[int, typer.Option(min=1, help="Steps of a request; more are refused (400).")] = 100,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a header, a body, and a stalled answer may take.")
+    ] = 10.0,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that accepted requests have after SIGTERM.")] = 30.0,
 ) -> None:
     """Serve a model over HTTP: OpenAI's images endpoint, a plain one, a page, and metrics (docs/serving.md)."""
@@ -40,6 +43,6 @@ def serve(
     from ..serving import server
     from ..serving.settings import Limits, ModelSettings
 
-    limits = Limits(max_batch, max_wait / 1000, max_count, max_queue, max_steps, grace=grace)
+    limits = Limits(max_batch, max_wait / 1000, max_count, max_queue, max_steps, receive=timeout, grace=grace)
     load = functools.partial(load_model, model, device, dtype, accelerate, backend)
     server.serve(ModelSettings(load, name or model, backend, threads, exact), limits, host, port)

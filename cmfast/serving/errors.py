@@ -47,7 +47,9 @@ _CODES = {
 def of_validation(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a body."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = shortened(".".join(map(str, first["loc"]))) or None
+    # Within a field, places in a list alone: the kinds that a value could have are no part of a body.
+    place = [str(each) for i, each in enumerate(first["loc"]) if not i or isinstance(each, int)]
+    param = shortened(".".join(place)) or None
     code = _CODES.get(first["type"], "invalid_value")
     if code == "unknown_parameter":
         return ApiError(400, f"there is no field {param!r}", code, param)

@@ -179,7 +179,7 @@ class Reader:
                     scheme.renoise(level)
             return Plan(function.__name__.removeprefix("sample_"), tuple(levels))
 
-        return _checked(next((field for field, steps in most.items() if steps), "steps"), find)
+        return _checked(next((field for field in most if getattr(body, field) is not None), "steps"), find)
 
 
 Found = TypeVar("Found")
