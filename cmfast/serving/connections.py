@@ -10,13 +10,15 @@ from .errors import ApiError
 from .settings import Limits
 
 _MOST_HEADER_BYTES = 1 << 15
+#: Requests of a connection that were sent before the one before them was answered; uvicorn keeps any number of them.
+_MOST_PIPELINED = 8
 
 
 def protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """A class of connections that keep to the limits."""
 
     class Connection(HttpToolsProtocol):
-        """Closed when a header comes too slowly or is too large, or when nobody reads what is sent."""
+        """Closed when a header comes too slowly or is too large, requests pile up, or nobody reads what is sent."""
 
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
@@ -34,14 +36,17 @@ def protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._cancel("_header")
-            super().on_headers_complete()
+            if len(self.pipeline) < _MOST_PIPELINED:
+                super().on_headers_complete()
+            else:
+                self.transport.abort()
 
         def data_received(self, data: bytes) -> None:
+            expected = self._header
             super().data_received(data)
-            if self._header is None:
-                self._header_bytes = 0
-                return
-            self._header_bytes += len(data)
+            # Of a header that begins in the midst of the data nothing is counted yet.
+            same = self._header is not None and self._header is expected
+            self._header_bytes = self._header_bytes + len(data) if same else 0
             if self._header_bytes > _MOST_HEADER_BYTES:
                 message = f"a header has at most {_MOST_HEADER_BYTES} bytes"
                 self._refuse(b"431 Request Header Fields Too Large", ApiError(431, message, "header_too_large"))

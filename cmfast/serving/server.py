@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -79,11 +80,18 @@ async def _answer(service: Service, listener: socket.socket, signals: "_Signals"
     await _first(running, signals.stop)
     await service.drain(service.limits.grace, signals.hurry)
     server.should_exit = True
+    cut = asyncio.get_running_loop().call_later(_CLOSING / 2, server.cut)  # those that still send or do not read
     await running
+    cut.cancel()
 
 
 class _Server(uvicorn.Server):
     """uvicorn's, without its handling of signals, which ends the process by the signal."""
+
+    def cut(self) -> None:
+        """End all connections."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -120,8 +128,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(getattr(error, "errno", None), f"cannot listen ({reason})", f"{host}:{port}") from error
+        number = getattr(error, "errno", None) or 0
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
+        raise OSError(number, f"cannot listen ({reason})", f"{host}:{port}") from error
     with listener:
         yield listener
 

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -175,6 +176,7 @@ def _start(process: SpawnProcess) -> None:
     They are the service's to handle: where a terminal or an init system sends them to all processes, this one still
     has batches to evaluate. A process inherits the signals that the thread which starts it has blocked.
     """
+    resource_tracker.ensure_running()  # which process.start() would do, and unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         process.start()

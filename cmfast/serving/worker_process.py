@@ -26,8 +26,10 @@ def work(connection: Connection, settings: ModelSettings, sizes: Sequence[int]) 
     receives, (number, samples of each piece, seconds), or (number, a line that says what went wrong, seconds).
     """
     # Where the service has ended, the connection has.
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), _kernels_of(settings.backend):
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), contextlib.ExitStack() as kernels:
         try:
+            if settings.backend != "auto":
+                kernels.enter_context(use_backend(settings.backend))
             model = settings.load()
             evaluate = Evaluator(model, settings.threads, settings.exact)
             evaluate.warm_up(sizes)
@@ -45,10 +47,6 @@ def work(connection: Connection, settings: ModelSettings, sizes: Sequence[int]) 
                 logger.error("a batch of %d samples failed:\n%s", batch.size, traceback.format_exc())
                 found = _line(error)
             connection.send((number, found, time.perf_counter() - begin))
-
-
-def _kernels_of(backend: str) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if backend == "auto" else use_backend(backend)
 
 
 def _description(model: ConsistencyModel, settings: ModelSettings) -> Description:

@@ -1,5 +1,6 @@
 """A service in a process of its own, and how it is asked."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -86,6 +87,22 @@ class Service:
             return found[0]
 
         return answer
+
+    @contextlib.contextmanager
+    def kept(self):
+        """GET on one connection, again and again; gives status and content."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LONGEST)
+        connection.connect()
+        used = connection.sock
+
+        def get(path):
+            assert connection.sock is used
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+        yield get
+        connection.close()
 
     def connect(self):
         return socket.create_connection(("127.0.0.1", self.port), timeout=LONGEST)
