@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from . import chromium
 from .client import LONGEST, Service, everything
 
 #: Few, so that they are met.
@@ -112,6 +113,49 @@ def test_metrics(service):
     assert service.metric("cmfast_batch_samples_count") == before["cmfast_batch_samples_count"] + 2  # 4 and 1
     assert service.metric('cmfast_request_seconds_count{route="/v1/samples"}') >= 3
     assert (service.metric("cmfast_queue_samples"), service.metric("cmfast_worker_ready")) == (0, 1)
+
+
+# ---- the page
+
+
+@pytest.mark.skipif(chromium.FOUND is None, reason="the page is tested in Chromium: apt-get install chromium")
+def test_the_page_draws_as_one_clicks(service, tmp_path):
+    page = chromium.Page(tmp_path / "profile")
+    try:
+        address = f"http://127.0.0.1:{service.port}/"
+        page.call("Page.navigate", url=address)
+        images = "[...document.querySelectorAll('#grid img')]"
+        shown = f"{images}.map((image) => image.src)"
+        page.until(f"{images}.length == 16 && {images}.every((image) => image.naturalWidth == 8)")
+        assert page.value("document.title") == "digits · cmfast"
+        first = page.value(shown)
+        page.click("#grid")
+        page.until(f"{shown}[0] != {json.dumps(first[0])}")
+        assert len(set(page.value(shown)) - set(first)) == 16
+        page.click("#classes label:nth-of-type(8)")  # all, 0, 1 … 6
+        page.until("document.querySelector('#curl').textContent.includes('\"class_labels\":6')")
+        page.value(
+            "Object.assign(document.querySelector('#seed'), {value: 5}); document.querySelector('#count').value = 4"
+        )
+        page.value("document.querySelector('#steps').value = 2")
+        page.click("#draw")
+        page.until("document.querySelector('#status').textContent.includes('seed 5')")
+        drawn = [base64.b64decode(source.partition(",")[2]) for source in page.value(shown)]
+        assert drawn == pictures(service.images(prompt="6", n=4, seed=5, steps=2))
+        page.screenshot(tmp_path / "page.png")
+        colours = Image.open(tmp_path / "page.png").convert("L").getextrema()
+        assert colours[1] - colours[0] > 200
+        page.value("document.querySelector('#steps').removeAttribute('max')")
+        page.value("document.querySelector('#steps').value = 99")
+        page.click("#draw")
+        page.until("document.querySelector('#status.error') != null")
+        assert page.value("document.querySelector('#status').textContent") == "at most 8, got 99"
+        assert page.value(f"{images}.length") == 4
+        assert {url.removeprefix(address) for url in page.urls} == {"", "v1/models", "v1/images/generations"}
+        (refused,) = page.complaints  # the browser's own note of the answer that it got
+        assert "400" in refused["entry"]["text"]
+    finally:
+        page.close()
 
 
 # ---- many clients
