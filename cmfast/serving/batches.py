@@ -103,8 +103,8 @@ class Job:
 class Queue:
     """Jobs that wait, and the batches that are made of them.
 
-    A batch is made when a full one is there, or its oldest job has waited long enough. The jobs of a batch have equal
-    shares of it, and what one does not need the others get: a large job does not hold up small ones. Plans take turns.
+    A batch is made when a full one is there, or its oldest job has waited long enough. Jobs take turns, each with a
+    quarter of a batch, so that a large job does not hold up small ones, and small ones are not cut. Plans take turns.
 
     Attributes:
         samples: how many are in no batch yet.
@@ -156,14 +156,15 @@ class Queue:
         begun = any(job.sent for job in jobs)
         if begun or sum(job.left for job in jobs) >= self._sizes[-1]:
             return float("-inf")
-        return jobs[0].arrived + self._wait
+        return min(job.arrived for job in jobs) + self._wait
 
     def _make(self, plan: Plan, jobs: list[Job]) -> Batch:
         size, count = fitted(sum(job.left for job in jobs), self._sizes)
-        cuts = shares([job.left for job in jobs], count)
+        cuts = shares([job.left for job in jobs], count, max(1, self._sizes[-1] // 4))
         pieces = tuple(job.cut(share) for job, share in zip(jobs, cuts, strict=True) if share)
         self.samples -= count
-        self._jobs[plan] = [job for job in jobs if job.left]
+        untouched = [job for job, share in zip(jobs, cuts, strict=True) if not share]
+        self._jobs[plan] = untouched + [job for job, share in zip(jobs, cuts, strict=True) if share and job.left]
         self._jobs.move_to_end(plan)
         if not self._jobs[plan]:
             del self._jobs[plan]
@@ -182,13 +183,13 @@ def fitted(waiting: int, sizes: Sequence[int]) -> tuple[int, int]:
     return sizes[i], min(waiting, sizes[i])
 
 
-def shares(wanted: Sequence[int], count: int) -> list[int]:
-    """Divide `count` among those who want so many each: one after the other gets one more, from the first on."""
+def shares(wanted: Sequence[int], count: int, turn: int) -> list[int]:
+    """Divide `count` among those who want so many each: one after the other gets `turn` more, from the first on."""
     found = [0] * len(wanted)
     count = min(count, sum(wanted))
     while count:
         for i, most in enumerate(wanted):
-            if count and found[i] < most:
-                found[i] += 1
-                count -= 1
+            given = min(turn, most - found[i], count)
+            found[i] += given
+            count -= given
     return found

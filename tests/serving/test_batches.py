@@ -10,18 +10,19 @@ SIZES = (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "count", "expected"),
+    ("wanted", "count", "turn", "expected"),
     [
-        ([64, 1, 1], 16, [14, 1, 1]),
-        ([1, 1, 64], 16, [1, 1, 14]),
-        ([10, 10, 10], 16, [6, 5, 5]),
-        ([3, 9], 100, [3, 9]),
-        ([2, 1, 1], 2, [1, 1, 0]),  # the oldest one is never left out
-        ([5], 3, [3]),
+        ([64, 1, 1], 16, 4, [14, 1, 1]),
+        ([1, 1, 64], 16, 4, [1, 1, 14]),
+        ([10, 10, 10], 16, 4, [8, 4, 4]),
+        ([10, 10, 10], 16, 1, [6, 5, 5]),
+        ([4, 4, 4, 4, 4], 16, 4, [4, 4, 4, 4, 0]),
+        ([3, 9], 100, 4, [3, 9]),
+        ([5], 3, 4, [3]),
     ],
 )
-def test_shares(wanted, count, expected):
-    assert shares(wanted, count) == expected
+def test_shares(wanted, count, turn, expected):
+    assert shares(wanted, count, turn) == expected
 
 
 def test_batches_are_filled_up_by_a_quarter_at_most():
@@ -105,6 +106,19 @@ def test_small_jobs_overtake_a_large_one():
     batch = waiting.take(0.0)
     assert {piece.job: piece.count for piece in batch.pieces} == {large.number: 6, small.number: 2}
     assert (large.left, small.left, waiting.samples) == (50, 0, 50)
+
+
+def test_jobs_take_turns():
+    """Who had a share goes behind those who had none, however many large ones there are."""
+    jobs = [job(20) for _ in range(6)] + [job(1)]
+    waiting = queue(*jobs)
+    served = [[(jobs.index(each), piece.count) for piece in waiting.take(0.0).pieces for each in jobs
+               if each.number == piece.job] for _ in range(3)]  # fmt: skip
+    assert served == [
+        [(0, 2), (1, 2), (2, 2), (3, 2)],
+        [(4, 2), (5, 2), (6, 1), (0, 2), (1, 1)],
+        [(2, 2), (3, 2), (4, 2), (5, 2)],
+    ]
 
 
 def test_plans_take_turns_and_do_not_mix():

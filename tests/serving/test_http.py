@@ -1,4 +1,7 @@
-"""A running service over HTTP: its endpoints, many clients at once, and clients that are wrong, huge, slow or gone."""
+"""A running service over HTTP: its endpoints, many clients at once, and clients that are wrong, huge, slow or gone.
+
+It is the one of docs/serving.md, whose blocks are run here too.
+"""
 
 import base64
 import concurrent.futures
@@ -7,7 +10,9 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -16,16 +21,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ..documentation import blocks, command_lines
+from ..test_docs import of_pip, of_python
 from . import chromium
 from .client import LONGEST, Service, everything
 
-#: Few, so that they are met.
-LIMITS = ("--max-batch", 16, "--max-count", 16, "--max-queue", 128, "--max-steps", 8, "--timeout", 3)
+BLOCKS = blocks("docs/serving.md")
+COMMANDS = [line for block in BLOCKS if block.kind == "sh" for line in command_lines(block)]
+PYTHON = [block for block in BLOCKS if block.kind == "python"]
+
+#: Small, so that they are met.
+LIMITS = ("--max-batch", 16, "--max-count", 32, "--max-queue", 128, "--max-steps", 8, "--timeout", 3)
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    found = Service(tmp_path_factory.mktemp("service"), "--model", "digits", "--accelerate", *LIMITS)
+    (line,) = [line for line in COMMANDS if line.startswith("cmfast serve")]
+    found = Service(tmp_path_factory.mktemp("service"), *shlex.split(line)[2:], *LIMITS)
     yield found
     found.end(signal.SIGKILL)
 
@@ -93,7 +105,7 @@ def test_what_is_there(service):
     assert service.get("/health").json() == {"status": "ok"}
     (model,) = service.get("/v1/models").json()["data"]
     assert (model["id"], model["size"], model["classes"], model["accelerated"]) == ("digits", "8x8", 10, True)
-    assert (model["most_samples"], model["most_steps"]) == (16, 8)
+    assert (model["most_samples"], model["most_steps"]) == (32, 8)
     bodies = service.get("/openapi.json").json()["paths"]["/v1/images/generations"]["post"]["requestBody"]
     assert "prompt" in bodies["content"]["application/json"]["schema"]["properties"]
     page = service.get("/")
@@ -115,6 +127,52 @@ def test_metrics(service):
     assert (service.metric("cmfast_queue_samples"), service.metric("cmfast_worker_ready")) == (0, 1)
 
 
+# ---- the documentation
+
+
+@pytest.fixture
+def here(service, tmp_path, monkeypatch):
+    """A function that puts the service's address into a text."""
+    monkeypatch.chdir(tmp_path)
+    return lambda text: text.replace("http://127.0.0.1:8000", f"http://127.0.0.1:{service.port}")
+
+
+def test_each_block_is_of_a_kind_that_is_run():
+    assert {block.kind for block in BLOCKS} == {"sh", "python"}
+    assert {line.split()[0] for line in COMMANDS} == {"pip", "cmfast", "curl", "python"}
+    assert len(PYTHON) == 2
+    of_pip(shlex.split(next(line for line in COMMANDS if line.startswith("pip")))[1:])
+    of_python(shlex.split(next(line for line in COMMANDS if line.startswith("python")))[1:])
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("curl")], ids=lambda line: line[28:50])
+def test_curl(here, service, line):
+    """The command itself where there is curl, and the request that it stands for."""
+    words = shlex.split(line)
+    path, body = words[1].removeprefix("http://127.0.0.1:8000"), words[words.index("-d") + 1]
+    assert service.post(path, body.encode()).status == 200
+    with contextlib.suppress(FileNotFoundError):
+        found = subprocess.run(shlex.split(here(line)), capture_output=True)
+        assert found.returncode == 0, found.stderr
+        if "-o" in words:
+            assert Image.open("samples.png").size == (10 * 66 + 2, 3 * 66 + 2)
+        else:
+            assert found.stdout == service.post(path, body.encode()).content or b'"data"' in found.stdout
+
+
+def test_numbers(here):
+    names = {}
+    exec(here(PYTHON[1].text), names)
+    assert names["samples"].shape == (4, 1, 8, 8)
+    assert names["labels"].tolist() == [1, 2, 3, 4]
+
+
+def test_the_client_of_openai(here, capsys):
+    pytest.importorskip("openai", reason="this block needs OpenAI's client: pip install openai")
+    exec(here(PYTHON[0].text), {})
+    assert capsys.readouterr().out.startswith("iVBORw0KGgo")
+
+
 # ---- the page
 
 
@@ -126,12 +184,12 @@ def test_the_page_draws_as_one_clicks(service, tmp_path):
         page.call("Page.navigate", url=address)
         images = "[...document.querySelectorAll('#grid img')]"
         shown = f"{images}.map((image) => image.src)"
-        page.until(f"{images}.length == 16 && {images}.every((image) => image.naturalWidth == 8)")
+        page.until(f"{images}.length == 30 && {images}.every((image) => image.naturalWidth == 8)")
         assert page.value("document.title") == "digits · cmfast"
         first = page.value(shown)
         page.click("#grid")
         page.until(f"{shown}[0] != {json.dumps(first[0])}")
-        assert len(set(page.value(shown)) - set(first)) == 16
+        assert len(set(page.value(shown)) - set(first)) == 30
         page.click("#classes label:nth-of-type(8)")  # all, 0, 1 … 6
         page.until("document.querySelector('#curl').textContent.includes('\"class_labels\":6')")
         page.value(
@@ -240,7 +298,7 @@ def request(body, path=b"/v1/samples", head=b"Content-Type: application/json\r\n
 @pytest.mark.parametrize(
     ("method", "path", "body", "headers", "status", "code"),
     [
-        ("POST", "/v1/samples", {"count": 17}, None, 400, "invalid_value"),
+        ("POST", "/v1/samples", {"count": 33}, None, 400, "invalid_value"),
         ("POST", "/v1/images/generations", {"n": 1}, None, 400, "missing_required_parameter"),
         ("POST", "/v1/images/generations", {"prompt": "", "style": "x"}, None, 400, "unknown_parameter"),
         ("POST", "/v1/samples", b"{", None, 400, "invalid_json"),
