@@ -116,9 +116,6 @@ class Queue:
         self._sizes, self._wait = tuple(sizes), wait
         self._jobs: OrderedDict[Plan, list[Job]] = OrderedDict()  # the plan that was served last is the last one
 
-    def __len__(self) -> int:
-        return sum(map(len, self._jobs.values()))
-
     def add(self, job: Job) -> None:
         """Let a job wait."""
         self._jobs.setdefault(job.plan, []).append(job)
@@ -132,13 +129,6 @@ class Queue:
             self.samples -= job.left
             if not jobs:
                 del self._jobs[job.plan]
-
-    def clear(self) -> list[Job]:
-        """Forget all jobs; returns them."""
-        jobs = [job for of_plan in self._jobs.values() for job in of_plan]
-        self._jobs.clear()
-        self.samples = 0
-        return jobs
 
     def due(self) -> float | None:
         """When the next batch is to be made; None while nothing waits."""

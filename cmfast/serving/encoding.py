@@ -52,10 +52,6 @@ class Encoder:
         """The bytes of an .npz file."""
         return await self._timed(self._in_thread(lambda: _npz(arrays)))
 
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
     def _in_thread(self, function: Callable[[], Result]) -> "asyncio.Future[Result]":
         return asyncio.get_running_loop().run_in_executor(self._threads, function)
 

@@ -79,7 +79,6 @@ class Service:
         while self.active and not hurry.is_set() and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.02)
         self._batcher.close()
-        self.encoder.close() if not self.active else None
 
 
 async def until_gone(request: Request) -> None:

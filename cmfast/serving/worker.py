@@ -53,11 +53,6 @@ class Worker:
         self._batches = 0
         self._keeper: asyncio.Task[None] | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """The process's id."""
-        return None if self._process is None else self._process.pid
-
     async def start(self) -> Description:
         """Start the process; returns what it says of its model once it is ready.
 
