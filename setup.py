@@ -37,7 +37,7 @@ setup(
         *(f"cmfast.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"cmfast.kernels": "kernels"},
-    package_data={"cmfast": ["py.typed", "assets/*", "assets/*/*", "engine/cuda/measured/*"]},
+    package_data={"cmfast": ["py.typed", "assets/*", "assets/*/*", "engine/cuda/measured/*", "serving/page.html"]},
     ext_modules=extensions,
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -225,15 +225,16 @@ class ConsistencyModel(Storage):
         function: Callable[..., Tensor],
         levels: Sequence[float],
         size: int,
-        noise: GaussianNoise,
+        noise: NoiseFunction,
         labels: Tensor | None,
         clip: Clip = "model",
         **options: Any,
     ) -> Tensor:
         """A batch of `size` samples, from the noise to the sampler's last step; the options are the sampler's.
 
-        On a GPU it has no synchronisation and draws nothing on the host. Where the noise's seed and first sample are
-        tensors, the samples are a function of these, the labels [size] and the weights: all of it is device data.
+        On a GPU it has no synchronisation and draws nothing on the host. Where the noise is a GaussianNoise whose seed
+        and first sample are tensors, the samples are a function of these, the labels [size] and the weights: all of it
+        is device data.
         """
         zero = torch.zeros((size, *self.sample_shape), dtype=self.state_dtype, device=self.device)
         denoiser, p = self.denoiser(labels, clip), self.preconditioning

@@ -1,6 +1,9 @@
 """Samples as pictures, moving ones too, and pictures as samples."""
 
+import io
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch import Tensor
 from .files import whole_file
 
 _MIN_CELL = 64  # pixels
+_SMALL = 1 << 10  # values of a picture
 
 
 def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest: int = _MIN_CELL) -> np.ndarray:
@@ -20,7 +24,7 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
 
     Args:
         samples: images [N, C, H, W] or videos [N, C, D, H, W] (a row of frames each), C 1 or 3, in [-1, 1]; values
-            beyond are clipped.
+            beyond are clipped. Or their pixels, uint8.
         columns: samples a row; None makes about a square (one column for videos).
         margin: pixels between samples.
         smallest: samples of fewer pixels are enlarged by a whole factor.
@@ -35,7 +39,13 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
     n, _, h, w = samples.shape
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows, factor = -(-n // columns), max(1, -(-smallest // min(h, w)))
-    pixels = to_pixels(samples).cpu().expand(n, 3, h, w).repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    pixels = (
+        (samples if samples.dtype == torch.uint8 else to_pixels(samples))
+        .cpu()
+        .expand(n, 3, h, w)
+        .repeat_interleave(factor, 2)
+        .repeat_interleave(factor, 3)
+    )
     h, w = h * factor, w * factor
     picture = torch.full((rows * (h + margin) + margin, columns * (w + margin) + margin, 3), 255, dtype=torch.uint8)
     for i, image in enumerate(pixels):
@@ -47,6 +57,35 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
 def to_pixels(samples: Tensor) -> Tensor:
     """Samples in [-1, 1] as uint8 of the same shape: 0 is -1, 255 is 1; values beyond are clipped."""
     return ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """The PNG file of a picture, uint8 [height, width], or [height, width, 3]."""
+    if picture.size < _SMALL:
+        return _small_png(picture)
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _small_png(picture: np.ndarray) -> bytes:
+    """The same without Pillow, whose calls take several times as long as a small picture does; no row is filtered."""
+    height, width = picture.shape[:2]
+    rows = np.zeros((height, 1 + picture.size // height), np.uint8)  # each begins with its filter: none
+    rows[:, 1:] = picture.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if picture.ndim == 2 else 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows.tobytes()))
+        + chunk(b"IEND", b"")
+    )
 
 
 def save_png(samples: Tensor, path: str | Path, columns: int | None = None) -> None:

@@ -35,6 +35,11 @@ RELATED = {
     "cmfast/bulk/": tuple(
         f"tests/bulk/test_{name}.py" for name in ("shards", "processes", "manifest", "unfinished", "run", "cli")
     ),
+    "cmfast/serving/": tuple(
+        f"tests/serving/test_{name}.py"
+        for name in ("batches", "batching", "requests", "evaluation", "worker_process", "connections")
+    ),
+    "cmfast/cli/serve.py": ("tests/serving/test_lifecycle.py",),
     "cmfast/training/methods/": ("tests/training/methods",),
     "cmfast/training/": ("tests/training",),
     "cmfast/evaluation/": ("tests/test_evaluation.py",),

@@ -178,6 +178,7 @@ _PARSED = (
     "cmfast bench show",
     "cmfast train --recipe",
     "cmfast kernels",
+    "cmfast serve",
 )
 
 
@@ -334,11 +335,11 @@ def test_blocks_are_found():
 # ---- blocks
 
 
-#: Its commands start processes, and are played one by one: tests/bulk/test_docs.py.
-_ELSEWHERE = "docs/bulk.md"
+#: Their commands start processes, and are run or played in tests/bulk/test_docs.py and tests/serving/test_http.py.
+_ELSEWHERE = {"docs/bulk.md", "docs/serving.md"}
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS} - {_ELSEWHERE}))
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS} - _ELSEWHERE))
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, capsys, cmfast):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

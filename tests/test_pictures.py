@@ -1,9 +1,11 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cmfast.pictures import grid, save_animation, save_png, save_spectrograms
+from cmfast.pictures import encode_png, grid, save_animation, save_png, save_spectrograms, to_pixels
 
 
 def test_grid_places_each_sample():
@@ -101,3 +103,17 @@ def test_spectrograms(tmp_path):
     assert 110 < middle < 150
     with pytest.raises(ValueError, match=r"expected sounds \[N, 1, L\], got \[3, 4000\]"):
         save_spectrograms(tones[:, 0], tmp_path / "b.png", 8000)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (3, 5, 3), (31, 33), (40, 7, 3), (40, 40), (64, 48, 3)], ids=str)
+def test_encoded_pictures(shape):
+    picture = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    for each in (picture, picture[::-1]):  # of any strides
+        image = Image.open(io.BytesIO(encode_png(each)))
+        assert image.mode == ("L" if len(shape) == 2 else "RGB")
+        np.testing.assert_array_equal(np.asarray(image), each)
+
+
+def test_a_grid_of_pixels():
+    samples = torch.linspace(-1, 1, 5 * 3 * 4 * 4).reshape(5, 3, 4, 4)
+    np.testing.assert_array_equal(grid(to_pixels(samples)), grid(samples))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from ..files import whole_file, whole_folder
+from ..pictures import encode_png
 from .shards import Shard, Shards
 
 #: `map`, or the map of a pool of threads.
@@ -95,9 +95,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _png(image: np.ndarray) -> bytes:
     """The PNG file of an image, uint8 [1 or 3, H, W]."""
-    stream = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))).save(stream, "PNG")
-    return stream.getvalue()
+    return encode_png(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
 def _npy(sample: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..kernels import BackendError
-from . import bench, convert, edit, environment, evaluate, kernels, profile, sample, train
+from . import bench, convert, edit, environment, evaluate, kernels, profile, sample, serve, train
 
 app = typer.Typer(
     name="cmfast",
@@ -35,6 +35,7 @@ def cmfast(
 
 app.command("env")(environment.env)
 app.command("sample")(sample.sample)
+app.command("serve")(serve.serve)
 app.add_typer(edit.app, name="edit")
 app.add_typer(bench.app, name="bench")
 app.command("convert")(convert.convert)
