@@ -44,19 +44,21 @@ DRUMS = Recipe(
     ),
     student=Stage(
         "distillation",
-        DistillationSettings(grid_steps=10, solver="heun", target_ema_decay=0.9, huber_c=0.005),
+        DistillationSettings(grid_steps=8, solver="heun", target_ema_decay=0.9, huber_c=0.005),
         LoopSettings(
-            iterations=250,
+            iterations=150,
             batch_size=32,
             learning_rate=5e-4,
             schedule="linear-tail",
             gradient_clip=10.0,
-            ema_decays=(0.99,),
+            ema_decays=(0.98,),
             ema_warmup=False,
         ),
     ),
     classifier_iterations=300,
-    recommended_levels={1: (12.0,), 2: (12.0, 0.15), 4: (12.0, 0.5, 0.15, 0.05)},
+    recommended_levels={1: (12.0,), 2: (12.0, 3.0)},
+    measured_samples=160,
+    teacher_steps=(10,),
     notes="""\
 A sample [16, 512] is the modified discrete cosine transform of a hit; `model.representation.decode` makes waveforms.
 """,

@@ -29,16 +29,22 @@ MOVING_DIGITS = Recipe(
     ),
     teacher=Stage(
         "diffusion",
-        DiffusionSettings(log_sigma_mean=-0.4, log_sigma_std=1.3),
+        DiffusionSettings(log_sigma_mean=0.2, log_sigma_std=1.5),
         LoopSettings(
-            iterations=1100, batch_size=32, warmup=50, learning_rate=1e-3, schedule="cosine", ema_decays=(0.995,)
+            iterations=1500,
+            batch_size=32,
+            warmup=50,
+            learning_rate=1e-3,
+            schedule="cosine",
+            gradient_clip=1.0,
+            ema_decays=(0.995,),
         ),
     ),
     student=Stage(
         "distillation",
         DistillationSettings(grid_steps=10, solver="heun", target_ema_decay=0.9, huber_c=0.03),
         LoopSettings(
-            iterations=200,
+            iterations=500,
             batch_size=32,
             learning_rate=5e-4,
             schedule="linear-tail",
@@ -47,8 +53,8 @@ MOVING_DIGITS = Recipe(
             ema_warmup=False,
         ),
     ),
-    classifier_iterations=400,
-    recommended_levels={1: (80.0,), 2: (80.0, 1.0), 4: (80.0, 3.0, 1.0, 0.4)},
-    measured_samples=500,
+    classifier_iterations=200,
+    recommended_levels={1: (80.0,), 2: (80.0, 2.0), 4: (80.0, 5.0, 2.0, 0.6)},
+    measured_samples=300,
     teacher_steps=(5, 10, 18),
 )

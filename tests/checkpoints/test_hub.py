@@ -187,7 +187,7 @@ def test_what_is_neither(hub, tmp_path):
         cmfast.load("someone/nothing")
     for source in ("nothing", "some/file.pt", "a/b/c", tmp_path / "someone"):
         calls = len(hub.calls)
-        with pytest.raises(FileNotFoundError, match="expected a path, one of digits, digits-teacher, or an id"):
+        with pytest.raises(FileNotFoundError, match=r"expected a path, one of digits, digits-teacher, .*, or an id"):
             cmfast.load(source)
         assert len(hub.calls) == calls
 

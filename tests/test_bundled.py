@@ -1,0 +1,69 @@
+"""The bundled demonstration of sound."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import cmfast
+from cmfast.checkpoints import BUNDLED, asset
+from cmfast.evaluation import evaluate, load_classifier
+from cmfast.training import recipes
+from cmfast.training.data import drums
+
+from .engine.networks import error, exact
+
+NAMES = ("drums",)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_those_of_their_recipes(name):
+    """What the recipe has, defaults included, is what the card says that the weights were made with."""
+    recipe, student, teacher = recipes.RECIPES[name], cmfast.load(name), cmfast.load(f"{name}-teacher")
+    card = asset(f"{name}/README.md").read_text()
+    parts = {"unet": [dataclasses.asdict(recipe.unet)]}
+    for stage in ("teacher", "student"):
+        made = getattr(recipe, stage)
+        parts[stage] = [dataclasses.asdict(made.settings), made.loop.of_the_weights()]
+    for stage, fields in parts.items():
+        listed = "; ".join(", ".join(f"{k}={v}" for k, v in part.items()) for part in fields)
+        method = "" if stage == "unet" else f"{getattr(recipe, stage).method}: "
+        assert f"{stage:8} {method}{listed}" in card.splitlines()
+    levels = "; ".join(", ".join(f"{sigma:g}" for sigma in row) for row in recipe.recommended_levels.values())
+    assert f"Levels (sigma) of the consistency model's evaluations: {levels}." in card
+    assert f"Licence of the data: {recipe.licence}." in card
+    assert student.recommended_levels == recipe.recommended_levels
+    assert student.unet.config == teacher.unet.config == recipe.unet
+    assert student.representation == teacher.representation == recipe.representation
+    assert teacher.preconditioning == recipe.preconditioning
+    assert {name, f"{name}-teacher"} < set(BUNDLED)
+    files = [*asset(name).rglob("*"), *asset(f"{name}-teacher").rglob("*")]
+    assert sum(file.stat().st_size for file in files) <= 4_000_000
+
+
+@pytest.mark.parametrize(("name", "count"), [("drums", 80)])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_they_are_recognised(name, count, steps):
+    model = cmfast.load(name)
+    labels = torch.arange(count) % model.num_classes
+    quality = evaluate(model.sample(count, steps=steps, batch_size=50), labels, load_classifier(name))
+    assert quality.accuracy >= 0.9
+
+
+def test_their_classifiers_know_real_samples():
+    hits = torch.cat([drums.synthesise(name, 10, torch.Generator().manual_seed(9)) for name in drums.CLASSES])
+    labels = torch.arange(8).repeat_interleave(10)
+    assert evaluate(drums.REPRESENTATION.encode(hits), labels, load_classifier("drums")).accuracy >= 0.95
+    noise = torch.randn(80, 1, 8192) * torch.linspace(0.1, 0.9, 8192)  # louder and louder
+    assert evaluate(drums.REPRESENTATION.encode(noise), labels, load_classifier("drums-teacher")).accuracy < 0.3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_engine_evaluates_them(name):
+    model = cmfast.load(name)
+    x, labels = torch.randn(2, *model.sample_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 5])
+    inputs = [x, torch.tensor([-300.0, 1000.0]), labels]
+    fast = cmfast.accelerate(model)
+    with torch.no_grad():
+        assert error(fast.unet(*inputs), exact(model.unet, inputs)) < 1e-5
+    assert (fast.sample(2, seed=3) - model.sample(2, seed=3)).abs().max() < 1e-4
