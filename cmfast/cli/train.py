@@ -31,7 +31,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the folder.")] = False,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Instead of a method: the recipe of bundled models, digits or fashion."),
+        typer.Option(help="Instead of a method: a recipe, one of digits, fashion, drums, moving-digits."),
     ] = None,
     device: Device = None,
     threads: Threads = None,

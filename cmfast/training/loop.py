@@ -227,8 +227,9 @@ class _Watch:
 def _lay_out(networks: Iterable[nn.Module], layout: torch.memory_format) -> None:
     """Lay out the weights of 2-D convolutions; on a processor a `UNet` is trained channels-last, a tenth faster."""
     for network in networks:
-        if isinstance(network, ConsistencyModel) and isinstance(network.unet, UNet) and network.device.type == "cpu":
-            network.unet.to(memory_format=layout)  # type: ignore[call-overload]
+        unet = getattr(network, "unet", None)
+        if isinstance(unet, UNet) and unet.config.dims == 2 and network.device.type == "cpu":
+            unet.to(memory_format=layout)  # type: ignore[call-overload]
 
 
 def _on_host(model: ConsistencyModel) -> bool:

@@ -38,6 +38,17 @@ def test_a_processor_trains_channels_last(tmp_path):
     assert all(p.is_contiguous() for p in method.model.parameters())
 
 
+@pytest.mark.parametrize("dims", [1, 3])
+def test_sound_and_video_are_trained_too(dims):
+    config = tiny_config(dims=dims, image_size=(8,) * dims, channel_mult=(1,), attention_resolutions=())
+    method = METHODS["diffusion"][1](ConsistencyModel(UNet(config), EDM()), METHODS["diffusion"][0](), 1)
+    before = [p.detach().clone() for p in method.model.parameters()]
+    data = Dataset(torch.rand(4, 1, *(8,) * dims), torch.arange(4))
+    trained = train(method, data, LoopSettings(iterations=1, batch_size=4, ema_decays=())).model
+    assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), before, strict=True))
+    assert all(p.is_contiguous() for p in trained.parameters())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_goes_on_to_the_bit(tmp_path, name):
     generator = torch.Generator().manual_seed(1)
