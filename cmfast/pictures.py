@@ -2,8 +2,6 @@
 
 import io
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from torch import Tensor
 from .files import whole_file
 
 _MIN_CELL = 64  # pixels
-_SMALL = 1 << 10  # values of a picture
 
 
 def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest: int = _MIN_CELL) -> np.ndarray:
@@ -61,31 +58,11 @@ def to_pixels(samples: Tensor) -> Tensor:
 
 def encode_png(picture: np.ndarray) -> bytes:
     """The PNG file of a picture, uint8 [height, width], or [height, width, 3]."""
-    if picture.size < _SMALL:
-        return _small_png(picture)
     from PIL import Image
 
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _small_png(picture: np.ndarray) -> bytes:
-    """The same without Pillow, whose calls take several times as long as a small picture does; no row is filtered."""
-    height, width = picture.shape[:2]
-    rows = np.zeros((height, 1 + picture.size // height), np.uint8)  # each begins with its filter: none
-    rows[:, 1:] = picture.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if picture.ndim == 2 else 2, 0, 0, 0)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes()))
-        + chunk(b"IEND", b"")
-    )
 
 
 def save_png(samples: Tensor, path: str | Path, columns: int | None = None) -> None:
