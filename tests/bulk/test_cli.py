@@ -105,8 +105,8 @@ def one_line(result, message):
     ("arguments", "message"),
     [
         (("--out", "out", "--save", "a.npz"), "--save writes one file of all samples"),
-        (("--out", "out.d"), "out.d must end in .png, or be a folder"),
-        (("--out", "a.png", "--format", "png"), "--format png writes a folder, and a.png is the name of a picture"),
+        (("--out", "out.d"), "out.d must end in .png, .gif, .apng, .wav, or be a folder"),
+        (("--out", "a.png", "--format", "png"), "--format png writes a folder, and a.png is the name of a file"),
         (("--out", "a.png", "--shard-size", 8), "need a folder as --out"),
         (("--save", "a.npz", "--processes", 2), "need a folder as --out"),
         (("--out", "out", "--format", "jpg"), "one of npz, png, tar, got 'jpg'"),

@@ -201,3 +201,16 @@ def test_results_are_where_the_input_is():
 
 
 _PLAIN = normal(2, 32, 3, 3)
+
+
+def test_a_recorded_operator_is_what_its_call_is():
+    x, w, q = normal(2, 32, 3, 3), normal(32), normal(1, 2, 5, 8)
+    norm = (x, None, 32, w, None, 1e-5, None, None, None, True)
+    with torch.no_grad():
+        y, mean, rstd = direct.of_operator("group_norm", (*norm, None))
+        assert torch.equal(y, group_norm(x, 32, w, activation="silu"))
+        assert (mean.numel(), rstd.numel()) == (0, 0)
+        assert torch.equal(direct.of_operator("attention", (q, q, q, 0.5, None))[0], attention(q, q, q, scale=0.5))
+        assert direct.of_operator("attention", (q, q, q, 0.5, "cpu")) is None
+        assert direct.of_operator("channel_moments", (x, None)) is None
+    assert direct.of_operator("group_norm", (*norm, None)) is None
