@@ -393,7 +393,8 @@ def test_slow_requests(service):
             answer = connection.recv(1 << 16)
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout")
             while code.encode() not in answer:  # its body may come after its header
-                assert (more := connection.recv(1 << 16))
+                more = connection.recv(1 << 16)
+                assert more
                 answer += more
         header.close()
     many = [service.connect() for _ in range(20)]
