@@ -74,7 +74,7 @@ def of_operator(name: str, arguments: Sequence) -> tuple[Tensor, ...] | None:
         return None
     if name == "group_norm":
         y = group_norm(*given[:-1], "silu" if given[-1] else None)  # type: ignore[call-arg]
-        return None if y is None else (y, y.new_empty(0), y.new_empty(0))
+        return None if y is None else (y, _NOTHING, _NOTHING)
     serve = kernel(name, given[:3]) if name == "attention" else None
     return None if serve is None else serve(*given)
 
@@ -106,6 +106,7 @@ def is_plain(tensors: Sequence[Tensor | None]) -> bool:
 
 
 _TYPES = (Tensor, Parameter)
+_NOTHING = torch.empty(0, device="cpu")
 
 
 def _keys(*names: str) -> int:

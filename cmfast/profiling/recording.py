@@ -145,10 +145,13 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, layer, name = kwargs or {}, self._layers.current, name_of(func)
+        ours = func._schema.name.partition("::")[2] if func.namespace == "cmfast" and not kwargs else ""
         with self._named.operator(layer, name):
             started = self._event() if self._on_gpu else None
             begin = time.perf_counter()
-            result = _as_without_a_mode(func, args, kwargs)
+            result = direct.of_operator(ours, args) if ours else None  # the way that its call takes without this mode
+            if result is None:
+                result = func(*args, **kwargs)
             end = time.perf_counter()
             if started is not None:
                 self._events.append((started, self._event()))
@@ -184,15 +187,6 @@ class _Recorder(TorchDispatchMode):
             operation.begin = 1e-3 * self._begin.elapsed_time(started)
             operation.seconds = 1e-3 * started.elapsed_time(ended)
         return self._found
-
-
-def _as_without_a_mode(func: Any, args: Any, kwargs: Any) -> Any:
-    """The operator's result, by the way that its call takes where nothing is recorded: without torch's dispatcher."""
-    if func.namespace == "cmfast" and not kwargs and args:
-        found = direct.of_operator(func._schema.name.partition("::")[2], args)
-        if found is not None:
-            return found
-    return func(*args, **kwargs)
 
 
 #: What was found of the steps of programs that are still there.
