@@ -312,10 +312,8 @@ class ConsistencyModel(Storage):
             raise ValueError(f"sample: onestep takes one step, got {steps}")
         if few:
             return SAMPLERS[sampler], list(self.recommended_levels.get(steps) or p.levels(steps))
-        return SAMPLERS[sampler], p.grid(steps + (sampler == "progdist")) if isinstance(p, EDM) else [
-            *p.levels(steps),
-            0.0,
-        ]
+        grid = p.grid(steps + (sampler == "progdist")) if isinstance(p, EDM) else [*p.levels(steps), 0.0]
+        return SAMPLERS[sampler], grid
 
     def _grid_levels(self, timesteps: Sequence[int], grid_steps: int | None, few: bool) -> list[float]:
         if not isinstance(self.preconditioning, EDM):

@@ -13,7 +13,8 @@
 
 namespace cmfast {
 
-// Whether the kernels run here, and the environment leaves the choice of a backend to the rule that takes the CPU's kernels for CPU tensors.
+// Whether the kernels run here, and the environment leaves the choice of a backend to the rule, which takes the CPU's
+// kernels for CPU tensors.
 inline bool serves_by_default() {
   if (!kernels()) return false;
   const char *named = std::getenv("CMFAST_BACKEND"), *gpu = std::getenv("CMFAST_GPU_ON_CPU");
@@ -77,7 +78,6 @@ inline bool read_row(py::handle tensor, int64_t samples, int64_t channels, NormR
 inline std::optional<NormArguments> norm_arguments(py::handle y, py::handle h, py::handle skip, int64_t groups,
                                                    const std::array<py::handle, 5>& rows) {
   NormArguments p;
-  int64_t channels = 0;
   bool channels_adjoin = true, positions_adjoin = true;
   std::optional<dlpack::Tensor> first = described(h);
   if (!first || first->ndim < 2) return {};
@@ -95,7 +95,7 @@ inline std::optional<NormArguments> norm_arguments(py::handle y, py::handle h, p
     return true;
   };
   if (!read(h, &p.h) || !read(y, &p.y) || (!skip.is_none() && !read(skip, &p.skip))) return {};
-  channels = p.h.channels + p.skip.channels;
+  int64_t channels = p.h.channels + p.skip.channels;
   p.samples = first->shape[0];
   p.positions = positions_of(*first);
   p.groups = groups;

@@ -94,6 +94,8 @@ def is_plain(tensors: Sequence[Tensor | None]) -> bool:
         return False
     if torch.autograd.profiler._is_profiler_enabled:  # which shows operators by their names
         return False
+    if torch._C._len_torch_function_stack():  # modes that see functions, not what is dispatched
+        return False
     if torch._C._dispatch_tls_local_include_set().raw_repr() not in _NO_MODES:
         return False
     differentiable = torch.is_grad_enabled()

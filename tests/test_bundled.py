@@ -1,12 +1,10 @@
 """The bundled demonstration of sound."""
 
-import dataclasses
-
 import pytest
 import torch
 
 import cmfast
-from cmfast.checkpoints import BUNDLED, asset
+from cmfast.checkpoints import asset
 from cmfast.evaluation import evaluate, load_classifier
 from cmfast.training import recipes
 from cmfast.training.data import drums
@@ -18,25 +16,11 @@ NAMES = ("drums",)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_they_are_those_of_their_recipes(name):
-    """What the recipe has, defaults included, is what the card says that the weights were made with."""
+    """What is of sound alone, and the size; tests/training/test_recipes.py compares the card and the settings."""
     recipe, student, teacher = recipes.RECIPES[name], cmfast.load(name), cmfast.load(f"{name}-teacher")
-    card = asset(f"{name}/README.md").read_text()
-    parts = {"unet": [dataclasses.asdict(recipe.unet)]}
-    for stage in ("teacher", "student"):
-        made = getattr(recipe, stage)
-        parts[stage] = [dataclasses.asdict(made.settings), made.loop.of_the_weights()]
-    for stage, fields in parts.items():
-        listed = "; ".join(", ".join(f"{k}={v}" for k, v in part.items()) for part in fields)
-        method = "" if stage == "unet" else f"{getattr(recipe, stage).method}: "
-        assert f"{stage:8} {method}{listed}" in card.splitlines()
-    levels = "; ".join(", ".join(f"{sigma:g}" for sigma in row) for row in recipe.recommended_levels.values())
-    assert f"Levels (sigma) of the consistency model's evaluations: {levels}." in card
-    assert f"Licence of the data: {recipe.licence}." in card
-    assert student.recommended_levels == recipe.recommended_levels
-    assert student.unet.config == teacher.unet.config == recipe.unet
+    assert f"Licence of the data: {recipe.licence}." in asset(f"{name}/README.md").read_text()
     assert student.representation == teacher.representation == recipe.representation
     assert teacher.preconditioning == recipe.preconditioning
-    assert {name, f"{name}-teacher"} < set(BUNDLED)
     files = [*asset(name).rglob("*"), *asset(f"{name}-teacher").rglob("*")]
     assert sum(file.stat().st_size for file in files) <= 4_000_000
 

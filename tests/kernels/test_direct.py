@@ -8,6 +8,7 @@ from cmfast.kernels import attention, backends, consistency_step, direct, group_
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPES = [(2, 64, 5, 7), (1, 32, 4, 4), (3, 32), (2, 64, 9), (1, 64, 2, 3, 4), (2, 64, 1, 1)]
@@ -107,6 +108,7 @@ def environment(name, value):
 
 SITUATIONS = {
     "a dispatch mode": Passing,
+    "a function mode": BaseTorchFunctionMode,
     "fake tensors": FakeTensorMode,
     "a profiler": torch.profiler.profile,
     "forward mode": forward_ad.dual_level,

@@ -11,7 +11,7 @@ from cmfast.preconditioning import EDM, Consistency
 from cmfast.training import load_digits, recipes
 
 
-@pytest.mark.parametrize("name", ["digits"])
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES.keys() & set(BUNDLED)))
 def test_the_bundled_models_are_those_of_their_recipe(name):
     """What the recipe has, defaults included, is what the card says that the bundled weights were made with."""
     recipe = recipes.RECIPES[name]
