@@ -117,5 +117,6 @@ def test_interrupted_while_it_loads(tmp_path):
 
 def children(process):
     """The worker, in a list, as soon as there is one."""
-    found = subprocess.run(["ps", "-o", "args=", "--ppid", str(process)], capture_output=True, text=True).stdout
+    command = ["ps", "-ww", "-o", "args=", "--ppid", str(process)]  # whole, whatever COLUMNS is
+    found = subprocess.run(command, capture_output=True, text=True).stdout
     return [line for line in found.splitlines() if "spawn_main" in line]
