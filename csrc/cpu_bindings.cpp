@@ -278,7 +278,8 @@ using Image = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int64_t>;
 ConvShape conv_shape(const Shape& shape) {
   auto [in_channels, out_channels, kernel, tile, transformed, pairs] = shape;
   auto [depth, height, width] = kernel;
-  return {in_channels, out_channels, depth, height, width, tile, transformed, pairs};
+  const Kernels* found = kernels();
+  return {in_channels, out_channels, depth, height, width, tile, transformed, pairs, found && found->tiles};
 }
 
 ConvTensor conv_tensor(const std::optional<Image>& t) {
@@ -408,7 +409,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("build_info", [] {
     const Kernels* found = kernels();
     return py::dict(py::arg("isa") = found ? found->name : "none", py::arg("isas") = isas(),
-                    py::arg("layout") = found ? found->layout : "none", py::arg("compiler") = CMFAST_COMPILER);
+                    py::arg("layout") = found ? found->layout : "none", py::arg("tiles") = found && found->tiles,
+                    py::arg("compiler") = CMFAST_COMPILER);
   });
   m.def("set_isa", [](const std::string& name) { return set_isa(name.c_str()) ? std::string() : unknown_isa(name); });
   m.def("usable", [] { return kernels() ? std::string() : unknown_isa(std::getenv("CMFAST_CPU_ISA")); });

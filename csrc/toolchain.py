@@ -115,7 +115,7 @@ def build_cpu(target: Path, objects: Path, compiler: Sequence[str], *, check: st
     # The linker keeps the first of the functions that several objects define: those compiled for any processor.
     for isa, flags in cpu_isas().items():
         command = [*kernels, *flags, f"-DCMFAST_ISA={isa}"]
-        jobs += [(command, source) for source in sorted(SOURCES.glob("cpu/kernels/*.cpp"))]
+        jobs += [(command, source) for source in cpu_sources(isa)]
     # The threads are those of the libgomp that torch has loaded: nothing is linked for them.
     _link([*compiler, "-shared", *sanitizers], _compile(jobs, objects, _host_version()), target)
 
@@ -128,7 +128,15 @@ def cpu_isas() -> dict[str, list[str]]:
     avx512 = [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16")]
     # Warned of by mistake: the undefined operands of g++'s own AVX-512 intrinsics.
     avx512 += ["-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-    return {"portable": [], "avx2": avx2, "avx512": [*avx2, *avx512]}
+    avx512 = [*avx2, *avx512]
+    return {"portable": [], "avx2": avx2, "avx512": avx512, "amx": [*avx512, "-DCMFAST_TILES=1"]}
+
+
+def cpu_sources(isa: str) -> list[Path]:
+    """The kernels that are compiled for an instruction set: for amx those with products, its others are avx512's."""
+    products, by_tiles = {"attention", "conv", "pack", "pointwise"}, {"conv_by_tiles"}
+    files = sorted(SOURCES.glob("cpu/kernels/*.cpp"))
+    return [path for path in files if (path.stem in products | by_tiles if isa == "amx" else path.stem not in by_tiles)]
 
 
 _VECTORS = ["-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]

@@ -28,16 +28,25 @@ struct ConvShape {
   int tile = 1;             // Winograd's outputs a side, 2 or 4; 1: direct
   bool transformed = true;  // Winograd's weights, by the packing; else as they are used, of float32
   bool pairs = false;       // products of bfloat16
+  bool tiles = false;       // pairs are multiplied by a processor's tiles (tiles.h)
 
   // The packed weights are [panel][points][words][columns]: panels of 48 output channels, of which the last may be 32 or
   // 16 wide; a word is a float, or the bfloat16 of two neighbouring k; k counts the input channels, and where there are
   // several taps, the taps before them, each with its channels filled up to whole blocks of 16. The taps are those of the
   // depth, with Winograd's points for the others, or all of the direct form. Weights to be transformed as they are used
   // are [panel][words][9][columns].
+  //
+  // For tiles, panels are 32 wide, and the channels are always filled up to whole blocks of 32, the depth of a tile; and
+  // in the direct form k counts 32 channels, the taps of an image before them, then the blocks of channels, then the depth.
   CMFAST_INLINE int64_t points() const { return tile == 1 ? 1 : (tile + 2) * (tile + 2); }
   CMFAST_INLINE int64_t area() const { return height * width; }
   CMFAST_INLINE int64_t taps() const { return depth * (tile == 1 ? area() : 1); }
-  CMFAST_INLINE int64_t tap_stride() const { return taps() == 1 ? in_channels : (in_channels + 15) / 16 * 16; }
+  CMFAST_INLINE bool tiled() const { return pairs && tiles; }
+  CMFAST_INLINE int64_t panel() const { return tiled() ? 32 : 48; }
+  CMFAST_INLINE int64_t tap_stride() const {
+    if (tiled()) return (in_channels + 31) / 32 * 32;
+    return taps() == 1 ? in_channels : (in_channels + 15) / 16 * 16;
+  }
   CMFAST_INLINE int64_t words() const {
     int64_t k = taps() * tap_stride();
     return pairs ? (k + 1) / 2 : k;

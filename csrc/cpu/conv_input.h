@@ -9,10 +9,9 @@
 namespace cmfast {
 namespace CMFAST_ISA {
 
-// A block of 16 channels of some rows and columns of the input, as the convolution sees it: [rows][columns][16].
-struct Strip {
-  float* data;
-  int64_t y, x, rows, columns;  // its first row and column, which may lie in the padding
+// Some rows and columns of the input, as the convolution sees it.
+struct Window {
+  int64_t y, x, rows, columns;  // the first row and column may lie in the padding
 };
 
 struct ConvInput {
@@ -92,8 +91,10 @@ struct ConvInput {
     return f;
   }
 
-  // Fill a strip with 16 channels of image z of sample n from channel c on. z may lie in the padding as well.
-  void fill(Strip s, int64_t n, int64_t z, int64_t c) const {
+  // Give to put(row, column, lane, register), which count from the window's first, 16 channels of image z of sample n from
+  // channel c on. z may lie in the padding as well.
+  template <class Put>
+  void read(Window s, int64_t n, int64_t z, int64_t c, Put put) const {
     if (FAULT(depth_edge_not_zero)) z = z < 0 ? 0 : z < p.depth ? z : p.depth - 1;
     if (z < 0 || z >= p.depth) {
       s.y = height();  // below the last row
@@ -101,15 +102,15 @@ struct ConvInput {
     }
     for (int64_t l = 0; l < BLOCK; l += LANES) {
       Activation f = activation(n, c + l);
-      Source read = source(p.h.image(n, z), p.skip.image(n, z), c + l);
+      Source at = source(p.h.image(n, z), p.skip.image(n, z), c + l);
       if (p.resample == RESAMPLE_NONE)
-        fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(read(y, x)); });
+        read_lanes(s, l, f, put, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(at(y, x)); });
       else if (p.resample == RESAMPLE_UP)
-        fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(read(y / 2, x / 2)); });
+        read_lanes(s, l, f, put, [&](int64_t y, int64_t x) __attribute__((always_inline)) { return f(at(y / 2, x / 2)); });
       else
-        fill_lanes(s, l, f, [&](int64_t y, int64_t x) __attribute__((always_inline)) {
-          Floats upper = f(read(2 * y, 2 * x)) + f(read(2 * y, 2 * x + 1));
-          Floats lower = f(read(2 * y + 1, 2 * x)) + f(read(2 * y + 1, 2 * x + 1));
+        read_lanes(s, l, f, put, [&](int64_t y, int64_t x) __attribute__((always_inline)) {
+          Floats upper = f(at(2 * y, 2 * x)) + f(at(2 * y, 2 * x + 1));
+          Floats lower = f(at(2 * y + 1, 2 * x)) + f(at(2 * y + 1, 2 * x + 1));
           return 0.25f * (upper + lower);
         });
     }
@@ -120,8 +121,8 @@ struct ConvInput {
     return p.resample == RESAMPLE_UP ? 2 * size : p.resample == RESAMPLE_POOL ? size / 2 : size;
   }
 
-  template <class Value>
-  CMFAST_INLINE void fill_lanes(const Strip& s, int64_t l, const Activation& f, Value value) const {
+  template <class Put, class Value>
+  CMFAST_INLINE void read_lanes(const Window& s, int64_t l, const Activation& f, Put put, Value value) const {
     int64_t left = s.x < 0 ? -s.x : 0, right = width() - s.x;
     if (left > s.columns) left = s.columns;
     if (right > s.columns) right = s.columns;
@@ -129,13 +130,12 @@ struct ConvInput {
     Floats padding = FAULT(padding_not_zero) ? all(1.0f) : FAULT(activation_of_padding) ? f(zeros()) : zeros();
     for (int64_t r = 0; r < s.rows; ++r) {
       int64_t y = s.y + r + (FAULT(padding_one_row_off) ? 1 : 0);
-      float* to = s.data + r * s.columns * BLOCK + l;
       bool inside = y >= 0 && y < height();
       int64_t begin = inside ? left : s.columns, end = inside ? right : s.columns;
-      for (int64_t i = 0; i < begin; ++i) store(to + i * BLOCK, padding);
+      for (int64_t i = 0; i < begin; ++i) put(r, i, l, padding);
       _Pragma("GCC unroll 2")
-      for (int64_t i = begin; i < end; ++i) store(to + i * BLOCK, value(y, s.x + i));
-      for (int64_t i = end; i < s.columns; ++i) store(to + i * BLOCK, padding);
+      for (int64_t i = begin; i < end; ++i) put(r, i, l, value(y, s.x + i));
+      for (int64_t i = end; i < s.columns; ++i) put(r, i, l, padding);
     }
   }
 };

@@ -9,7 +9,7 @@ namespace CMFAST_ISA {
 
 constexpr int64_t MADE_WORDS = 64;  // input channels transformed at a time: their points stay in the cache
 // From point to point: not whole pages, whose lines would meet in the same sets.
-constexpr int64_t MADE_STRIDE = MADE_WORDS * PANEL + 5 * BLOCK;
+constexpr int64_t MADE_STRIDE = MADE_WORDS * Sizes<false>::PANEL + 5 * BLOCK;
 
 // `count` input channels of a panel of 3 × 3 kernels, [count][9][width], to Winograd's points, [points][count][width].
 template <int M>
@@ -41,6 +41,7 @@ CMFAST_INLINE void transform_kernels(const float* kernels, int64_t count, int64_
 
 template <int M>
 static void transform_weights(const float* kernels, int64_t count, int64_t width, float* to) {
+  constexpr int64_t PANEL = Sizes<false>::PANEL;
   if (width == PANEL) transform_kernels<M>(kernels, count, PANEL, to);  // with constant addresses
   else transform_kernels<M>(kernels, count, width, to);
 }

@@ -1,5 +1,11 @@
 #include "isa.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -18,15 +24,40 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bf16");
 }
+
+// Sapphire Rapids and newer, where Linux (5.16 or newer) gives the process leave to use tiles, which it is asked for once.
+bool has_amx() {
+  static const bool granted = [] {
+    unsigned a, b, c, d;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & amx_bf16) || !(d & amx_tile)) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return granted;
+}
 #endif
 
-// The layout that kernels/pack.cpp writes.
-constexpr const char* PANELS = "panels of 48";
+// The layouts that kernels/pack.cpp writes.
+constexpr const char *PANELS = "panels of 48", *TILED = "panels of 48, of bfloat16 tiles";
 
-#define CMFAST_ENTRY(isa, layout, runs_here)                                                                   \
-  {#isa,             layout,                   runs_here,      isa::consistency_step, isa::consistency_step_backward, \
-   isa::group_norm,  isa::group_norm_backward, isa::attention, isa::attention_backward, isa::conv2d,                  \
-   isa::pack,        isa::moments,             isa::fold_group_norm, isa::channel_norm}
+// The kernels of an instruction set; those without products are another's, `plain`.
+#define CMFAST_ENTRY(isa, plain, layout, tiles, runs_here)                                                            \
+  {#isa,                                                                                                              \
+   layout,                                                                                                            \
+   tiles,                                                                                                             \
+   runs_here,                                                                                                         \
+   plain::consistency_step,                                                                                           \
+   plain::consistency_step_backward,                                                                                  \
+   plain::group_norm,                                                                                                 \
+   plain::group_norm_backward,                                                                                        \
+   isa::attention,                                                                                                    \
+   plain::attention_backward,                                                                                         \
+   isa::conv2d,                                                                                                       \
+   isa::pack,                                                                                                         \
+   plain::moments,                                                                                                    \
+   plain::fold_group_norm,                                                                                            \
+   plain::channel_norm}
 
 const Kernels* find(const char* name) {
   for (int i = 0; i < KERNELS_COUNT; ++i)
@@ -40,10 +71,15 @@ std::atomic<const Kernels*> chosen{nullptr};
 
 const Kernels ALL_KERNELS[] = {
 #ifdef __x86_64__
-    CMFAST_ENTRY(avx512, PANELS, has_avx512),
-    CMFAST_ENTRY(avx2, PANELS, has_avx2),
+#ifdef CMFAST_TILE_TWIN
+    CMFAST_ENTRY(amx, portable, TILED, true, always),
+#else
+    CMFAST_ENTRY(amx, avx512, TILED, true, has_amx),
 #endif
-    CMFAST_ENTRY(portable, PANELS, always),
+    CMFAST_ENTRY(avx512, avx512, PANELS, false, has_avx512),
+    CMFAST_ENTRY(avx2, avx2, PANELS, false, has_avx2),
+#endif
+    CMFAST_ENTRY(portable, portable, PANELS, false, always),
 };
 const int KERNELS_COUNT = sizeof ALL_KERNELS / sizeof *ALL_KERNELS;
 

@@ -12,16 +12,22 @@
 #include "group_norm.h"
 #include "moments.h"
 
+// Those that have products of bfloat16.
+#define CMFAST_PRODUCTS(isa)                        \
+  namespace isa {                                   \
+  const char* attention(const AttentionArguments&); \
+  const char* conv2d(const ConvArguments&);         \
+  const char* pack(const PackArguments&);           \
+  }
+
 #define CMFAST_KERNELS(isa)                                            \
+  CMFAST_PRODUCTS(isa)                                                 \
   namespace isa {                                                      \
   const char* consistency_step(const StepArguments&);                  \
   const char* consistency_step_backward(const StepBackwardArguments&); \
   const char* group_norm(const NormArguments&);                        \
   const char* group_norm_backward(const NormBackwardArguments&);       \
-  const char* attention(const AttentionArguments&);                    \
   const char* attention_backward(const AttentionBackwardArguments&);   \
-  const char* conv2d(const ConvArguments&);                            \
-  const char* pack(const PackArguments&);                              \
   const char* moments(const MomentsArguments&);                        \
   const char* fold_group_norm(const FoldArguments&);                   \
   const char* channel_norm(const ChannelNormArguments&);               \
@@ -33,12 +39,14 @@ CMFAST_KERNELS(portable)
 #ifdef __x86_64__
 CMFAST_KERNELS(avx2)
 CMFAST_KERNELS(avx512)
+CMFAST_PRODUCTS(amx)
 #endif
 
 // A kernel returns null, or what was wrong with its arguments; then it has written nothing.
 struct Kernels {
   const char* name;
   const char* layout;  // of packed weights: instruction sets that have the same one read each other's
+  bool tiles;          // products of bfloat16 are of tiles (tiles.h)
   bool (*runs_here)();
   const char* (*consistency_step)(const StepArguments&);
   const char* (*consistency_step_backward)(const StepBackwardArguments&);

@@ -1,23 +1,36 @@
-// The matrix products beneath attention and convolution: eight rows by up to 48 columns at a time, in registers.
+// The matrix products beneath attention and convolution: eight rows by up to 48 columns at a time, in registers; of
+// bfloat16 where a processor has tiles, 32 rows by up to 32 columns.
 //
 //     C[m][j] = Σ_k A[m][k] · B[k][j]
 //
-// A lies in blocks of 16 words of a row, [K/16][8][16]; B is a panel [K][width], width 16, 32 or 48, read once from one
+// A lies in blocks of 16 words of a row, [K/16][rows][16]; B is a panel [K][width], width 16, 32 or 48, read once from one
 // end to the other. A word is a float, or two bfloat16 of neighbouring k whose products are summed in float32. C has its
 // columns in blocks of 16 as well, so that it can be the A of another product.
 //
 // 24 of AVX-512's 32 registers hold sums; 12 of the others' 16. After so many words they are added to C: of a long sum in
 // one register, the later terms would be rounded to the size of all earlier ones; and where a panel is read several times,
 // so many of its rows stay in the first cache.
+//
+// Tiles take whole blocks of 16 words: beyond the last of K both have zeros. Their sums are not cut.
 #pragma once
 
 #include "faults.h"
+#include "tiles.h"
 #include "vector.h"
 
 namespace cmfast {
 namespace CMFAST_ISA {
 
-constexpr int ROWS = 8, BLOCK = 16, PANEL = 48, LONGEST_SUM = REGISTERS == 32 ? 256 : 128;
+constexpr int BLOCK = 16;
+
+// The sizes of products of floats, and of bfloat16.
+template <bool PAIRS>
+struct Sizes {
+  static constexpr bool TILED = PAIRS && TILES;
+  static constexpr int ROWS = TILED ? 2 * TILE : 8, PANEL = TILED ? 2 * TILE : 48;
+  static constexpr int64_t LONGEST_SUM = TILED ? int64_t(1) << 40 : REGISTERS == 32 ? 256 : 128;
+  static constexpr int WHOLE = TILED ? 2 * BLOCK : BLOCK;  // elements of k that operands are filled up to
+};
 
 // Where C lies, in floats: element (m, j) at m·row + (j / 16)·block + j % 16.
 struct Product {
@@ -67,7 +80,7 @@ __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uin
       CMFAST_UNROLL
       for (int v = 0; v < V; ++v) sums[m][v] = multiply_words(sums[m][v], a[m * BLOCK + k], right[v], PAIRS);
   };
-  for (; words >= BLOCK; words -= BLOCK, a += ROWS * BLOCK) {
+  for (; words >= BLOCK; words -= BLOCK, a += Sizes<PAIRS>::ROWS * BLOCK) {
     for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
     ahead.from += ahead.lines * 64;
     _Pragma("GCC unroll 4")
@@ -85,22 +98,88 @@ __attribute__((noinline)) static void multiply_tile(const uint32_t* a, const uin
 }
 
 // The products of so many words at a time: body(first word, their number, C as these add to it).
-template <class Body>
+template <bool PAIRS, class Body>
 CMFAST_INLINE void for_short_sums(int64_t words, const Product& to, Body body) {
-  for (int64_t k = 0; k < words; k += LONGEST_SUM) {
-    int64_t count = words - k < LONGEST_SUM ? words - k : LONGEST_SUM;
+  constexpr int64_t LONGEST = Sizes<PAIRS>::LONGEST_SUM;
+  for (int64_t k = 0; k < words; k += LONGEST) {
+    int64_t count = words - k < LONGEST ? words - k : LONGEST;
     body(k, count, Product{to.c, to.row, to.block, to.accumulate || k > 0});
   }
 }
 
-// Eight rows of A by one panel of B, or by the first `columns` of it: M rows at a time.
+#if defined(CMFAST_TILES)
+
+// M by V tiles of C are tiles 0 to 3.
+template <int M, int V>
+CMFAST_INLINE void begin_tiles(const Product& to) {
+  if (!to.accumulate) {
+    tile_zero<0>();
+    if (V > 1) tile_zero<1>();
+    if (M > 1) tile_zero<2>();
+    if (M > 1 && V > 1) tile_zero<3>();
+    return;
+  }
+  const int64_t stride = 4 * to.row;
+  tile_load<0>(to.c, stride);
+  if (V > 1) tile_load<1>(to.c + to.block, stride);
+  if (M > 1) tile_load<2>(to.c + TILE * to.row, stride);
+  if (M > 1 && V > 1) tile_load<3>(to.c + TILE * to.row + to.block, stride);
+}
+
+template <int M, int V>
+CMFAST_INLINE void finish_tiles(const Product& to) {
+  const int64_t stride = 4 * to.row;
+  tile_store<0>(to.c, stride);
+  if (V > 1) tile_store<1>(to.c + to.block, stride);
+  if (M > 1) tile_store<2>(to.c + TILE * to.row, stride);
+  if (M > 1 && V > 1) tile_store<3>(to.c + TILE * to.row + to.block, stride);
+}
+
+// Add 16 words of k: of A, whose tiles lie by themselves, and of B with so many bytes from row to row.
+template <int M, int V>
+CMFAST_INLINE void add_tiles(const void* upper, const void* lower, const void* b, int64_t stride) {
+  tile_load<4>(upper, 64);
+  tile_load<6>(b, stride);
+  tile_multiply<0, 4, 6>();
+  if (V > 1) tile_load<7>((const char*)b + 64, stride);
+  if (V > 1) tile_multiply<1, 4, 7>();
+  if (M > 1) tile_load<5>(lower, 64);
+  if (M > 1) tile_multiply<2, 5, 6>();
+  if (M > 1 && V > 1) tile_multiply<3, 5, 7>();
+}
+
+template <int M, int V>
+__attribute__((noinline)) static void multiply_by_tiles(const uint32_t* a, const uint32_t* b, int64_t width,
+                                                        int64_t words, const Product& to, Ahead ahead) {
+  begin_tiles<M, V>(to);
+  for (int64_t k = 0; k < words; k += TILE, a += 2 * TILE * TILE, b += TILE * width) {
+    for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
+    ahead.from += ahead.lines * 64;
+    add_tiles<M, V>(a, a + TILE * TILE, b, 4 * width);
+  }
+  finish_tiles<M, V>(to);
+}
+
+#endif
+
+// As many rows of A as there are together by one panel of B, or by the first `columns` of it: M rows at a time.
 template <bool PAIRS, int M = REGISTERS == 32 ? 8 : 4>
 static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
-                           Ahead ahead, int rows = ROWS, int columns = PANEL) {
+                           Ahead ahead, int rows = Sizes<PAIRS>::ROWS, int columns = Sizes<PAIRS>::PANEL) {
   if (columns > width) columns = width;
+#if defined(CMFAST_TILES)
+  if constexpr (PAIRS) {
+    if (rows > TILE && columns > TILE) multiply_by_tiles<2, 2>(a, b, width, words, to, ahead);
+    else if (rows > TILE) multiply_by_tiles<2, 1>(a, b, width, words, to, ahead);
+    else if (columns > TILE) multiply_by_tiles<1, 2>(a, b, width, words, to, ahead);
+    else multiply_by_tiles<1, 1>(a, b, width, words, to, ahead);
+    return;
+  }
+#endif
+  constexpr int ROWS = Sizes<PAIRS>::ROWS;
   int64_t parts = (columns + 3 * LANES - 1) / (3 * LANES) * ((rows + M - 1) / M);  // that fetch alike
   ahead.lines = (ahead.lines + parts - 1) / parts;
-  for_short_sums(words, to, [&](int64_t k, int64_t count, const Product& sum) {
+  for_short_sums<PAIRS>(words, to, [&](int64_t k, int64_t count, const Product& sum) {
     for (int j = 0, vectors; j < columns; j += vectors * LANES) {
       vectors = (columns - j) / LANES;
       vectors = vectors == 4 ? 2 : vectors < 3 ? vectors : 3;  // not 3 and 1: of few sums, each waits for itself
@@ -120,8 +199,9 @@ static void multiply_panel(const uint32_t* a, const uint32_t* b, int width, int6
 template <int M, bool PAIRS>
 static void multiply_columns(const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
                              Ahead ahead) {
+  constexpr int ROWS = Sizes<PAIRS>::ROWS;
   constexpr int MOST = REGISTERS == 32 || M > 2 ? 3 : 6;
-  for_short_sums(words, to, [&](int64_t k, int64_t count, const Product& sum) {
+  for_short_sums<PAIRS>(words, to, [&](int64_t k, int64_t count, const Product& sum) {
     const uint32_t *top = a + k * ROWS, *columns = b + k * width;
     Ahead meanwhile = ahead;  // the first columns' products fetch for all
     ahead.from += count / BLOCK * ahead.lines * 64;
@@ -135,10 +215,11 @@ static void multiply_columns(const uint32_t* a, const uint32_t* b, int width, in
   });
 }
 
-// As multiply_panel, of the first `rows` of the eight.
+// As multiply_panel, of the first `rows` of A alone.
 template <bool PAIRS>
 static void multiply_rows(int rows, const uint32_t* a, const uint32_t* b, int width, int64_t words, const Product& to,
                           Ahead ahead) {
+  if (Sizes<PAIRS>::TILED) return multiply_panel<PAIRS>(a, b, width, words, to, ahead, rows);
   switch (rows) {
     case 1: return multiply_columns<1, PAIRS>(a, b, width, words, to, ahead);
     case 2: return multiply_columns<2, PAIRS>(a, b, width, words, to, ahead);

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ...kernels import native
-from ...kernels.conv_forms import ConvForm, choose_form, conv_forms
+from ...kernels.conv_forms import ConvForm, choose_form, conv_forms, has_tiles
 from ..graph import arguments, shape
 
 #: With fewer channels on either side a convolution costs next to nothing, and stays in float32.
@@ -26,7 +26,7 @@ _FEW_ROWS = 8
 
 def multiplies(products: torch.dtype) -> bool:
     """Whether the instruction set in use has products of this dtype."""
-    return products == torch.float32 or native.cpu().build_info()["isa"] == "avx512"
+    return products == torch.float32 or native.cpu().build_info()["isa"] in ("amx", "avx512")
 
 
 def attention_products(products: torch.dtype) -> torch.dtype:
@@ -41,7 +41,7 @@ def choose(node: fx.Node, products: torch.dtype) -> ConvForm:
     gains = multiplies(products) or samples * math.prod(outputs) <= _FEW_ROWS
     dtype = products if gains and min(weight[:2]) >= _FEW_CHANNELS else torch.float32
     large = ConvForm(4, True, torch.bfloat16)
-    if math.prod(outputs[-2:]) >= _LARGE_TILES_IN_BFLOAT16 and large in conv_forms(weight, a["stride"], dtype):
+    if not has_tiles() and math.prod(outputs[-2:]) >= _LARGE_TILES_IN_BFLOAT16 and large in conv_forms(weight, a["stride"], dtype):
         return large
     return choose_form(weight, a["stride"], outputs, dtype)
 

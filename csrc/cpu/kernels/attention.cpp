@@ -14,22 +14,24 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-constexpr int64_t QUERIES = 64;        // of a thread's piece of work at most, a multiple of ROWS
-constexpr int64_t KEYS = 12 * PANEL;   // of a block
+constexpr int64_t QUERIES = 64;        // of a thread's piece of work at most, whole groups of rows
+constexpr int64_t KEYS = 576;          // of a block, whole panels
 constexpr int64_t SCORES = KEYS + 2 * BLOCK;  // of a query, and so far apart that rows do not meet in the cache
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 
 template <bool PAIRS>
-struct Heads {
+struct Heads : Sizes<PAIRS> {
+  using Sizes<PAIRS>::ROWS, Sizes<PAIRS>::PANEL, Sizes<PAIRS>::LONGEST_SUM, Sizes<PAIRS>::WHOLE, Sizes<PAIRS>::TILED;
+
   const AttentionArguments& p;
-  int64_t size, keys;                    // the head size and the keys, whole blocks of 16
+  int64_t size, keys;                    // the head size and the keys, filled up
   uint32_t *packed_k, *packed_v;         // of each head: panels of keys [size][48], panels of channels [keys][48]
   int64_t words_k, words_v;              // of each head
   static constexpr int64_t WORD = PAIRS ? 2 : 1;  // elements
 
-  Heads(const AttentionArguments& p) : p(p), size(round_up(p.head_size, BLOCK)), keys(round_up(p.keys, BLOCK)) {
+  Heads(const AttentionArguments& p) : p(p), size(round_up(p.head_size, WHOLE)), keys(round_up(p.keys, WHOLE)) {
     words_k = words_v = size * keys / WORD;
   }
 
@@ -63,7 +65,7 @@ struct Heads {
     int64_t words = padded_rows / WORD;
     alignas(64) uint16_t line[2 * LANES];
     for (int64_t j = 0; j < columns; j += PANEL) {
-      int64_t width = at_most(round_up(columns - j, BLOCK), PANEL);
+      int64_t width = at_most(round_up(columns - j, WHOLE), PANEL);
       for (int64_t b = 0; b < width; b += LANES, at += LANES * across) {
         int64_t here = columns - j - b;
         if (down == 1 && across != 1) {
@@ -93,7 +95,7 @@ struct Heads {
     else pack(packed_v + head * words_v, p.v.data, n * p.v.n + h * p.v.h, p.v.t, p.v.d, p.keys, p.head_size, keys);
   }
 
-  // Eight queries as the left operand, those beyond the last 0.
+  // A group of queries as the left operand, those beyond the last 0.
   void pack_queries(float* to, int64_t at, int64_t count) const {
     float sign = p.scale < 0 ? -1.0f : 1.0f;
     for (int64_t k = 0; k < size; k += LANES)
@@ -167,12 +169,12 @@ struct Heads {
     for (int64_t i = 0; i < count; i += ROWS)
       pack_queries(q + i * size, n * p.q.n + h * p.q.h + (first + i) * p.q.t, count - i);
     for (int64_t from = 0; from < p.keys; from += KEYS) {
-      int64_t here = at_most(p.keys - from, KEYS), padded = round_up(here, BLOCK);
+      int64_t here = at_most(p.keys - from, KEYS), padded = round_up(here, WHOLE);
       // What is read of keys and values stays in the first cache while it meets all queries.
       for (int64_t j = 0; j < padded; j += PANEL)
         for (int64_t i = 0; i < count; i += ROWS)
           multiply_panel<PAIRS>((const uint32_t*)(q + i * size), packed_k + head * words_k + (from + j) * size / WORD,
-                                (int)at_most(padded - j, PANEL), (p.head_size + WORD - 1) / WORD,
+                                (int)at_most(padded - j, PANEL), (TILED ? size : p.head_size + WORD - 1) / WORD,
                                 {scores + i * SCORES + j * ROWS, BLOCK, ROWS * BLOCK, false}, {nullptr, 0});
       for (int64_t i = 0; i < count; ++i)
         softmax_row(scores + i / ROWS * ROWS * SCORES, i % ROWS, here, out + i * size, most[i], total[i]);
@@ -212,6 +214,7 @@ struct Heads {
     while (piece > 2 * ROWS && heads * ((p.queries + piece - 1) / piece) % threads) piece /= 2;
     int64_t groups = (p.queries + piece - 1) / piece;
     auto body = [&](Team team) {
+      TileUse tiles;
       Share mine = share(2 * heads, team);
       for (int64_t i = mine.begin; i < mine.end; ++i) pack_head(i / 2, i % 2 == 0);
       team.barrier();

@@ -23,6 +23,7 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
+constexpr int ROWS = Sizes<false>::ROWS, PANEL = Sizes<false>::PANEL;
 constexpr int64_t QUERIES = 2 * PANEL, KEYS = 96;  // of a block: whole panels, and whole groups of rows
 constexpr int64_t PIECES = 16;  // of work at least, so that threads have the same number of them
 constexpr int64_t SMALL = 3 << 13;  // products that one thread takes sooner than two

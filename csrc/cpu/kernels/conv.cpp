@@ -12,6 +12,7 @@
 //
 // Threads have blocks of their own where there are enough of them. Else, with few tiles and much weight, they share a
 // block: its channels in the first step, its output channels in the second; so the weights are read once.
+#include "../conv_by_tiles.h"
 #include "../conv_input.h"
 #include "../conv_weights.h"
 #include "../faults.h"
@@ -36,7 +37,8 @@ int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // M: outputs a side of a tile, 1 for the direct form.
 template <int M, bool PAIRS>
-struct Convolution {
+struct Convolution : Sizes<PAIRS> {
+  using Sizes<PAIRS>::ROWS, Sizes<PAIRS>::PANEL, Sizes<PAIRS>::LONGEST_SUM;
   static constexpr int SIDE = M == 1 ? 1 : M + 2, POINTS = SIDE * SIDE;
   static constexpr int64_t WORD = PAIRS ? 2 : 1;
   // So many words of the weights meet all tiles before the next ones do: those that stay in the first cache. Of Winograd's
@@ -151,10 +153,13 @@ struct Convolution {
     const int64_t step_k = p.shape.taps() / p.shape.depth * p.shape.tap_stride();  // from image to image
     for (int64_t i = 0, tile = 0; i < parts(block); ++i) {
       Part b = part(block, i);
-      Strip s{strip, b.y * step_y() - top, b.x * step_x() - left, strip_rows(b.rows), strip_columns(b.columns)};
+      Window s{b.y * step_y() - top, b.x * step_x() - left, strip_rows(b.rows), strip_columns(b.columns)};
+      auto keep = [&](int64_t y, int64_t x, int64_t l, Floats value) __attribute__((always_inline)) {
+        store(strip + (y * s.columns + x) * BLOCK + l, value);
+      };
       int64_t z = b.z * (FAULT(depth_stride_missed) ? 1 : p.stride_z) - p.front + FAULT(depth_tap_one_off);
       for (int64_t d = 0; d < p.shape.depth; ++d) {
-        input.fill(s, b.n, z + d, c);
+        input.read(s, b.n, z + d, c, keep);
         int64_t at = tile;
         for (int64_t y = 0; y < b.rows; ++y)
           for (int64_t x = 0; x < b.columns; ++x, ++at)
@@ -212,7 +217,8 @@ struct Convolution {
       for (int64_t tile = 0; tile < used; tile += ROWS, next += ceil_divide(here, BLOCK) * ahead * 64) {
         const uint32_t* rows = (const uint32_t*)(from + point * point_stride + tile * blocks_k * BLOCK + k * ROWS);
         Product product{to + (tile * POINTS + point) * PANEL, POINTS * PANEL, BLOCK, accumulate};
-        if (used - tile <= ROWS / 2) multiply_panel<PAIRS, 4>(rows, weights, width, here, product, {next, ahead}, 4);
+        if (used - tile <= ROWS / 2)
+          multiply_panel<PAIRS, 4>(rows, weights, width, here, product, {next, ahead}, ROWS / 2);
         else multiply_panel<PAIRS>(rows, weights, width, here, product, {next, ahead});
         fetch(block, outputs);
       }
@@ -382,12 +388,14 @@ struct Convolution {
     if (!points || !products || !strips || (transforms && !made) || (p.moments && !partial))
       return "no memory for the operands";
     auto body = [&](Team team) {
+      TileUse use;
       float *mine = products + team.rank * tiles * POINTS * PANEL, *strip = strips + team.rank * strip_floats;
       float* weights = transforms ? made + team.rank * POINTS * MADE_STRIDE : nullptr;
       // Whole blocks of the left operand: of bfloat16, 32 channels.
-      int64_t unit = BLOCK * WORD, units = ceil_divide(p.shape.in_channels, unit);
+      int64_t unit = BLOCK * WORD, filled = p.shape.tiled() ? p.shape.tap_stride() : p.shape.in_channels;
+      int64_t units = ceil_divide(filled, unit);
       auto first_step = [&](int64_t block, float* to, Share channels) {
-        for (int64_t c = channels.begin * unit; c < at_most(channels.end * unit, p.shape.in_channels); c += BLOCK)
+        for (int64_t c = channels.begin * unit; c < at_most(channels.end * unit, filled); c += BLOCK)
           put_channels(block, c, strip, to);
       };
       auto second_step = [&](int64_t block, const float* from, Share outputs) {
@@ -432,6 +440,7 @@ const char* conv2d(const ConvArguments& p) {
   const int64_t sizes[] = {p.samples, p.depth, p.height, p.width, p.out_depth, p.out_height, p.out_width};
   for (int64_t size : sizes)
     if (size <= 0) return "a size is not positive";
+  if (s.tiles != TILES) return "the weights were packed for another instruction set";
   if (p.channels() != s.in_channels) return "the input has not the channels of the packed weights";
   if (p.gate && p.skip.channels != p.h.channels) return "the gate has not the channels of what it multiplies";
   if (s.tile != 1 && (s.height != 3 || s.width != 3 || p.stride_y != 1 || p.stride_x != 1))
@@ -441,6 +450,9 @@ const char* conv2d(const ConvArguments& p) {
   bool same = p.depth == p.out_depth && p.height == p.out_height && p.width == p.out_width;
   bool moves = !same || p.front || p.top || p.left || p.stride_z > 1 || p.stride_y > 1 || p.stride_x > 1;
   if (s.depth * s.area() == 1 && !moves && !resampled) return pointwise(p);
+#if defined(CMFAST_TILES)
+  if (s.tiled() && s.tile == 1) return conv_by_tiles(p);
+#endif
   switch (s.tile * 2 + s.pairs) {
     case 2: return Convolution<1, false>(p).run();
     case 3: return Convolution<1, true>(p).run();

@@ -57,7 +57,7 @@ CMFAST_INLINE void put(uint32_t* to, Floats x, Floats y) { *(WordsThere*)to = to
 void pack_panel(const PackArguments& p, int64_t panel) {
   const ConvShape& s = p.shape;
   Reader weights{p};
-  int64_t first = panel * PANEL, left = s.columns() - first, width = left < PANEL ? left : PANEL;
+  int64_t first = panel * s.panel(), left = s.columns() - first, width = left < s.panel() ? left : s.panel();
   int64_t words = s.words(), step = s.pairs ? 2 : 1, taps = s.taps(), channels = s.tap_stride();
   uint32_t* panel_words = p.packed + first * s.stored() * words;
   for (int64_t j = 0; j < width; j += LANES) {
@@ -78,6 +78,13 @@ void pack_panel(const PackArguments& p, int64_t panel) {
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t c = 0; c < channels; ++c)
           for (int64_t i = 0; i < 9; ++i, to += width) put(to, weights.at(o, c, tap * 9 + i));
+    } else if (s.tiled()) {
+      const int64_t area = s.area();
+      for (int64_t first_tap = 0; first_tap < taps; first_tap += area)
+        for (int64_t block = 0; block < channels; block += 2 * TILE)
+          for (int64_t tap = first_tap; tap < first_tap + area; ++tap)
+            for (int64_t c = block; c < block + 2 * TILE; c += step, to += width)
+              put(to, weights.at(o, c, tap), weights.at(o, c + 1, tap));
     } else {
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t c = 0; c < channels; c += step, to += width) {
@@ -92,11 +99,12 @@ void pack_panel(const PackArguments& p, int64_t panel) {
 
 const char* pack(const PackArguments& p) {
   const ConvShape& s = p.shape;
+  if (s.tiles != TILES) return "the shape is of another instruction set";
   if (s.in_channels <= 0 || s.out_channels <= 0 || s.depth <= 0 || s.area() <= 0) return "a size is not positive";
   if (s.tile != 1 && ((s.tile != 2 && s.tile != 4) || s.height != 3 || s.width != 3))
     return "Winograd's tiles are 2 or 4 wide, of 3 by 3 kernels";
   if (s.transforms() && s.pairs) return "weights to be transformed are Winograd's, of float32";
-  int64_t panels = (s.columns() + PANEL - 1) / PANEL;
+  int64_t panels = (s.columns() + s.panel() - 1) / s.panel();
   auto body = [&](Team team) {
     Share mine = share(panels, team);
     for (int64_t i = mine.begin; i < mine.end; ++i) pack_panel(p, i);

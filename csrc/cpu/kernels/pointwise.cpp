@@ -27,7 +27,8 @@ int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 template <bool PAIRS>
-struct Pointwise {
+struct Pointwise : Sizes<PAIRS> {
+  using Sizes<PAIRS>::ROWS, Sizes<PAIRS>::PANEL, Sizes<PAIRS>::LONGEST_SUM;
   const ConvArguments& p;
   ConvInput input{p};
   int64_t positions, rows;     // of a sample, of all
@@ -95,6 +96,7 @@ struct Pointwise {
   // Row after row, as they lie in memory.
   void put_rows(const Places& places, int64_t first, int64_t count, float* to) const {
     int64_t channels = input.channels(), whole = channels / LANES * LANES;
+    int64_t filled = p.shape.tiled() ? p.shape.tap_stride() : channels;
     to += first / ROWS * blocks_k * (ROWS * BLOCK);
     for (int64_t i = first; i < first + count; ++i, to += BLOCK) {
       int64_t n = places.sample[i];
@@ -103,7 +105,7 @@ struct Pointwise {
         if (p.gain) f.gain = load(p.gain + n * channels + c), f.offset = load(p.offset + n * channels + c);
         put(places, i, c, f, to);
       }
-      if (whole < channels) put(places, i, whole, input.activation(n, whole), to);
+      for (int64_t c = whole; c < filled; c += LANES) put(places, i, c, input.activation(n, c), to);
     }
   }
 
@@ -229,7 +231,10 @@ struct Pointwise {
     products = (float*)scratch(SCRATCH_PRODUCTS, threads * LONGEST * PANEL * 4);
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots() * 2 * p.shape.out_channels * 4) : nullptr;
     if (!operands || !products || (p.moments && !partial)) return "no memory for the operands";
-    auto body = [&](Team team) { work(team); };
+    auto body = [&](Team team) {
+      TileUse tiles;
+      work(team);
+    };
     parallel(threads, body);
     return nullptr;
   }

@@ -1,0 +1,340 @@
+// The direct form of conv2d in bfloat16, by a processor's tiles.
+//
+// A block is some rows of an image, or several whole images. Its input is read once, activated, resampled and padded, into
+// planes [channels/32][rows][columns][32] of bfloat16: sixteen neighbouring positions of a row are then the left operand
+// of every tap, at an address of its own, and nothing is copied for the taps. Where rows are not whole tiles, positions are
+// counted on from row to row, and those that lie in the padding give outputs that are not written. With a stride, rows and
+// columns of each remainder have a plane of their own.
+//
+// For 32 output channels, 32 positions at a time: all of the products, summed in tiles in the order of the packed weights,
+// then bias, residual and moments. So an output is the same sum whatever block it is in, and whoever computes it.
+//
+// Threads have blocks of their own, or share them: the channels of the planes first, then the output channels.
+#include "../conv_by_tiles.h"
+
+#include "../conv_input.h"
+#include "../faults.h"
+#include "../isa.h"
+#include "../matrix.h"
+#include "../running_moments.h"
+#include "../scratch.h"
+#include "../team.h"
+
+namespace cmfast {
+namespace CMFAST_ISA {
+namespace {
+
+constexpr int64_t DEEP = 2 * TILE;        // channels of a position in a plane
+constexpr int64_t WIDEST = 128;           // columns of a block
+constexpr int64_t PLANES = 1 << 20;       // bytes of a block's planes: they stay in the second cache
+constexpr int64_t POSITIONS = 512;        // of a block that has several images
+constexpr int64_t APART = 5;              // positions more than needed, so that planes do not meet in the cache
+constexpr int PANEL = Sizes<true>::PANEL;
+
+int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
+int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+struct ConvByTiles {
+  const ConvArguments& p;
+  ConvInput input{p};
+  int64_t images;                              // of all samples
+  int64_t rows, columns, together;             // of a block: outputs, and whole images (1 where rows divide one)
+  int64_t blocks_y, blocks_x;                  // of an image
+  int64_t plane_rows, plane_columns;           // of one remainder
+  int64_t remainder, image, plane;             // positions from one to the next
+  int64_t units, panels;                       // of 32 channels and of the depth, of 32 outputs
+  float* partial;
+
+  explicit ConvByTiles(const ConvArguments& p) : p(p) {
+    images = p.samples * p.out_depth;
+    units = p.shape.depth * (p.shape.tap_stride() / DEEP);
+    panels = ceil_divide(p.shape.out_channels, PANEL);
+    // Nothing here depends on the number of samples or threads: neither do the parts whose moments are merged.
+    columns = p.out_width;
+    if (columns > WIDEST) columns = ceil_divide(ceil_divide(columns, ceil_divide(columns, WIDEST)), TILE) * TILE;
+    rows = p.out_height;
+    for (measure(); rows > 1 && units * image * DEEP * 2 > PLANES; measure()) rows = ceil_divide(rows, 2);
+    blocks_y = ceil_divide(p.out_height, rows);
+    blocks_x = ceil_divide(p.out_width, columns);
+    together = 1;
+    if (blocks_y * blocks_x == 1)
+      while (together < images && 2 * together * rows * columns <= POSITIONS &&
+             2 * together * units * image * DEEP * 2 <= PLANES)
+        together *= 2;
+    together = at_most(together, images);
+    plane = together * image + TILE + APART;
+  }
+
+  void measure() {
+    plane_rows = rows + (p.shape.height - 1) / p.stride_y;
+    plane_columns = columns + (p.shape.width - 1) / p.stride_x;
+    remainder = plane_rows * plane_columns;
+    image = p.stride_y * p.stride_x * remainder;
+  }
+
+  int64_t blocks() const { return blocks_y * blocks_x * ceil_divide(images, together); }
+
+  // How many blocks are worked on at a time, each by threads / so many.
+  int64_t at_a_time(int64_t threads) const {
+    int64_t best = 1, shortest = INT64_MAX;
+    for (int64_t n = 1; n <= threads; ++n) {
+      int64_t time = ceil_divide(blocks(), n) * ceil_divide(panels, threads / n);
+      if (threads % n == 0 && time <= shortest) best = n, shortest = time;
+    }
+    return best;
+  }
+
+  // Where a block lies, of one image.
+  struct Part {
+    int64_t n, z, y, x, rows, columns;  // sample and image, first output and count
+  };
+
+  int64_t parts(int64_t block) const { return at_most(images - block / (blocks_x * blocks_y) * together, together); }
+
+  Part part(int64_t block, int64_t i) const {
+    int64_t x = block % blocks_x * columns, y = block / blocks_x % blocks_y * rows;
+    int64_t at = block / (blocks_x * blocks_y) * together + i;
+    return {at / p.out_depth, at % p.out_depth, y, x, at_most(p.out_height - y, rows), at_most(p.out_width - x, columns)};
+  }
+
+  // Tiles of a part: of each row, or of all positions from its first output to the last.
+  static bool whole_rows(const Part& b) { return b.columns % TILE == 0; }
+  int64_t tiles(const Part& b) const {
+    if (whole_rows(b)) return b.rows * b.columns / TILE;
+    return ceil_divide((b.rows - 1) * plane_columns + b.columns, TILE);
+  }
+  int64_t position(const Part& b, int64_t tile) const {
+    if (!whole_rows(b)) return tile * TILE;
+    int64_t of_row = b.columns / TILE;
+    return tile / of_row * plane_columns + tile % of_row * TILE;
+  }
+
+  // ---- the planes
+
+  // 32 channels of a block, of an image along the depth.
+  void put_unit(int64_t block, int64_t unit, uint16_t* planes) const {
+    const int top = FAULT(paddings_swapped) ? p.left : p.top, left = FAULT(paddings_swapped) ? p.top : p.left;
+    const int64_t step_y = FAULT(strides_swapped) ? p.stride_x : p.stride_y, step_x = p.stride_x;
+    const int64_t of_image = p.shape.tap_stride() / DEEP, d = unit / of_image, c = unit % of_image * DEEP;
+    for (int64_t i = 0; i < parts(block); ++i) {
+      Part b = part(block, i);
+      Window window{b.y * step_y - top, b.x * step_x - left, (b.rows - 1) * step_y + p.shape.height,
+                    (b.columns - 1) * step_x + p.shape.width};
+      int64_t z = b.z * (FAULT(depth_stride_missed) ? 1 : p.stride_z) - p.front + d + FAULT(depth_tap_one_off);
+      for (int64_t half = 0; half < DEEP; half += BLOCK) {
+        uint16_t* to = planes + (unit * plane + i * image) * DEEP + half;
+        const int64_t row = plane_columns * DEEP;
+        if (step_y == 1 && step_x == 1)
+          input.read(window, b.n, z, c + half,
+                     [&](int64_t y, int64_t x, int64_t l, Floats value) __attribute__((always_inline)) {
+                       store_bfloat16(to + y * row + x * DEEP + l, value);
+                     });
+        else
+          input.read(window, b.n, z, c + half,
+                     [&](int64_t y, int64_t x, int64_t l, Floats value) __attribute__((always_inline)) {
+                       int64_t of = y % step_y * step_x + x % step_x;
+                       store_bfloat16(to + of * remainder * DEEP + y / step_y * row + x / step_x * DEEP + l, value);
+                     });
+      }
+    }
+  }
+
+  // ---- the products
+
+  // Where the taps of an image are read, from the first one on, in bytes.
+  struct Taps {
+    int64_t count;
+    const int64_t* at;
+  };
+
+  void find_taps(int64_t* at) const {
+    for (int64_t y = 0; y < p.shape.height; ++y)
+      for (int64_t x = 0; x < p.shape.width; ++x) {
+        int64_t of = y % p.stride_y * p.stride_x + x % p.stride_x;
+        *at++ = (of * remainder + y / p.stride_y * plane_columns + x / p.stride_x) * (DEEP * 2);
+      }
+  }
+
+  template <int M, int V>
+  __attribute__((noinline)) void multiply(const uint16_t* upper, const uint16_t* lower, Taps taps, const uint32_t* b,
+                                          float* to, Ahead ahead) const {
+    const Product product{to, PANEL, BLOCK, false};
+    const char *above = (const char*)upper, *below = (const char*)lower;
+    const int64_t step = plane * DEEP * 2;
+    begin_tiles<M, V>(product);
+    for (int64_t unit = 0; unit < units; ++unit, above += step, below += step)
+      for (int64_t tap = 0; tap < taps.count; ++tap, b += TILE * TILE * V) {
+        for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
+        ahead.from += ahead.lines * 64;
+        add_tiles<M, V>(above + taps.at[tap], below + taps.at[tap], b, 4 * TILE * V);
+      }
+    finish_tiles<M, V>(product);
+  }
+
+  // The sums of a panel's channels over a part.
+  struct Sums {
+    Moments of[PANEL / LANES];
+    int64_t part;
+  };
+
+  // All outputs of a panel of a block.
+  void multiply_panel(int64_t block, int64_t panel, const uint16_t* planes, Taps taps) const {
+    const int64_t o = panel * PANEL, outputs = at_most(p.shape.out_channels - o, PANEL);
+    const int64_t width = at_most(p.shape.columns() - o, PANEL), words = p.shape.words();
+    const uint32_t* weights = p.weights + o * words;
+    const int64_t of_part = tiles(part(block, 0)), count = of_part * parts(block);
+    // Each product fetches its part of the next panel.
+    const int64_t lines = words * width / TILE, steps = ceil_divide(count, 2) * units * taps.count;
+    const int64_t ahead = ceil_divide(lines, steps), fetched = units * taps.count * ahead * 64;
+    const char* next = (const char*)(weights + words * width);
+    alignas(64) float products[2 * TILE * PANEL];
+    Sums sums{{}, -1};
+    for (int64_t t = 0; t < count; t += 2, next += fetched) {
+      const uint16_t* from[2];
+      for (int64_t i = 0, tile = t; i < 2; ++i) {
+        from[i] = planes + (tile / of_part * image + position(part(block, tile / of_part), tile % of_part)) * DEEP;
+        if (tile + 1 < count) ++tile;
+      }
+      const bool both = t + 1 < count, wide = width > TILE;
+      if (both && wide) multiply<2, 2>(from[0], from[1], taps, weights, products, {next, ahead});
+      else if (both) multiply<2, 1>(from[0], from[1], taps, weights, products, {next, ahead});
+      else if (wide) multiply<1, 2>(from[0], from[1], taps, weights, products, {next, ahead});
+      else multiply<1, 1>(from[0], from[1], taps, weights, products, {next, ahead});
+      for (int64_t i = 0; i < 1 + both; ++i)
+        write_tile(block, (t + i) / of_part, (t + i) % of_part, products + i * TILE * PANEL, o, outputs, sums);
+    }
+    if (partial) finish(block, sums, o, outputs);
+  }
+
+  // ---- the outputs
+
+  // Of part i of a block: [2][Cout].
+  float* slot(int64_t block, int64_t i) const {
+    Part b = part(block, i);
+    int64_t at = b.n * p.out_depth + b.z;
+    return partial + ((at * blocks_y + b.y / rows) * blocks_x + b.x / columns) * 2 * p.shape.out_channels;
+  }
+
+  void finish(int64_t block, const Sums& sums, int64_t o, int64_t width) const {
+    Part b = part(block, sums.part);
+    float* to = slot(block, sums.part) + o;
+    for (int64_t j = 0; j < width; j += LANES)
+      sums.of[j / LANES].finish(to + j, to + p.shape.out_channels + j, b.rows * b.columns, (int)at_most(width - j, LANES));
+  }
+
+  // `width` channels from o on of a tile of part i, those of its positions that are outputs.
+  void write_tile(int64_t block, int64_t i, int64_t tile, const float* from, int64_t o, int64_t width,
+                  Sums& sums) const {
+    Part b = part(block, i);
+    bool first = sums.part != i;
+    if (first && partial && sums.part >= 0) finish(block, sums, o, width);
+    sums.part = i;
+    if (FAULT(tail_of_outputs_missed)) width = width / LANES * LANES;
+    const bool common = width == PANEL && p.dtype == FLOAT32 && p.residual_resample == RESAMPLE_NONE;
+    int64_t at = position(b, tile), y = at / plane_columns, x = at % plane_columns;
+    for (int64_t m = 0, count; m < TILE && y < b.rows; m += count, x += count) {
+      int64_t left = b.columns - (FAULT(tile_edge_missed) && b.columns % TILE ? 1 : 0) - x;
+      if (left <= 0) {
+        count = at_most(plane_columns - x, TILE - m);  // in the padding
+        if (x + count == plane_columns) x = -count, ++y;
+        continue;
+      }
+      count = at_most(left, TILE - m);
+      if (common) write<true>(b, y, x, count, from + m * PANEL, o, PANEL, first, sums);
+      else write<false>(b, y, x, count, from + m * PANEL, o, width, first, sums);
+      first = false;
+      if (x + count == plane_columns) x = -count, ++y;
+    }
+  }
+
+  // What a residual of another resolution, whose image begins at an element, adds to channels o on of output (y, x).
+  CMFAST_INLINE Floats resampled(int64_t at, int64_t y, int64_t x, int64_t o, int lanes) const {
+    const ConvTensor& r = p.residual;
+    auto value = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
+      return load(r.data, p.dtype, at + y * r.y + x * r.x + o, lanes);
+    };
+    if (FAULT(residual_not_resampled)) return value(y / 2, x);
+    if (p.residual_resample == RESAMPLE_UP) return value(y / 2, x / 2);
+    return 0.25f * ((value(2 * y, 2 * x) + value(2 * y, 2 * x + 1)) +
+                    (value(2 * y + 1, 2 * x) + value(2 * y + 1, 2 * x + 1)));
+  }
+
+  // `count` outputs of row y of a part, from its column x on. COMMON: of float32, of whole panels, the residual as it is.
+  template <bool COMMON>
+  void write(const Part& b, int64_t y, int64_t x, int64_t count, const float* from, int64_t o, int64_t width, bool first,
+             Sums& sums) const {
+    y += b.y, x += b.x;
+    const int dtype = COMMON ? (int)FLOAT32 : p.dtype;
+    const ConvTensor out = p.out, added = p.residual;
+    const bool resample = !COMMON && added.data && p.residual_resample != RESAMPLE_NONE;
+    const int64_t image = added.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z);
+    const int64_t to = out.image(b.n, b.z) + y * out.y + x * out.x + o, at = image + y * added.y + x * added.x + o;
+    for (int64_t j = 0; j < width; j += LANES) {
+      const int lanes = COMMON ? LANES : (int)at_most(width - j, LANES);
+      Floats bias = p.bias ? load(p.bias + o + j, lanes) : zeros();
+      Moments moments = sums.of[j / LANES];
+      for (int64_t i = 0; i < count; ++i) {
+        Floats value = load(from + i * PANEL + j) + bias;
+        if (p.relu && FAULT(relu_before_residual)) value = max(zeros(), value);
+        if (resample) value += resampled(image, y, x + i, o + j, lanes);
+        else if (added.data) value += load(added.data, dtype, at + i * added.x + j, lanes);
+        if (p.relu && !FAULT(relu_before_residual)) value = max(zeros(), value);  // NaN stays
+        store((void*)out.data, dtype, to + i * out.x + j, value, lanes);
+        if (first && i == 0) moments.begin(value);
+        moments.add(value);
+      }
+      sums.of[j / LANES] = moments;
+    }
+  }
+
+  // ----
+
+  int64_t elements_of(int64_t k) const {
+    Part b = part(k % (blocks_y * blocks_x), 0);
+    return b.rows * b.columns;
+  }
+
+  const char* run() {
+    const int64_t operand = units * plane * DEEP, most = at_a_time(p.threads), area = p.shape.area();
+    uint16_t* planes = (uint16_t*)scratch(SCRATCH_INPUT, most * operand * 2);
+    int64_t* found = (int64_t*)scratch(SCRATCH_ROWS, area * 8);
+    int64_t slots = images * blocks_y * blocks_x, of_sample = 2 * p.shape.out_channels;
+    partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * of_sample * 4) : nullptr;
+    if (!planes || !found || (p.moments && !partial)) return "no memory for the operands";
+    find_taps(found);
+    const Taps taps{area, found};
+    auto body = [&](Team team) {
+      TileUse use;
+      const int64_t groups = at_most(at_a_time(team.size), most), size = team.size / groups;
+      const Team mine{(int)(team.rank % size), (int)size};  // who shares a block
+      uint16_t* to = planes + at_most(team.rank / size, groups - 1) * operand;
+      for (int64_t first = 0; first < blocks(); first += groups) {
+        int64_t block = first + team.rank / size;
+        const bool works = team.rank < groups * size && block < blocks();
+        Share channels = share(units, mine), outputs = share(panels, mine);
+        if (works)
+          for (int64_t unit = channels.begin; unit < channels.end; ++unit) put_unit(block, unit, to);
+        if (size > 1) team.barrier();
+        if (works)
+          for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) multiply_panel(block, panel, to, taps);
+        if (size > 1) team.barrier();
+      }
+      if (!partial) return;
+      team.barrier();
+      Share samples = share(p.samples, team);
+      int64_t each = (FAULT(moments_of_one_image) ? 1 : p.out_depth) * blocks_y * blocks_x;
+      for (int64_t n = samples.begin; n < samples.end; ++n)
+        merge_moments(partial + n * each * of_sample, each, p.shape.out_channels, 0, p.shape.out_channels,
+                      [&](int64_t k) { return elements_of(k); }, p.moments + n * of_sample);
+    };
+    parallel(p.threads, body);
+    return nullptr;
+  }
+};
+
+}  // namespace
+
+const char* conv_by_tiles(const ConvArguments& p) { return ConvByTiles(p).run(); }
+
+}  // namespace CMFAST_ISA
+}  // namespace cmfast
