@@ -18,7 +18,7 @@ from ...kernels.cpu.group_norm import launch_group_norm
 from ...kernels.cpu.moments import launch_fold_group_norm, launch_moments
 from ...kernels.layout import empty_in_order
 from ..layouts import fits
-from ..lower import Kernels, Serve
+from ..lower import Kernels, Serve, copied
 from ..steps import Step, Steps
 
 _Values = dict[str, Any]
@@ -29,7 +29,7 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values) -> Any:
         return "its weights were not packed"
     if not _dense(given["bias"], given["gain"], given["offset"]):
         return _STRIDED
-    out = steps.image(node.meta["val"][0].shape)
+    out = steps.image(node.meta["val"][0].shape, given["h"].dtype)
     moments = steps.row(out.shape[0], 2, out.shape[1]) if given["moments"] else None
     # Of the weights only the shape is read, and they may be given up: this has no memory.
     weight = torch.zeros(()).expand(given["weight"].shape)
@@ -58,7 +58,7 @@ def _group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if not _rows(given):
         return _STRIDED
     y, mean, rstd = node.meta["val"]
-    outs = steps.image(y.shape), steps.row(*mean.shape), steps.row(*rstd.shape)
+    outs = steps.image(y.shape, given["x"].dtype), steps.row(*mean.shape), steps.row(*rstd.shape)
     arguments = {k: v for k, v in given.items() if k != "backend"}
     steps.add(Step(node.name, "group_norm", _named(launch_group_norm), (*outs, arguments)))
     return outs
@@ -67,7 +67,8 @@ def _group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
 def _channel_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if not _rows(given):
         return _STRIDED
-    y = steps.image(given["x"].shape) if given["x"].ndim > 2 else steps.row(*given["x"].shape)
+    x = given["x"]
+    y = steps.image(x.shape, x.dtype) if x.ndim > 2 else steps.row(*x.shape)
     arguments = {k: v for k, v in given.items() if k != "backend"}
     steps.add(Step(node.name, "channel_norm", _named(launch_channel_norm), (y, arguments)))
     return y
@@ -97,6 +98,10 @@ def _sinusoids(first: Tensor, second: Tensor, t: Tensor, frequencies: Tensor, sc
 
 def _attention(products: torch.dtype, steps: Steps, node: fx.Node, given: _Values) -> Any:
     q = given["q"]
+    for name in ("k", "v"):
+        if given[name].dtype != q.dtype:
+            other = steps.keep(torch.empty_like(given[name], dtype=q.dtype))
+            given = given | {name: copied(steps, node, given[name], other, "its dtype is another")}
     out, lse = steps.keep(empty_in_order(q, q.shape)), steps.row(*q.shape[:3])
     arguments = (out, lse, q, given["k"], given["v"], given["scale"], products)
     steps.add(Step(node.name, "attention", launch_attention, arguments))
@@ -121,8 +126,12 @@ def _named(launch: Callable[..., None]) -> Callable[..., None]:
     return lambda *arguments: launch(*arguments[:-1], **arguments[-1])
 
 
-def kernels(products: torch.dtype) -> Kernels:
-    """What the CPU kernels serve; `products` is the dtype of the operands of attention's products."""
+def kernels(products: torch.dtype, images: torch.dtype | None = None) -> Kernels:
+    """What the CPU kernels serve.
+
+    `products` is the dtype of the operands of attention's products; `images` that of values between layers, None for
+    the graph's own.
+    """
     served: dict[Any, Serve] = {
         torch.ops.cmfast.conv2d.default: _conv2d,
         torch.ops.cmfast.channel_moments.default: _channel_moments,
@@ -132,4 +141,4 @@ def kernels(products: torch.dtype) -> Kernels:
         torch.ops.cmfast.timestep_embedding.default: _timestep_embedding,
         torch.ops.cmfast.attention.default: functools.partial(_attention, products),
     }
-    return Kernels(served, fits, "the CPU kernels have no such operator")
+    return Kernels(served, fits, "the CPU kernels have no such operator", images)

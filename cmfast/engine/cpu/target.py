@@ -14,7 +14,7 @@ from ..graph import CONV, Graph, arguments
 from ..lower import lower
 from .cache import Stored, fingerprint, write
 from .executable import Executable
-from .forms import attention_products, choose
+from .forms import attention_products, choose, images
 from .served import kernels
 from .tuning import Tuner
 from .weights import Weights
@@ -61,7 +61,7 @@ class CpuTarget:
             write(self._stored.path, self.weights.packed)
         if isinstance(self._choose, Tuner):
             self._choose.save()
-        return Executable(lower(graph, kernels(attention_products(self._products))), rewrites)
+        return Executable(lower(graph, kernels(attention_products(self._products), images(self._products))), rewrites)
 
     def _fingerprint(self, network: nn.Module, graph: Graph) -> str:
         named = {**dict(network.named_parameters()), **dict(network.named_buffers())}

@@ -449,10 +449,12 @@ const char* conv2d(const ConvArguments& p) {
   bool resampled = p.resample != RESAMPLE_NONE || p.residual_resample != RESAMPLE_NONE;
   bool same = p.depth == p.out_depth && p.height == p.out_height && p.width == p.out_width;
   bool moves = !same || p.front || p.top || p.left || p.stride_z > 1 || p.stride_y > 1 || p.stride_x > 1;
-  if (s.depth * s.area() == 1 && !moves && !resampled) return pointwise(p);
+  bool is_pointwise = s.depth * s.area() == 1 && !moves && !resampled;
 #if defined(CMFAST_TILES)
-  if (s.tiled() && s.tile == 1) return conv_by_tiles(p);
+  bool few = is_pointwise && p.height * p.width < TILE;  // tiles of rows are those of several samples
+  if (s.tiled() && s.tile == 1 && !few) return conv_by_tiles(p);
 #endif
+  if (is_pointwise) return pointwise(p);
   switch (s.tile * 2 + s.pairs) {
     case 2: return Convolution<1, false>(p).run();
     case 3: return Convolution<1, true>(p).run();

@@ -25,9 +25,9 @@ namespace CMFAST_ISA {
 namespace {
 
 constexpr int64_t DEEP = 2 * TILE;        // channels of a position in a plane
-constexpr int64_t WIDEST = 128;           // columns of a block
-constexpr int64_t PLANES = 1 << 20;       // bytes of a block's planes: they stay in the second cache
-constexpr int64_t POSITIONS = 512;        // of a block that has several images
+constexpr int64_t WIDEST = 128;           // columns of a block that has several rows
+constexpr int64_t PLANES = 1 << 19;       // bytes of a block's planes: they stay in the second cache
+constexpr int64_t POSITIONS = 512;        // of a block of one row, or of several images
 constexpr int64_t APART = 5;              // positions more than needed, so that planes do not meet in the cache
 constexpr int PANEL = Sizes<true>::PANEL;
 
@@ -51,7 +51,8 @@ struct ConvByTiles {
     panels = ceil_divide(p.shape.out_channels, PANEL);
     // Nothing here depends on the number of samples or threads: neither do the parts whose moments are merged.
     columns = p.out_width;
-    if (columns > WIDEST) columns = ceil_divide(ceil_divide(columns, ceil_divide(columns, WIDEST)), TILE) * TILE;
+    const int64_t widest = p.out_height == 1 ? POSITIONS : WIDEST;
+    if (columns > widest) columns = ceil_divide(ceil_divide(columns, ceil_divide(columns, widest)), TILE) * TILE;
     rows = p.out_height;
     for (measure(); rows > 1 && units * image * DEEP * 2 > PLANES; measure()) rows = ceil_divide(rows, 2);
     blocks_y = ceil_divide(p.out_height, rows);
@@ -111,31 +112,122 @@ struct ConvByTiles {
 
   // ---- the planes
 
-  // 32 channels of a block, of an image along the depth.
-  void put_unit(int64_t block, int64_t unit, uint16_t* planes) const {
+  // Where one image of a block is read, and its plane of the first unit.
+  struct Reading {
+    Window window;
+    int64_t n, z;
+    uint16_t* to;
+  };
+
+  Reading reading(const Part& b, int64_t i, int64_t d, uint16_t* planes) const {
     const int top = FAULT(paddings_swapped) ? p.left : p.top, left = FAULT(paddings_swapped) ? p.top : p.left;
-    const int64_t step_y = FAULT(strides_swapped) ? p.stride_x : p.stride_y, step_x = p.stride_x;
-    const int64_t of_image = p.shape.tap_stride() / DEEP, d = unit / of_image, c = unit % of_image * DEEP;
-    for (int64_t i = 0; i < parts(block); ++i) {
-      Part b = part(block, i);
-      Window window{b.y * step_y - top, b.x * step_x - left, (b.rows - 1) * step_y + p.shape.height,
-                    (b.columns - 1) * step_x + p.shape.width};
-      int64_t z = b.z * (FAULT(depth_stride_missed) ? 1 : p.stride_z) - p.front + d + FAULT(depth_tap_one_off);
-      for (int64_t half = 0; half < DEEP; half += BLOCK) {
-        uint16_t* to = planes + (unit * plane + i * image) * DEEP + half;
-        const int64_t row = plane_columns * DEEP;
-        if (step_y == 1 && step_x == 1)
-          input.read(window, b.n, z, c + half,
-                     [&](int64_t y, int64_t x, int64_t l, Floats value) __attribute__((always_inline)) {
-                       store_bfloat16(to + y * row + x * DEEP + l, value);
-                     });
-        else
-          input.read(window, b.n, z, c + half,
-                     [&](int64_t y, int64_t x, int64_t l, Floats value) __attribute__((always_inline)) {
-                       int64_t of = y % step_y * step_x + x % step_x;
-                       store_bfloat16(to + of * remainder * DEEP + y / step_y * row + x / step_x * DEEP + l, value);
-                     });
+    return {{b.y * step_y() - top, b.x * step_x() - left, (b.rows - 1) * step_y() + p.shape.height,
+             (b.columns - 1) * step_x() + p.shape.width},
+            b.n,
+            b.z * (FAULT(depth_stride_missed) ? 1 : p.stride_z) - p.front + d + FAULT(depth_tap_one_off),
+            planes + i * image * DEEP};
+  }
+  int64_t step_y() const { return FAULT(strides_swapped) ? p.stride_x : p.stride_y; }
+  int64_t step_x() const { return FAULT(strides_swapped) ? p.stride_y : p.stride_x; }
+
+  // Units [begin, end) of a block.
+  void put(int64_t block, Share mine, uint16_t* planes) const {
+    const int64_t of_image = p.shape.tap_stride() / DEEP;
+    for (int64_t unit = mine.begin, here; unit < mine.end; unit += here) {
+      const int64_t d = unit / of_image, first = unit % of_image;
+      here = at_most(mine.end - unit, of_image - first);
+      for (int64_t i = 0; i < parts(block); ++i) {
+        Reading r = reading(part(block, i), i, d, planes + unit * plane * DEEP);
+        if (!common()) put_any(r, first, here);
+        else if (p.dtype == FLOAT32) put_common<FLOAT32>(r, first, here);
+        else put_common<BFLOAT16>(r, first, here);
       }
+    }
+  }
+
+  // Whole units of tensors, as most are.
+  bool common() const {
+    return LANES == BLOCK && p.dtype != FLOAT16 && !p.gate && p.resample != RESAMPLE_POOL && p.stride_y == 1 &&
+           p.stride_x == 1 && p.h.channels % DEEP == 0 && p.skip.channels % DEEP == 0 && !FAULT(tail_of_channels_missed) &&
+           !FAULT(padding_not_zero) && !FAULT(activation_of_padding) && !FAULT(padding_one_row_off) &&
+           !FAULT(depth_edge_not_zero);
+  }
+
+  // `count` units from `first` on, position after position: memory is read from one end to the other.
+  template <int DTYPE>
+  void put_common(const Reading& r, int64_t first, int64_t count) const {
+    const Window& w = r.window;
+    const int up = p.resample == RESAMPLE_UP;
+    const int64_t size = DTYPE == FLOAT32 ? 4 : 2, row = plane_columns * DEEP, next = plane * DEEP;
+    const int64_t left = at_most(w.x < 0 ? -w.x : 0, w.columns), right = at_most(input.width() - w.x, w.columns);
+    const int64_t of_h = p.h.channels / DEEP - first;  // units that are h's, of these
+    const int64_t split = of_h < 0 ? 0 : at_most(of_h, count);
+    auto clear = [&](int64_t y, int64_t begin, int64_t end) {
+      for (int64_t u = 0; u < count; ++u) std_memset(r.to + u * next + y * row + begin * DEEP, (end - begin) * DEEP * 2);
+    };
+    for (int64_t y = 0; y < w.rows; ++y) {
+      const int64_t from = w.y + y;
+      if (r.z < 0 || r.z >= p.depth || from < 0 || from >= input.height() || right <= left) {
+        clear(y, 0, w.columns);
+        continue;
+      }
+      if (left > 0) clear(y, 0, left);
+      if (right < w.columns) clear(y, right, w.columns);
+      if (up && y > 0 && (from & 1)) {  // the row above is the same
+        for (int64_t u = 0; u < count; ++u) {
+          uint16_t* to = r.to + u * next + y * row + left * DEEP;
+          __builtin_memcpy(to, to - row, (right - left) * DEEP * 2);
+        }
+        continue;
+      }
+      const int64_t line = first * DEEP;
+      const char* h = (const char*)p.h.data + (p.h.image(r.n, r.z) + (from >> up) * p.h.y + line) * size;
+      const char* skip =
+          (const char*)p.skip.data + (p.skip.image(r.n, r.z) + (from >> up) * p.skip.y + line - p.h.channels) * size;
+      for (int64_t x = left; x < right; ++x) {
+        uint16_t* to = r.to + y * row + x * DEEP;
+        const int64_t at = w.x + x;
+        if (up && x > left && (at & 1)) {  // and so is the position before
+          for (int64_t u = 0; u < count; ++u) __builtin_memcpy(to + u * next, to + u * next - DEEP, DEEP * 2);
+          continue;
+        }
+        put_position<DTYPE>(h + (at >> up) * p.h.x * size, r.n, line, 0, split, to, next);
+        put_position<DTYPE>(skip + (at >> up) * p.skip.x * size, r.n, line, split, count, to, next);
+      }
+    }
+  }
+
+  static void std_memset(void* to, int64_t bytes) { __builtin_memset(to, 0, bytes); }
+
+  // Units [begin, end) of one position of sample n, of the channels from `line` on.
+  template <int DTYPE>
+  CMFAST_INLINE void put_position(const char* from, int64_t n, int64_t line, int64_t begin, int64_t end, uint16_t* to,
+                                  int64_t next) const {
+    const int64_t size = DTYPE == FLOAT32 ? 4 : 2, rows = n * p.channels() + line;
+    const float *gain = p.gain ? p.gain + rows : nullptr, *offset = p.gain ? p.offset + rows : nullptr;
+    const bool silus = p.silu;
+    for (int64_t u = begin; u < end; ++u) {
+      Floats x[DEEP / LANES];
+      CMFAST_UNROLL
+      for (int v = 0; v < DEEP / LANES; ++v) {
+        const int64_t c = u * DEEP + v * LANES;
+        x[v] = load(from + c * size, DTYPE, 0);
+        if (gain) x[v] = x[v] * load(gain + c) + load(offset + c);
+        if (silus) x[v] = silu(x[v]);
+      }
+      CMFAST_UNROLL
+      for (int v = 0; v < DEEP / LANES; ++v) store_bfloat16(to + u * next + v * LANES, x[v]);
+    }
+  }
+
+  void put_any(const Reading& r, int64_t first, int64_t count) const {
+    const int64_t row = plane_columns * DEEP, along = step_y(), across = step_x();
+    for (int64_t c = first * DEEP; c < (first + count) * DEEP; c += BLOCK) {
+      uint16_t* to = r.to + (c / DEEP - first) * plane * DEEP + c % DEEP;
+      input.read(r.window, r.n, r.z, c, [&](int64_t y, int64_t x, int64_t l, Floats value) __attribute__((always_inline)) {
+        int64_t of = y % along * across + x % across;
+        store_bfloat16(to + of * remainder * DEEP + y / along * row + x / across * DEEP + l, value);
+      });
     }
   }
 
@@ -155,9 +247,45 @@ struct ConvByTiles {
       }
   }
 
+  // Positions of two tiles whose outputs, and what is added to them, are fetched to the cache while their products are
+  // taken: so many at a step.
+  struct Outputs {
+    const char *out[2], *added[2];
+    int64_t out_next, added_next, step, left;
+
+    CMFAST_INLINE void fetch() {
+      if (left <= 0) return;
+      left -= step;
+      for (int64_t i = 0; i < step; ++i)
+        CMFAST_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          __builtin_prefetch(out[half], 1);
+          if (added[half]) __builtin_prefetch(added[half]);
+          out[half] += out_next;
+          if (added[half]) added[half] += added_next;
+        }
+    }
+  };
+
+  // Of the tiles whose first positions are these, rows as if they were endless.
+  Outputs outputs_of(int64_t block, const int64_t (&tile)[2], int64_t of_part, int64_t o, int64_t steps) const {
+    const int64_t size = p.dtype == FLOAT32 ? 4 : 2;
+    Outputs f{{}, {}, p.out.x * size, p.residual.x * size, ceil_divide(TILE, steps), TILE};
+    const bool added = p.residual.data && p.residual_resample == RESAMPLE_NONE;
+    for (int half = 0; half < 2; ++half) {
+      const Part b = part(block, tile[half] / of_part);
+      const int64_t at = position(b, tile[half] % of_part), y = b.y + at / plane_columns, x = b.x + at % plane_columns;
+      f.out[half] = (const char*)p.out.data + (p.out.image(b.n, b.z) + y * p.out.y + x * p.out.x + o) * size;
+      if (added)
+        f.added[half] = (const char*)p.residual.data +
+                        (p.residual.image(b.n, b.z) + y * p.residual.y + x * p.residual.x + o) * size;
+    }
+    return f;
+  }
+
   template <int M, int V>
   __attribute__((noinline)) void multiply(const uint16_t* upper, const uint16_t* lower, Taps taps, const uint32_t* b,
-                                          float* to, Ahead ahead) const {
+                                          float* to, Ahead ahead, Outputs outputs) const {
     const Product product{to, PANEL, BLOCK, false};
     const char *above = (const char*)upper, *below = (const char*)lower;
     const int64_t step = plane * DEEP * 2;
@@ -166,6 +294,7 @@ struct ConvByTiles {
       for (int64_t tap = 0; tap < taps.count; ++tap, b += TILE * TILE * V) {
         for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
         ahead.from += ahead.lines * 64;
+        outputs.fetch();
         add_tiles<M, V>(above + taps.at[tap], below + taps.at[tap], b, 4 * TILE * V);
       }
     finish_tiles<M, V>(product);
@@ -191,15 +320,18 @@ struct ConvByTiles {
     Sums sums{{}, -1};
     for (int64_t t = 0; t < count; t += 2, next += fetched) {
       const uint16_t* from[2];
+      int64_t pair[2];
       for (int64_t i = 0, tile = t; i < 2; ++i) {
         from[i] = planes + (tile / of_part * image + position(part(block, tile / of_part), tile % of_part)) * DEEP;
+        pair[i] = tile;
         if (tile + 1 < count) ++tile;
       }
+      const Outputs fetched_outputs = outputs_of(block, pair, of_part, o, units * taps.count);
       const bool both = t + 1 < count, wide = width > TILE;
-      if (both && wide) multiply<2, 2>(from[0], from[1], taps, weights, products, {next, ahead});
-      else if (both) multiply<2, 1>(from[0], from[1], taps, weights, products, {next, ahead});
-      else if (wide) multiply<1, 2>(from[0], from[1], taps, weights, products, {next, ahead});
-      else multiply<1, 1>(from[0], from[1], taps, weights, products, {next, ahead});
+      if (both && wide) multiply<2, 2>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
+      else if (both) multiply<2, 1>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
+      else if (wide) multiply<1, 2>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
+      else multiply<1, 1>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
       for (int64_t i = 0; i < 1 + both; ++i)
         write_tile(block, (t + i) / of_part, (t + i) % of_part, products + i * TILE * PANEL, o, outputs, sums);
     }
@@ -230,7 +362,6 @@ struct ConvByTiles {
     if (first && partial && sums.part >= 0) finish(block, sums, o, width);
     sums.part = i;
     if (FAULT(tail_of_outputs_missed)) width = width / LANES * LANES;
-    const bool common = width == PANEL && p.dtype == FLOAT32 && p.residual_resample == RESAMPLE_NONE;
     int64_t at = position(b, tile), y = at / plane_columns, x = at % plane_columns;
     for (int64_t m = 0, count; m < TILE && y < b.rows; m += count, x += count) {
       int64_t left = b.columns - (FAULT(tile_edge_missed) && b.columns % TILE ? 1 : 0) - x;
@@ -240,8 +371,7 @@ struct ConvByTiles {
         continue;
       }
       count = at_most(left, TILE - m);
-      if (common) write<true>(b, y, x, count, from + m * PANEL, o, PANEL, first, sums);
-      else write<false>(b, y, x, count, from + m * PANEL, o, width, first, sums);
+      write(b, y, x, count, from + m * PANEL, o, width, first, sums);
       first = false;
       if (x + count == plane_columns) x = -count, ++y;
     }
@@ -259,27 +389,64 @@ struct ConvByTiles {
                     (value(2 * y + 1, 2 * x) + value(2 * y + 1, 2 * x + 1)));
   }
 
-  // `count` outputs of row y of a part, from its column x on. COMMON: of float32, of whole panels, the residual as it is.
-  template <bool COMMON>
+  // `count` outputs of row y of a part, from its column x on.
   void write(const Part& b, int64_t y, int64_t x, int64_t count, const float* from, int64_t o, int64_t width, bool first,
              Sums& sums) const {
     y += b.y, x += b.x;
-    const int dtype = COMMON ? (int)FLOAT32 : p.dtype;
+    const int64_t image = p.residual.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z);
+    const Place at{p.out.image(b.n, b.z) + y * p.out.y + x * p.out.x + o, image + y * p.residual.y + x * p.residual.x + o};
+    const bool whole = width == PANEL && p.residual_resample == RESAMPLE_NONE && !FAULT(relu_before_residual);
+    if (whole && p.dtype == FLOAT32) write_whole<FLOAT32>(at, count, from, o, first, sums);
+    else if (whole && p.dtype == BFLOAT16) write_whole<BFLOAT16>(at, count, from, o, first, sums);
+    else write_any(at, image, y, x, count, from, o, width, first, sums);
+  }
+
+  // Elements of the output and of what is added to it.
+  struct Place {
+    int64_t out, added;
+  };
+
+  // Of whole panels, the residual as it is.
+  template <int DTYPE>
+  void write_whole(Place at, int64_t count, const float* from, int64_t o, bool first, Sums& all_sums) const {
+    constexpr int V = PANEL / LANES;
+    void* const out = (void*)p.out.data;
+    const void* const added = p.residual.data;
+    const int64_t to_next = p.out.x, added_next = p.residual.x;
+    Floats bias[V];
+    Sums sums = all_sums;
+    CMFAST_UNROLL
+    for (int v = 0; v < V; ++v) bias[v] = p.bias ? load(p.bias + o + v * LANES) : zeros();
+    for (int64_t i = 0; i < count; ++i, from += PANEL, at.out += to_next, at.added += added_next) {
+      CMFAST_UNROLL
+      for (int v = 0; v < V; ++v) {
+        Floats value = load(from + v * LANES) + bias[v];
+        if (added) value += load(added, DTYPE, at.added + v * LANES);
+        if (p.relu) value = max(zeros(), value);  // NaN stays
+        if (DTYPE == FLOAT32) store((float*)out + at.out + v * LANES, value);
+        else store_bfloat16((uint16_t*)out + at.out + v * LANES, value);
+        if (first && i == 0) sums.of[v].begin(value);
+        sums.of[v].add(value);
+      }
+    }
+    all_sums = sums;
+  }
+
+  void write_any(Place at, int64_t image, int64_t y, int64_t x, int64_t count, const float* from, int64_t o,
+                 int64_t width, bool first, Sums& sums) const {
     const ConvTensor out = p.out, added = p.residual;
-    const bool resample = !COMMON && added.data && p.residual_resample != RESAMPLE_NONE;
-    const int64_t image = added.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z);
-    const int64_t to = out.image(b.n, b.z) + y * out.y + x * out.x + o, at = image + y * added.y + x * added.x + o;
+    const bool resample = added.data && p.residual_resample != RESAMPLE_NONE;
     for (int64_t j = 0; j < width; j += LANES) {
-      const int lanes = COMMON ? LANES : (int)at_most(width - j, LANES);
+      const int lanes = (int)at_most(width - j, LANES);
       Floats bias = p.bias ? load(p.bias + o + j, lanes) : zeros();
       Moments moments = sums.of[j / LANES];
       for (int64_t i = 0; i < count; ++i) {
         Floats value = load(from + i * PANEL + j) + bias;
         if (p.relu && FAULT(relu_before_residual)) value = max(zeros(), value);
         if (resample) value += resampled(image, y, x + i, o + j, lanes);
-        else if (added.data) value += load(added.data, dtype, at + i * added.x + j, lanes);
+        else if (added.data) value += load(added.data, p.dtype, at.added + i * added.x + j, lanes);
         if (p.relu && !FAULT(relu_before_residual)) value = max(zeros(), value);  // NaN stays
-        store((void*)out.data, dtype, to + i * out.x + j, value, lanes);
+        store((void*)out.data, p.dtype, at.out + i * out.x + j, value, lanes);
         if (first && i == 0) moments.begin(value);
         moments.add(value);
       }
@@ -312,8 +479,7 @@ struct ConvByTiles {
         int64_t block = first + team.rank / size;
         const bool works = team.rank < groups * size && block < blocks();
         Share channels = share(units, mine), outputs = share(panels, mine);
-        if (works)
-          for (int64_t unit = channels.begin; unit < channels.end; ++unit) put_unit(block, unit, to);
+        if (works) put(block, channels, to);
         if (size > 1) team.barrier();
         if (works)
           for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) multiply_panel(block, panel, to, taps);
