@@ -29,6 +29,7 @@ constexpr int64_t WIDEST = 128;           // columns of a block that has several
 constexpr int64_t PLANES = 1 << 19;       // bytes of a block's planes: they stay in the second cache
 constexpr int64_t POSITIONS = 512;        // of a block of one row, or of several images
 constexpr int64_t APART = 5;              // positions more than needed, so that planes do not meet in the cache
+constexpr int64_t FEW = 4, SOON = 1024;   // pairs of tiles, and words
 constexpr int PANEL = Sizes<true>::PANEL;
 
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -312,13 +313,15 @@ struct ConvByTiles {
     const int64_t width = at_most(p.shape.columns() - o, PANEL), words = p.shape.words();
     const uint32_t* weights = p.weights + o * words;
     const int64_t of_part = tiles(part(block, 0)), count = of_part * parts(block);
-    // Each product fetches its part of the next panel.
-    const int64_t lines = words * width / TILE, steps = ceil_divide(count, 2) * units * taps.count;
-    const int64_t ahead = ceil_divide(lines, steps), fetched = units * taps.count * ahead * 64;
-    const char* next = (const char*)(weights + words * width);
+    // Each product fetches its part of the next panel; where they are few, the first one what it reads itself a little later.
+    const int64_t lines = words * width / TILE, pairs = ceil_divide(count, 2), steps = units * taps.count;
+    const bool itself = pairs < FEW;
+    const int64_t of_step = itself ? width : ceil_divide(lines, pairs * steps), fetched = steps * of_step * 64;
+    const char* next = (const char*)(itself ? weights + SOON : weights + words * width);
     alignas(64) float products[2 * TILE * PANEL];
     Sums sums{{}, -1};
     for (int64_t t = 0; t < count; t += 2, next += fetched) {
+      const Ahead ahead{next, itself && t > 0 ? 0 : of_step};
       const uint16_t* from[2];
       int64_t pair[2];
       for (int64_t i = 0, tile = t; i < 2; ++i) {
@@ -326,12 +329,12 @@ struct ConvByTiles {
         pair[i] = tile;
         if (tile + 1 < count) ++tile;
       }
-      const Outputs fetched_outputs = outputs_of(block, pair, of_part, o, units * taps.count);
+      const Outputs fetched_outputs = outputs_of(block, pair, of_part, o, steps);
       const bool both = t + 1 < count, wide = width > TILE;
-      if (both && wide) multiply<2, 2>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
-      else if (both) multiply<2, 1>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
-      else if (wide) multiply<1, 2>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
-      else multiply<1, 1>(from[0], from[1], taps, weights, products, {next, ahead}, fetched_outputs);
+      if (both && wide) multiply<2, 2>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
+      else if (both) multiply<2, 1>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
+      else if (wide) multiply<1, 2>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
+      else multiply<1, 1>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
       for (int64_t i = 0; i < 1 + both; ++i)
         write_tile(block, (t + i) / of_part, (t + i) % of_part, products + i * TILE * PANEL, o, outputs, sums);
     }
