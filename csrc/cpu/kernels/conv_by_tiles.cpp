@@ -248,213 +248,187 @@ struct ConvByTiles {
       }
   }
 
-  // Positions of two tiles whose outputs, and what is added to them, are fetched to the cache while their products are
-  // taken: so many at a step.
-  struct Outputs {
-    const char *out[2], *added[2];
-    int64_t out_next, added_next, step, left;
+  // Elements of an output and of what is added to it, before the channels; out is -1 where a position is none.
+  struct Place {
+    int64_t out, added;
+  };
 
-    CMFAST_INLINE void fetch() {
-      if (left <= 0) return;
-      left -= step;
-      for (int64_t i = 0; i < step; ++i)
-        CMFAST_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          __builtin_prefetch(out[half], 1);
-          if (added[half]) __builtin_prefetch(added[half]);
-          out[half] += out_next;
-          if (added[half]) added[half] += added_next;
+  // What is the same for all panels of a block: of each tile, where it is read, and the places of its positions.
+  struct Tiles {
+    const uint16_t** from;
+    Place* places;  // [tiles][TILE]
+    int64_t count, of_part;
+  };
+
+  int64_t most_tiles() const { return together * ceil_divide(rows * plane_columns, TILE); }
+  int64_t bytes_of_tiles() const { return most_tiles() * (int64_t)(sizeof(uint16_t*) + TILE * sizeof(Place)); }
+
+  Tiles find_tiles(int64_t block, const uint16_t* planes, void* memory) const {
+    Tiles found{(const uint16_t**)memory, (Place*)((const uint16_t**)memory + most_tiles()), 0, tiles(part(block, 0))};
+    for (int64_t i = 0; i < parts(block); ++i) {
+      const Part b = part(block, i);
+      const int64_t image_out = p.out.image(b.n, b.z);
+      const int64_t image_added = p.residual.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z);
+      const int64_t wide = b.columns - (FAULT(tile_edge_missed) && b.columns % TILE ? 1 : 0);
+      for (int64_t tile = 0; tile < found.of_part; ++tile, ++found.count) {
+        int64_t at = position(b, tile), y = at / plane_columns, x = at % plane_columns;
+        found.from[found.count] = planes + (i * image + at) * DEEP;
+        for (int64_t m = 0; m < TILE; ++m) {
+          const bool is_output = x < wide && y < b.rows;
+          found.places[found.count * TILE + m] = {
+              is_output ? image_out + (b.y + y) * p.out.y + (b.x + x) * p.out.x : -1,
+              image_added + of_residual(b.y + y) * p.residual.y + of_residual(b.x + x) * p.residual.x};
+          if (++x == plane_columns) x = 0, ++y;
         }
+      }
+    }
+    return found;
+  }
+
+  int64_t of_residual(int64_t i) const {
+    if (p.residual_resample == RESAMPLE_POOL) return 2 * i;
+    return p.residual_resample == RESAMPLE_UP && !FAULT(residual_not_resampled) ? i / 2 : i;
+  }
+
+  // How outputs are written: whole panels of one dtype, or any.
+  enum Kind { WHOLE_FLOAT32, WHOLE_BFLOAT16, ANY };
+
+  // Adds bias and residual to the products of up to two tiles and writes them, so many positions at a time: while the
+  // next two tiles are multiplied.
+  template <Kind KIND>
+  struct Writer {
+    const ConvByTiles& conv;
+    int64_t block, o, width, of_part;
+    const float* from;    // products [2 * TILE][PANEL]
+    const Place* places;
+    int64_t tile, i, end;  // the first tile; the next position, and their number
+    int64_t part;          // of the sums
+    bool begun;
+    Moments sums[PANEL / LANES];
+
+    CMFAST_INLINE void some(int64_t count) {
+      for (; count > 0 && i < end; --count, ++i) {
+        if (i % TILE == 0) begin_tile();
+        if (places[i].out >= 0) position(from + i * PANEL, places[i]);
+      }
+    }
+
+    void begin_tile() {
+      const int64_t now = (tile + i / TILE) / of_part;
+      if (now == part) return;
+      finish();
+      part = now, begun = false;
+    }
+
+    void finish() const {
+      if (!conv.partial || part < 0) return;
+      const Part b = conv.part(block, part);
+      float* to = conv.slot(block, part) + o;
+      for (int64_t j = 0; j < width; j += LANES)
+        sums[j / LANES].finish(to + j, to + conv.p.shape.out_channels + j, b.rows * b.columns,
+                               (int)at_most(width - j, LANES));
+    }
+
+    CMFAST_INLINE void position(const float* products, const Place& at) {
+      const ConvArguments& p = conv.p;
+      const int dtype = KIND == WHOLE_FLOAT32 ? (int)FLOAT32 : KIND == WHOLE_BFLOAT16 ? (int)BFLOAT16 : p.dtype;
+      CMFAST_UNROLL
+      for (int v = 0; v < PANEL / LANES; ++v) {
+        const int64_t c = o + v * LANES;
+        const int lanes = KIND != ANY ? LANES : (int)at_most(width - v * LANES, LANES);
+        if (KIND == ANY && lanes <= 0) break;
+        Floats value = load(products + v * LANES);
+        if (p.bias) value += load(p.bias + c, FLOAT32, 0, lanes);
+        if (p.relu && FAULT(relu_before_residual)) value = max(zeros(), value);
+        if (p.residual.data) value += residual(at.added + c, dtype, lanes);
+        if (p.relu && !FAULT(relu_before_residual)) value = max(zeros(), value);  // NaN stays
+        if (KIND == WHOLE_BFLOAT16) store_bfloat16((uint16_t*)p.out.data + at.out + c, value);
+        else store((void*)p.out.data, dtype, at.out + c, value, lanes);
+        if (!conv.partial) continue;
+        if (!begun) sums[v].begin(value);
+        sums[v].add(value);
+      }
+      begun = true;
+    }
+
+    CMFAST_INLINE Floats residual(int64_t at, int dtype, int lanes) const {
+      const ConvTensor& r = conv.p.residual;
+      auto value = [&](int64_t i) __attribute__((always_inline)) { return load(r.data, dtype, i, lanes); };
+      if (KIND != ANY || conv.p.residual_resample != RESAMPLE_POOL || FAULT(residual_not_resampled)) return value(at);
+      return 0.25f * ((value(at) + value(at + r.x)) + (value(at + r.y) + value(at + r.y + r.x)));
     }
   };
 
-  // Of the tiles whose first positions are these, rows as if they were endless.
-  Outputs outputs_of(int64_t block, const int64_t (&tile)[2], int64_t of_part, int64_t o, int64_t steps) const {
-    const int64_t size = p.dtype == FLOAT32 ? 4 : 2;
-    Outputs f{{}, {}, p.out.x * size, p.residual.x * size, ceil_divide(TILE, steps), TILE};
-    const bool added = p.residual.data && p.residual_resample == RESAMPLE_NONE;
-    for (int half = 0; half < 2; ++half) {
-      const Part b = part(block, tile[half] / of_part);
-      const int64_t at = position(b, tile[half] % of_part), y = b.y + at / plane_columns, x = b.x + at % plane_columns;
-      f.out[half] = (const char*)p.out.data + (p.out.image(b.n, b.z) + y * p.out.y + x * p.out.x + o) * size;
-      if (added)
-        f.added[half] = (const char*)p.residual.data +
-                        (p.residual.image(b.n, b.z) + y * p.residual.y + x * p.residual.x + o) * size;
-    }
-    return f;
-  }
-
-  template <int M, int V>
+  template <int M, int V, Kind KIND>
   __attribute__((noinline)) void multiply(const uint16_t* upper, const uint16_t* lower, Taps taps, const uint32_t* b,
-                                          float* to, Ahead ahead, Outputs outputs) const {
+                                          float* to, Ahead ahead, const Place* places, Writer<KIND>& before) const {
     const Product product{to, PANEL, BLOCK, false};
     const char *above = (const char*)upper, *below = (const char*)lower;
-    const int64_t step = plane * DEEP * 2;
+    const int64_t next = plane * DEEP * 2, size = p.dtype == FLOAT32 ? 4 : 2, step = ceil_divide(2 * TILE, units * taps.count);
+    const char *out = (const char*)p.out.data + before.o * size, *added = (const char*)p.residual.data + before.o * size;
+    int64_t fetched = 0;
     begin_tiles<M, V>(product);
-    for (int64_t unit = 0; unit < units; ++unit, above += step, below += step)
+    for (int64_t unit = 0; unit < units; ++unit, above += next, below += next)
       for (int64_t tap = 0; tap < taps.count; ++tap, b += TILE * TILE * V) {
         for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
         ahead.from += ahead.lines * 64;
-        outputs.fetch();
         add_tiles<M, V>(above + taps.at[tap], below + taps.at[tap], b, 4 * TILE * V);
+        before.some(step);
+        for (int64_t i = 0; i < step && fetched < M * TILE; ++i, ++fetched) {
+          const Place at = places[fetched];
+          __builtin_prefetch(out + at.out * size, 1);
+          if (size == 4) __builtin_prefetch(out + at.out * size + 64, 1);
+          if (!p.residual.data) continue;
+          __builtin_prefetch(added + at.added * size);
+          if (size == 4) __builtin_prefetch(added + at.added * size + 64);
+        }
       }
     finish_tiles<M, V>(product);
+    before.some(2 * TILE);
   }
 
-  // The sums of a panel's channels over a part.
-  struct Sums {
-    Moments of[PANEL / LANES];
-    int64_t part;
-  };
+  void multiply_panel(int64_t block, int64_t panel, const Tiles& tiles, Taps taps) const {
+    const bool whole = (panel + 1) * PANEL <= p.shape.out_channels && p.residual_resample == RESAMPLE_NONE;
+    if (whole && p.dtype == FLOAT32) multiply_panel<WHOLE_FLOAT32>(block, panel, tiles, taps);
+    else if (whole && p.dtype == BFLOAT16) multiply_panel<WHOLE_BFLOAT16>(block, panel, tiles, taps);
+    else multiply_panel<ANY>(block, panel, tiles, taps);
+  }
 
   // All outputs of a panel of a block.
-  void multiply_panel(int64_t block, int64_t panel, const uint16_t* planes, Taps taps) const {
-    const int64_t o = panel * PANEL, outputs = at_most(p.shape.out_channels - o, PANEL);
-    const int64_t width = at_most(p.shape.columns() - o, PANEL), words = p.shape.words();
+  template <Kind KIND>
+  void multiply_panel(int64_t block, int64_t panel, const Tiles& tiles, Taps taps) const {
+    const int64_t o = panel * PANEL, width = at_most(p.shape.columns() - o, PANEL), words = p.shape.words();
+    int64_t outputs = at_most(p.shape.out_channels - o, PANEL);
+    if (FAULT(tail_of_outputs_missed)) outputs = outputs / LANES * LANES;
     const uint32_t* weights = p.weights + o * words;
-    const int64_t of_part = tiles(part(block, 0)), count = of_part * parts(block);
     // Each product fetches its part of the next panel; where they are few, the first one what it reads itself a little later.
-    const int64_t lines = words * width / TILE, pairs = ceil_divide(count, 2), steps = units * taps.count;
-    const bool itself = pairs < FEW;
+    const int64_t lines = words * width / TILE, pairs = ceil_divide(tiles.count, 2), steps = units * taps.count;
+    const bool itself = pairs < FEW, wide = width > TILE;
     const int64_t of_step = itself ? width : ceil_divide(lines, pairs * steps), fetched = steps * of_step * 64;
     const char* next = (const char*)(itself ? weights + SOON : weights + words * width);
-    alignas(64) float products[2 * TILE * PANEL];
-    Sums sums{{}, -1};
-    for (int64_t t = 0; t < count; t += 2, next += fetched) {
+    alignas(64) float products[2][2 * TILE * PANEL];
+    Writer<KIND> writer{*this, block, o, outputs, tiles.of_part, nullptr, nullptr, 0, 0, 0, -1, false, {}};
+    for (int64_t t = 0; t < tiles.count; t += 2, next += fetched) {
       const Ahead ahead{next, itself && t > 0 ? 0 : of_step};
-      const uint16_t* from[2];
-      int64_t pair[2];
-      for (int64_t i = 0, tile = t; i < 2; ++i) {
-        from[i] = planes + (tile / of_part * image + position(part(block, tile / of_part), tile % of_part)) * DEEP;
-        pair[i] = tile;
-        if (tile + 1 < count) ++tile;
-      }
-      const Outputs fetched_outputs = outputs_of(block, pair, of_part, o, steps);
-      const bool both = t + 1 < count, wide = width > TILE;
-      if (both && wide) multiply<2, 2>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
-      else if (both) multiply<2, 1>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
-      else if (wide) multiply<1, 2>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
-      else multiply<1, 1>(from[0], from[1], taps, weights, products, ahead, fetched_outputs);
-      for (int64_t i = 0; i < 1 + both; ++i)
-        write_tile(block, (t + i) / of_part, (t + i) % of_part, products + i * TILE * PANEL, o, outputs, sums);
+      const bool both = t + 1 < tiles.count;
+      const uint16_t *upper = tiles.from[t], *lower = tiles.from[t + both];
+      float* to = products[t / 2 % 2];
+      const Place* places = tiles.places + t * TILE;
+      if (both && wide) multiply<2, 2>(upper, lower, taps, weights, to, ahead, places, writer);
+      else if (both) multiply<2, 1>(upper, lower, taps, weights, to, ahead, places, writer);
+      else if (wide) multiply<1, 2>(upper, lower, taps, weights, to, ahead, places, writer);
+      else multiply<1, 1>(upper, lower, taps, weights, to, ahead, places, writer);
+      writer.from = to, writer.places = places, writer.tile = t, writer.i = 0, writer.end = (1 + both) * TILE;
     }
-    if (partial) finish(block, sums, o, outputs);
+    writer.some(2 * TILE);
+    writer.finish();
   }
-
-  // ---- the outputs
 
   // Of part i of a block: [2][Cout].
   float* slot(int64_t block, int64_t i) const {
     Part b = part(block, i);
     int64_t at = b.n * p.out_depth + b.z;
     return partial + ((at * blocks_y + b.y / rows) * blocks_x + b.x / columns) * 2 * p.shape.out_channels;
-  }
-
-  void finish(int64_t block, const Sums& sums, int64_t o, int64_t width) const {
-    Part b = part(block, sums.part);
-    float* to = slot(block, sums.part) + o;
-    for (int64_t j = 0; j < width; j += LANES)
-      sums.of[j / LANES].finish(to + j, to + p.shape.out_channels + j, b.rows * b.columns, (int)at_most(width - j, LANES));
-  }
-
-  // `width` channels from o on of a tile of part i, those of its positions that are outputs.
-  void write_tile(int64_t block, int64_t i, int64_t tile, const float* from, int64_t o, int64_t width,
-                  Sums& sums) const {
-    Part b = part(block, i);
-    bool first = sums.part != i;
-    if (first && partial && sums.part >= 0) finish(block, sums, o, width);
-    sums.part = i;
-    if (FAULT(tail_of_outputs_missed)) width = width / LANES * LANES;
-    int64_t at = position(b, tile), y = at / plane_columns, x = at % plane_columns;
-    for (int64_t m = 0, count; m < TILE && y < b.rows; m += count, x += count) {
-      int64_t left = b.columns - (FAULT(tile_edge_missed) && b.columns % TILE ? 1 : 0) - x;
-      if (left <= 0) {
-        count = at_most(plane_columns - x, TILE - m);  // in the padding
-        if (x + count == plane_columns) x = -count, ++y;
-        continue;
-      }
-      count = at_most(left, TILE - m);
-      write(b, y, x, count, from + m * PANEL, o, width, first, sums);
-      first = false;
-      if (x + count == plane_columns) x = -count, ++y;
-    }
-  }
-
-  // What a residual of another resolution, whose image begins at an element, adds to channels o on of output (y, x).
-  CMFAST_INLINE Floats resampled(int64_t at, int64_t y, int64_t x, int64_t o, int lanes) const {
-    const ConvTensor& r = p.residual;
-    auto value = [&](int64_t y, int64_t x) __attribute__((always_inline)) {
-      return load(r.data, p.dtype, at + y * r.y + x * r.x + o, lanes);
-    };
-    if (FAULT(residual_not_resampled)) return value(y / 2, x);
-    if (p.residual_resample == RESAMPLE_UP) return value(y / 2, x / 2);
-    return 0.25f * ((value(2 * y, 2 * x) + value(2 * y, 2 * x + 1)) +
-                    (value(2 * y + 1, 2 * x) + value(2 * y + 1, 2 * x + 1)));
-  }
-
-  // `count` outputs of row y of a part, from its column x on.
-  void write(const Part& b, int64_t y, int64_t x, int64_t count, const float* from, int64_t o, int64_t width, bool first,
-             Sums& sums) const {
-    y += b.y, x += b.x;
-    const int64_t image = p.residual.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z);
-    const Place at{p.out.image(b.n, b.z) + y * p.out.y + x * p.out.x + o, image + y * p.residual.y + x * p.residual.x + o};
-    const bool whole = width == PANEL && p.residual_resample == RESAMPLE_NONE && !FAULT(relu_before_residual);
-    if (whole && p.dtype == FLOAT32) write_whole<FLOAT32>(at, count, from, o, first, sums);
-    else if (whole && p.dtype == BFLOAT16) write_whole<BFLOAT16>(at, count, from, o, first, sums);
-    else write_any(at, image, y, x, count, from, o, width, first, sums);
-  }
-
-  // Elements of the output and of what is added to it.
-  struct Place {
-    int64_t out, added;
-  };
-
-  // Of whole panels, the residual as it is.
-  template <int DTYPE>
-  void write_whole(Place at, int64_t count, const float* from, int64_t o, bool first, Sums& all_sums) const {
-    constexpr int V = PANEL / LANES;
-    void* const out = (void*)p.out.data;
-    const void* const added = p.residual.data;
-    const int64_t to_next = p.out.x, added_next = p.residual.x;
-    Floats bias[V];
-    Sums sums = all_sums;
-    CMFAST_UNROLL
-    for (int v = 0; v < V; ++v) bias[v] = p.bias ? load(p.bias + o + v * LANES) : zeros();
-    for (int64_t i = 0; i < count; ++i, from += PANEL, at.out += to_next, at.added += added_next) {
-      CMFAST_UNROLL
-      for (int v = 0; v < V; ++v) {
-        Floats value = load(from + v * LANES) + bias[v];
-        if (added) value += load(added, DTYPE, at.added + v * LANES);
-        if (p.relu) value = max(zeros(), value);  // NaN stays
-        if (DTYPE == FLOAT32) store((float*)out + at.out + v * LANES, value);
-        else store_bfloat16((uint16_t*)out + at.out + v * LANES, value);
-        if (first && i == 0) sums.of[v].begin(value);
-        sums.of[v].add(value);
-      }
-    }
-    all_sums = sums;
-  }
-
-  void write_any(Place at, int64_t image, int64_t y, int64_t x, int64_t count, const float* from, int64_t o,
-                 int64_t width, bool first, Sums& sums) const {
-    const ConvTensor out = p.out, added = p.residual;
-    const bool resample = added.data && p.residual_resample != RESAMPLE_NONE;
-    for (int64_t j = 0; j < width; j += LANES) {
-      const int lanes = (int)at_most(width - j, LANES);
-      Floats bias = p.bias ? load(p.bias + o + j, lanes) : zeros();
-      Moments moments = sums.of[j / LANES];
-      for (int64_t i = 0; i < count; ++i) {
-        Floats value = load(from + i * PANEL + j) + bias;
-        if (p.relu && FAULT(relu_before_residual)) value = max(zeros(), value);
-        if (resample) value += resampled(image, y, x + i, o + j, lanes);
-        else if (added.data) value += load(added.data, p.dtype, at.added + i * added.x + j, lanes);
-        if (p.relu && !FAULT(relu_before_residual)) value = max(zeros(), value);  // NaN stays
-        store((void*)out.data, p.dtype, at.out + i * out.x + j, value, lanes);
-        if (first && i == 0) moments.begin(value);
-        moments.add(value);
-      }
-      sums.of[j / LANES] = moments;
-    }
   }
 
   // ----
@@ -468,15 +442,17 @@ struct ConvByTiles {
     const int64_t operand = units * plane * DEEP, most = at_a_time(p.threads), area = p.shape.area();
     uint16_t* planes = (uint16_t*)scratch(SCRATCH_INPUT, most * operand * 2);
     int64_t* found = (int64_t*)scratch(SCRATCH_ROWS, area * 8);
+    char* found_tiles = (char*)scratch(SCRATCH_PRODUCTS, p.threads * bytes_of_tiles());
     int64_t slots = images * blocks_y * blocks_x, of_sample = 2 * p.shape.out_channels;
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * of_sample * 4) : nullptr;
-    if (!planes || !found || (p.moments && !partial)) return "no memory for the operands";
+    if (!planes || !found || !found_tiles || (p.moments && !partial)) return "no memory for the operands";
     find_taps(found);
     const Taps taps{area, found};
     auto body = [&](Team team) {
       TileUse use;
       const int64_t groups = at_most(at_a_time(team.size), most), size = team.size / groups;
       const Team mine{(int)(team.rank % size), (int)size};  // who shares a block
+      void* memory = found_tiles + team.rank * bytes_of_tiles();
       uint16_t* to = planes + at_most(team.rank / size, groups - 1) * operand;
       for (int64_t first = 0; first < blocks(); first += groups) {
         int64_t block = first + team.rank / size;
@@ -484,8 +460,10 @@ struct ConvByTiles {
         Share channels = share(units, mine), outputs = share(panels, mine);
         if (works) put(block, channels, to);
         if (size > 1) team.barrier();
-        if (works)
-          for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) multiply_panel(block, panel, to, taps);
+        if (works) {
+          const Tiles tiles = find_tiles(block, to, memory);
+          for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) multiply_panel(block, panel, tiles, taps);
+        }
         if (size > 1) team.barrier();
       }
       if (!partial) return;
