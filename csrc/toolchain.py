@@ -103,9 +103,12 @@ def _capabilities() -> list[str]:
 def build_cpu(target: Path, objects: Path, compiler: Sequence[str], *, check: str | None = None) -> None:
     """Compile the CPU kernels to the module `target`, each file of csrc/cpu/kernels once for every instruction set.
 
-    `check` builds them for tests: with the sanitizers "address,undefined" or "thread", or with seeded "faults".
+    `check` builds them for tests, with a twin of amx's tiles in place of the processor's: with the sanitizers
+    "address,undefined" or "thread", with seeded "faults", or for the "twin" alone.
     """
     options = [*compiler, "-std=c++17", *_WARNINGS, "-fPIC", "-fvisibility=hidden"]
+    options += ["-DCMFAST_TILE_TWIN"] if check else []
+    isas = cpu_isas(twin=check is not None)
     sanitizers = _sanitizers(check) if check in ("address,undefined", "thread") else []
     options += [*sanitizers, *_CPU_OPTIONS[check]]
     kernels = [*options, *_VECTORS, "-c"]
@@ -113,36 +116,44 @@ def build_cpu(target: Path, objects: Path, compiler: Sequence[str], *, check: st
     module = [*options, *_module(target.name.split(".")[0]), f'-DCMFAST_COMPILER="{_host_version()}"', "-c"]
     jobs = [(module, SOURCES / "cpu_bindings.cpp"), *host]
     # The linker keeps the first of the functions that several objects define: those compiled for any processor.
-    for isa, flags in cpu_isas().items():
+    for isa, flags in isas.items():
         command = [*kernels, *flags, f"-DCMFAST_ISA={isa}"]
         jobs += [(command, source) for source in cpu_sources(isa)]
     # The threads are those of the libgomp that torch has loaded: nothing is linked for them.
     _link([*compiler, "-shared", *sanitizers], _compile(jobs, objects, _host_version()), target)
 
 
-def cpu_isas() -> dict[str, list[str]]:
-    """The instruction sets that this machine's kind of processor may have, and the compiler's flags for them."""
+def cpu_isas(*, twin: bool = False) -> dict[str, list[str]]:
+    """The instruction sets that this machine's kind of processor may have, and the compiler's flags for them.
+
+    With a `twin`, amx is compiled for any processor: its tiles are then plain C++ (csrc/cpu/tiles.h).
+    """
     if platform.machine() not in ("x86_64", "AMD64"):
         return {"portable": []}
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
-    avx512 = [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "bf16")]
+    avx512 = [*avx2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq"))]
     # Warned of by mistake: the undefined operands of g++'s own AVX-512 intrinsics.
     avx512 += ["-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-    avx512 = [*avx2, *avx512]
-    return {"portable": [], "avx2": avx2, "avx512": avx512, "amx": [*avx512, "-DCMFAST_TILES=1"]}
+    bf16 = [*avx512, "-mavx512bf16"]
+    tiles = ["-DCMFAST_TILES=2"] if twin else [*bf16, "-DCMFAST_TILES=1"]
+    return {"portable": [], "avx2": avx2, "avx512": avx512, "avx512bf16": bf16, "amx": tiles}
 
 
 def cpu_sources(isa: str) -> list[Path]:
-    """The kernels that are compiled for an instruction set: for amx those with products, its others are avx512's."""
+    """The kernels that are compiled for an instruction set: where only products differ from avx512's, those."""
     products, by_tiles = {"attention", "conv", "pack", "pointwise"}, {"conv_by_tiles"}
     files = sorted(SOURCES.glob("cpu/kernels/*.cpp"))
-    return [path for path in files if (path.stem in products | by_tiles if isa == "amx" else path.stem not in by_tiles)]
+    if isa not in ("avx512bf16", "amx"):
+        return [path for path in files if path.stem not in by_tiles]
+    wanted = products | (by_tiles if isa == "amx" else set())
+    return [path for path in files if path.stem in wanted]
 
 
 _VECTORS = ["-fno-exceptions", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 # CHECKED: scratch memory of just the size, without a past. OWN_THREADS: such as the thread sanitizer can follow.
 _CPU_OPTIONS: dict[str | None, list[str]] = {
     None: ["-O3"],
+    "twin": ["-O2", "-DCMFAST_CHECKED"],
     "faults": ["-O1", "-DCMFAST_CHECKED", "-DCMFAST_FAULTS"],
     "address,undefined": ["-DCMFAST_CHECKED"],
     "thread": ["-DCMFAST_CHECKED", "-DCMFAST_FAULTS", "-DCMFAST_OWN_THREADS"],

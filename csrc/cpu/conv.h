@@ -26,9 +26,13 @@ struct ConvShape {
   int64_t in_channels = 0, out_channels = 0;
   int depth = 1, height = 0, width = 0;  // of a kernel
   int tile = 1;             // Winograd's outputs a side, 2 or 4; 1: direct
-  bool transformed = true;  // Winograd's weights, by the packing; else as they are used, of float32
+  bool transformed = true;  // Winograd's weights, by the packing; else as they are used, of float32. See split as well
   bool pairs = false;       // products of bfloat16
   bool tiles = false;       // pairs are multiplied by a processor's tiles (tiles.h)
+
+  // The direct form's products of float32 by tiles: both operands are the sums of two bfloat16, high and low.
+  CMFAST_INLINE bool split() const { return tiles && tile == 1 && transformed && !pairs; }
+  CMFAST_INLINE int64_t terms() const { return split() ? 2 : 1; }
 
   // The packed weights are [panel][points][words][columns]: panels of 48 output channels, of which the last may be 32 or
   // 16 wide; a word is a float, or the bfloat16 of two neighbouring k; k counts the input channels, and where there are
@@ -38,10 +42,11 @@ struct ConvShape {
   //
   // For tiles, panels are 32 wide, and the channels are always filled up to whole blocks of 32, the depth of a tile; and
   // in the direct form k counts 32 channels, the taps of an image before them, then the blocks of channels, then the depth.
+  // Where operands are split, the words of 32 channels are followed by their low terms.
   CMFAST_INLINE int64_t points() const { return tile == 1 ? 1 : (tile + 2) * (tile + 2); }
   CMFAST_INLINE int64_t area() const { return height * width; }
   CMFAST_INLINE int64_t taps() const { return depth * (tile == 1 ? area() : 1); }
-  CMFAST_INLINE bool tiled() const { return pairs && tiles; }
+  CMFAST_INLINE bool tiled() const { return (pairs && tiles) || split(); }
   CMFAST_INLINE int64_t panel() const { return tiled() ? 32 : 48; }
   CMFAST_INLINE int64_t tap_stride() const {
     if (tiled()) return (in_channels + 31) / 32 * 32;
@@ -49,7 +54,7 @@ struct ConvShape {
   }
   CMFAST_INLINE int64_t words() const {
     int64_t k = taps() * tap_stride();
-    return pairs ? (k + 1) / 2 : k;
+    return tiled() ? k / 2 * terms() : pairs ? (k + 1) / 2 : k;
   }
   CMFAST_INLINE int64_t columns() const { return (out_channels + 15) / 16 * 16; }
   CMFAST_INLINE bool transforms() const { return tile > 1 && !transformed; }

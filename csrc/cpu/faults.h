@@ -16,7 +16,8 @@ namespace cmfast {
   name(rows_of_first_sample) name(relu_before_residual) name(barrier_missed)           \
   name(gate_of_first_position) name(last_sums_missed) name(gradient_of_mean_missed)                                 \
   name(gradient_of_variance_missed) name(delta_missed) name(first_part_only) name(last_keys_missed)                  \
-  name(clip_of_gradient_missed) name(gradient_of_input_missed)
+  name(clip_of_gradient_missed) name(gradient_of_input_missed) name(low_terms_missed) name(later_units_missed)         \
+  name(remainders_missed)
 #define CMFAST_FAULT_ENUM(name) FAULT_##name,
 enum Fault { CMFAST_FAULT_NAMES(CMFAST_FAULT_ENUM) FAULTS_COUNT };
 extern int fault;

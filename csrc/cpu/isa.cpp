@@ -18,24 +18,27 @@ bool always() { return true; }
 #ifdef __x86_64__
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-// Zen 4, Sapphire Rapids, Cooper Lake and newer. AVX-512 without BF16 is served by AVX2.
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+// Zen 4, Sapphire Rapids, Cooper Lake and newer.
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+#ifndef CMFAST_TILE_TWIN
 // Sapphire Rapids and newer, where Linux (5.16 or newer) gives the process leave to use tiles, which it is asked for once.
 bool has_amx() {
   static const bool granted = [] {
     unsigned a, b, c, d;
     constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
-    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & amx_bf16) || !(d & amx_tile)) return false;
+    if (!has_avx512bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & amx_bf16) || !(d & amx_tile)) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
   }();
   return granted;
 }
+#endif
 #endif
 
 // The layouts that kernels/pack.cpp writes.
@@ -71,15 +74,17 @@ std::atomic<const Kernels*> chosen{nullptr};
 
 const Kernels ALL_KERNELS[] = {
 #ifdef __x86_64__
-#ifdef CMFAST_TILE_TWIN
-    CMFAST_ENTRY(amx, portable, TILED, true, always),
-#else
+#ifndef CMFAST_TILE_TWIN
     CMFAST_ENTRY(amx, avx512, TILED, true, has_amx),
 #endif
+    CMFAST_ENTRY(avx512bf16, avx512, PANELS, false, has_avx512bf16),
     CMFAST_ENTRY(avx512, avx512, PANELS, false, has_avx512),
     CMFAST_ENTRY(avx2, avx2, PANELS, false, has_avx2),
 #endif
     CMFAST_ENTRY(portable, portable, PANELS, false, always),
+#ifdef CMFAST_TILE_TWIN
+    CMFAST_ENTRY(amx, portable, TILED, true, always),
+#endif
 };
 const int KERNELS_COUNT = sizeof ALL_KERNELS / sizeof *ALL_KERNELS;
 

@@ -39,6 +39,7 @@ CMFAST_KERNELS(portable)
 #ifdef __x86_64__
 CMFAST_KERNELS(avx2)
 CMFAST_KERNELS(avx512)
+CMFAST_PRODUCTS(avx512bf16)
 CMFAST_PRODUCTS(amx)
 #endif
 
@@ -61,7 +62,7 @@ struct Kernels {
   const char* (*channel_norm)(const ChannelNormArguments&);
 };
 
-// Fastest first, without an entry that this build lacks; ends with portable.
+// Fastest first, without an entry that this build lacks; with portable at the end, behind which is only the twin of amx.
 extern const Kernels ALL_KERNELS[];
 extern const int KERNELS_COUNT;
 

@@ -148,6 +148,20 @@ CMFAST_INLINE void add_tiles(const void* upper, const void* lower, const void* b
   if (M > 1 && V > 1) tile_multiply<3, 5, 7>();
 }
 
+// The same of operands that are sums of two terms each, the low one so many bytes behind the high one: all products but that
+// of both low terms.
+template <int M, int V>
+CMFAST_INLINE void add_split_tiles(const char* upper, const char* lower, int64_t a_low, const char* b, int64_t stride) {
+  add_tiles<M, V>(upper, lower, b, stride);
+  tile_load<4>(upper + a_low, 64);
+  tile_multiply<0, 4, 6>();
+  if (V > 1) tile_multiply<1, 4, 7>();
+  if (M > 1) tile_load<5>(lower + a_low, 64);
+  if (M > 1) tile_multiply<2, 5, 6>();
+  if (M > 1 && V > 1) tile_multiply<3, 5, 7>();
+  add_tiles<M, V>(upper, lower, b + TILE * stride, stride);
+}
+
 template <int M, int V>
 __attribute__((noinline)) static void multiply_by_tiles(const uint32_t* a, const uint32_t* b, int64_t width,
                                                         int64_t words, const Product& to, Ahead ahead) {

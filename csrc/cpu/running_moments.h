@@ -49,7 +49,7 @@ static inline void moments_of_rows(const void* data, int dtype, int64_t at, int6
 }
 
 // The moments [2][channels] of what has the parts [parts][2][channels], part k of count(k) values (Chan, Golub and
-// LeVeque 1983), in the order of the parts; of channels `begin` to `end`.
+// LeVeque 1983), in the order of the parts; of channels `begin` to `end`. A part of no values is not read.
 template <class Count>
 static void merge_moments(const float* from, int64_t parts, int64_t channels, int64_t begin, int64_t end, Count count,
                           float* to) {
@@ -63,11 +63,13 @@ static void merge_moments(const float* from, int64_t parts, int64_t channels, in
     for (int64_t k = 0; k < parts; ++k) {
       const float* part = from + k * 2 * channels + c;
       double share = (double)count(k) * inverse;
+      if (share == 0) continue;
       for (int64_t j = 0; j < here; ++j) mean[j] += (double)part[j] * share;
     }
     for (int64_t k = 0; k < parts; ++k) {
       const float* part = from + k * 2 * channels + c;
       double weight = FAULT(moments_not_merged) ? 0.0 : (double)count(k);
+      if (count(k) == 0) continue;
       for (int64_t j = 0; j < here; ++j) {
         double apart = (double)part[j] - mean[j];
         deviation[j] += (double)part[channels + j] + apart * apart * weight;

@@ -142,7 +142,7 @@ CMFAST_INLINE void transpose(Words (&x)[LANES]) {
 #if defined(__AVX512F__)
 CMFAST_INLINE Floats reciprocal(Floats x) {
   Floats r = (Floats)_mm512_rcp14_ps((__m512)x);
-  Floats better = r * (2.0f - x * r);
+  Floats better = r + r * (1.0f - x * r);
   return x < 1e38f ? better : r;  // of the infinite and nearly infinite the refinement would be NaN
 }
 #else
@@ -158,6 +158,9 @@ CMFAST_INLINE Words to_bfloat16(Floats x) {
   Words rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
   return x == x ? rounded : (w >> 16 | 0x40);
 }
+
+// x to the nearest bfloat16. What is left of x is nearly a bfloat16 itself.
+CMFAST_INLINE Floats high_term(Floats x) { return from_bfloat16(to_bfloat16(x)); }
 
 #if defined(__AVX512F__)
 CMFAST_INLINE Floats from_float16(Halves x) { return (Floats)_mm512_cvtph_ps((__m256i)x); }

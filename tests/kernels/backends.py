@@ -1,8 +1,9 @@
 """The backends that this machine can test, as a pytest parameter: the case lists are the same for all of them.
 
 Without a GPU, Triton's interpreter and the emulation of the CUDA kernels take CPU tensors; "cuda" is then tested under
-several schedules of its threads. "cpu" is tested on every instruction set of this machine. With a GPU, conftest.py runs
-the kernels on copies of the tests' tensors there.
+several schedules of its threads. "cpu" is tested on every instruction set of this machine, and where the processor has
+no tiles, on a build in which amx has a twin of them. With a GPU, conftest.py runs the kernels on copies of the tests'
+tensors there.
 """
 
 import contextlib
@@ -38,6 +39,14 @@ def cpu_kernels():
     return native.stand_in(emulation.cpu_kernels("address,undefined"), "_cpu")
 
 
+def isas_of(op: str) -> list[str]:
+    """The instruction sets of this machine that have kernels of their own for `op`; "twin" stands in for amx."""
+    isas = native.cpu().build_info()["isas"].split(", ")
+    if op not in ("conv2d", "attention"):
+        return [isa for isa in isas if isa not in ("amx", "avx512bf16")]
+    return isas if "amx" in isas or emulation.missing() or "avx2" not in isas else [*isas, "twin"]
+
+
 def served(op: str) -> list:
     """A parameter a backend and schedule; backends that cannot serve `op` here are skipped with their reason."""
     with gpu_kernels(), cpu_kernels():
@@ -48,8 +57,7 @@ def served(op: str) -> list:
             marks = [pytest.mark.schedule(seed) for seed in emulation.SCHEDULES]
             found += [pytest.param(name, marks=mark, id=f"cuda-{mark.args[0]}") for mark in marks]
         elif name == "cpu" and ok:
-            isas = native.cpu().build_info()["isas"].split(", ")
-            found += [pytest.param(name, marks=pytest.mark.isa(isa), id=f"cpu-{isa}") for isa in isas]
+            found += [pytest.param(name, marks=pytest.mark.isa(isa), id=f"cpu-{isa}") for isa in isas_of(op)]
         elif not ok and reason.startswith("there is no "):
             continue  # it has none anywhere
         else:

@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import sys
 
@@ -61,10 +62,12 @@ def _isa(request, _gpu_kernels):
     if marker is None:
         yield
         return
-    previous = native.cpu().build_info()["isa"]
-    assert native.cpu().set_isa(marker.args[0]) == ""
-    yield
-    native.cpu().set_isa(previous)
+    (isa,) = marker.args
+    with native.stand_in(emulation.cpu_kernels("twin"), "_cpu") if isa == "twin" else contextlib.nullcontext():
+        previous = native.cpu().build_info()["isa"]
+        assert native.cpu().set_isa("amx" if isa == "twin" else isa) == ""
+        yield
+        native.cpu().set_isa(previous)
 
 
 @pytest.fixture(autouse=True)

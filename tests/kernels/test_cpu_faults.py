@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from cmfast.kernels import native
+from cmfast.kernels.conv_forms import SPLIT
 
 from . import emulation, test_attention, test_channel_norm, test_consistency, test_conv, test_group_norm, test_moments
 
@@ -123,6 +124,30 @@ def channel_norm_cases():
         test_channel_norm.check(x, arguments, "cpu", **form)
 
 
+def tiles_cases():
+    """The direct form by tiles, which amx alone has."""
+    previous = native.cpu().build_info()["isa"]
+    assert native.cpu().set_isa("amx") == ""
+    try:
+        for products, form in ((torch.bfloat16, (1, False)), (torch.float32, SPLIT[:2])):
+            for name, pair in (("3x3-odd", 5), ("2x5-strides", 0), ("3x3-left-and-top", 0), ("video-2x3x3-apart", 0)):
+                shape = test_conv.SHAPES[name]
+                x, weight, bias, arguments = test_conv.make(shape, pair=pair, parts=("affine", "residual"))
+                test_conv.check(x, weight, bias, arguments, *shape[-2:], form[0], products, "cpu", form[1])
+            x, weight, bias, arguments, shape, _ = test_conv.make_gated("3x3")
+            relu = {"gate": "gelu", "relu": True}
+            test_conv.check(x, weight, bias, arguments | relu, *shape[-2:], 1, products, "cpu", form[1])
+            # So deep that the weights are divided.
+            x, weight, bias, arguments = test_conv.make((1, 1024, 33, 3, 4, 3, 1, 1))
+            test_conv.check(x, weight, bias, arguments, 1, 1, 1, products, "cpu", form[1])
+        for part in ("residual_nearest", "residual_average"):
+            for dtype in (torch.float32, torch.bfloat16):
+                test_conv.check_resampled_residual("l", 1, part, dtype, "cpu", torch.bfloat16)
+        test_conv.check_output_moments((2, 9, 50, 3, 7, 9), 1, 0.0, "cpu", torch.bfloat16)
+    finally:
+        native.cpu().set_isa(previous)
+
+
 CASES = {
     "consistency_step": step_cases,
     "group_norm": norm_cases,
@@ -137,6 +162,7 @@ CASES = {
     "moments": moments_cases,
     "fold_group_norm": fold_cases,
     "channel_norm": channel_norm_cases,
+    "tiles": tiles_cases,
 }
 #: The operators whose cases must notice each fault.
 FAULTS = {
@@ -158,15 +184,15 @@ FAULTS = {
     "delta_missed": ("attention_backward",),
     "first_part_only": ("attention_backward",),
     "last_keys_missed": ("attention_backward",),
-    "padding_one_row_off": ("conv2d",),
-    "padding_not_zero": ("conv2d", "oblong", "video"),
-    "activation_of_padding": ("conv2d",),
-    "tile_edge_missed": ("conv2d",),
-    "tail_of_outputs_missed": ("conv2d", "pointwise"),
+    "padding_one_row_off": ("conv2d", "tiles"),
+    "padding_not_zero": ("conv2d", "oblong", "video", "tiles"),
+    "activation_of_padding": ("conv2d", "tiles"),
+    "tile_edge_missed": ("conv2d", "tiles"),
+    "tail_of_outputs_missed": ("conv2d", "pointwise", "tiles"),
     "tail_of_products_missed": ("conv2d", "pointwise"),
-    "residual_of_first_sample": ("conv2d", "pointwise"),
-    "residual_not_resampled": ("conv2d",),
-    "moments_not_merged": ("conv2d", "moments", "pointwise"),
+    "residual_of_first_sample": ("conv2d", "pointwise", "tiles"),
+    "residual_not_resampled": ("conv2d", "tiles"),
+    "moments_not_merged": ("conv2d", "moments", "pointwise", "tiles"),
     "last_rows_missed": ("pointwise",),
     "part_across_samples": ("pointwise",),
     "second_moments_from_zero": ("fold_group_norm",),
@@ -174,15 +200,18 @@ FAULTS = {
     "first_kernels_missed": ("conv2d",),
     "mean_not_subtracted": ("channel_norm",),
     "rows_of_first_sample": ("channel_norm",),
-    "relu_before_residual": ("conv2d", "pointwise"),
-    "strides_swapped": ("oblong",),
-    "paddings_swapped": ("oblong", "video"),
+    "relu_before_residual": ("conv2d", "pointwise", "tiles"),
+    "strides_swapped": ("oblong", "tiles"),
+    "paddings_swapped": ("oblong", "video", "tiles"),
     "depth_stride_missed": ("video",),
-    "depth_tap_one_off": ("video",),
+    "depth_tap_one_off": ("video", "tiles"),
     "depth_edge_not_zero": ("video",),
-    "moments_of_one_image": ("video",),
-    "images_of_one_sample": ("video", "pointwise"),
-    "gate_of_first_position": ("conv2d", "pointwise"),
+    "moments_of_one_image": ("video", "tiles"),
+    "images_of_one_sample": ("video", "pointwise", "tiles"),
+    "gate_of_first_position": ("conv2d", "pointwise", "tiles"),
+    "low_terms_missed": ("tiles",),
+    "later_units_missed": ("tiles",),
+    "remainders_missed": ("tiles",),
 }
 
 

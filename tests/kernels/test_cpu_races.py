@@ -48,6 +48,11 @@ with native.stand_in(module, "_cpu"):
                 for outputs in (3, 160):  # threads with blocks of their own, and threads that share one
                     weight = torch.randn(outputs, 20, 3, 3)
                     form = {"tile": tile, "transformed": transformed}
+                    if tile == 1:  # by tiles where there are any
+                        narrow = kernels.prepare_conv(
+                            weight, padding=1, height=13, width=17, tile=1, dtype=torch.bfloat16
+                        )
+                        kernels.conv2d(x, narrow, moments=True, backend="cpu")
                     prepared = kernels.prepare_conv(weight, padding=1, height=13, width=17, **form)
                     kernels.conv2d(x, prepared, moments=True, backend="cpu")
         for channels, size in ((20, 9), (110, 4)):  # blocks of a thread's own, and shared ones

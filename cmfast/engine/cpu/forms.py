@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ...kernels import native
-from ...kernels.conv_forms import ConvForm, choose_form, conv_forms, has_tiles
+from ...kernels.conv_forms import SPLIT, ConvForm, choose_form, conv_forms, has_tiles
 from ..graph import arguments, shape
 
 #: With fewer channels on either side a convolution costs next to nothing, and stays in float32.
@@ -24,9 +24,18 @@ _LARGE_TILES_IN_BFLOAT16 = 256
 _FEW_ROWS = 8
 
 
+#: Positions of an image from which on the rows of a tile are its own.
+_TILE_ROWS = 16
+
+
+#: Outputs of an image up to which the direct form of split operands is faster than Winograd's F(4 x 4); of convolutions
+#: of one element it always is.
+_SPLIT_POSITIONS = 1024
+
+
 def multiplies(products: torch.dtype) -> bool:
     """Whether the instruction set in use has products of this dtype."""
-    return products == torch.float32 or native.cpu().build_info()["isa"] in ("amx", "avx512")
+    return products == torch.float32 or native.cpu().build_info()["isa"] in ("amx", "avx512bf16")
 
 
 def attention_products(products: torch.dtype) -> torch.dtype:
@@ -49,15 +58,38 @@ def choose(node: fx.Node, products: torch.dtype) -> ConvForm:
     gains = multiplies(products) or samples * math.prod(outputs) <= _FEW_ROWS
     dtype = products if gains and min(weight[:2]) >= _FEW_CHANNELS else torch.float32
     large = ConvForm(4, True, torch.bfloat16)
-    if not has_tiles() and math.prod(outputs[-2:]) >= _LARGE_TILES_IN_BFLOAT16 and large in conv_forms(weight, a["stride"], dtype):
+    if (
+        not has_tiles()
+        and math.prod(outputs[-2:]) >= _LARGE_TILES_IN_BFLOAT16
+        and large in conv_forms(weight, a["stride"], dtype)
+    ):
         return large
+    if dtype == torch.float32 and _splits(node):
+        return SPLIT
     return choose_form(weight, a["stride"], outputs, dtype)
+
+
+def _splits(node: fx.Node) -> bool:
+    """Whether products of float32 are those of split operands, by tiles.
+
+    Not of convolutions that pass on what they read, as shortcuts do: their error is that of all layers after them, and
+    with theirs a network would have two to three times the error of Winograd's forms.
+    """
+    a = arguments(node)
+    weight, outputs = shape(a["weight"]), node.meta["val"][0].shape[2:]
+    branch = a["gain"] is not None or a["residual"] is not None
+    fills = min(weight[:2]) >= _FEW_CHANNELS and math.prod(outputs) >= _TILE_ROWS
+    if not branch or not fills or (math.prod(weight[2:]) > 1 and math.prod(outputs) > _SPLIT_POSITIONS):
+        return False
+    return SPLIT in conv_forms(weight, a["stride"], torch.float32)
 
 
 def candidates(node: fx.Node, products: torch.dtype) -> list[ConvForm]:
     """The forms that can serve a conv2d call, all accurate enough."""
     a, chosen = arguments(node), choose(node, products)
-    if chosen.tile == 1:
-        return [chosen]
+    forms = conv_forms(shape(a["weight"]), a["stride"], chosen.dtype)
+    if chosen == SPLIT or chosen.tile == 1:
+        winograd = chosen == SPLIT and len(forms) > 2
+        return [f for f in forms if f == chosen or (winograd and f.tile > 1)]
     largest = chosen.tile if chosen.dtype == torch.bfloat16 else 4
-    return [f for f in conv_forms(shape(a["weight"]), a["stride"], chosen.dtype) if 1 < f.tile <= largest]
+    return [f for f in forms if 1 < f.tile <= largest]

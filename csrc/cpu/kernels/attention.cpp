@@ -14,9 +14,6 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-constexpr int64_t QUERIES = 64;        // of a thread's piece of work at most, whole groups of rows
-constexpr int64_t KEYS = 576;          // of a block, whole panels
-constexpr int64_t SCORES = KEYS + 2 * BLOCK;  // of a query, and so far apart that rows do not meet in the cache
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -30,6 +27,9 @@ struct Heads : Sizes<PAIRS> {
   uint32_t *packed_k, *packed_v;         // of each head: panels of keys [size][48], panels of channels [keys][48]
   int64_t words_k, words_v;              // of each head
   static constexpr int64_t WORD = PAIRS ? 2 : 1;  // elements
+  static constexpr int64_t QUERIES = TILED ? ROWS : 64;  // of a thread's piece of work at most, whole groups of rows
+  static constexpr int64_t KEYS = TILED ? 512 : 576;  // of a block, whole panels; for tiles, a row's fit the first cache
+  static constexpr int64_t SCORES = KEYS + 2 * BLOCK;  // of a query, and so far apart that rows do not meet in the cache
 
   Heads(const AttentionArguments& p) : p(p), size(round_up(p.head_size, WHOLE)), keys(round_up(p.keys, WHOLE)) {
     words_k = words_v = size * keys / WORD;
@@ -112,60 +112,125 @@ struct Heads : Sizes<PAIRS> {
     else store(to + (k / BLOCK * ROWS + m) * BLOCK + k % BLOCK, x);
   }
 
-  // Turn a row of scores into weights where they lie, and rescale what was summed before by the change of the row's
-  // maximum. A weight of two bytes lies before the scores that are still to be read.
-  void softmax_row(float* scores, int64_t m, int64_t count, float* out, float& most, float& total) const {
-    const float factor = __builtin_fabsf(p.scale) * 1.44269504f;
-    constexpr int TOGETHER = REGISTERS == 32 ? 4 : BLOCK / LANES;
-    constexpr int64_t STEP = TOGETHER * LANES;
-    // Sixteen of the scores are followed by as many of each other query.
-    const float* row = scores + m * BLOCK;
-    auto place = [](int64_t i) __attribute__((always_inline)) { return i / BLOCK * (ROWS * BLOCK) + i % BLOCK; };
+  // Where a query's scores lie from key i on: sixteen of them are followed by as many of each other query of the group, so
+  // that weights can take their place. Those of tiles are a row.
+  static CMFAST_INLINE int64_t score(int64_t m, int64_t i) {
+    return TILED ? m * SCORES + i : (i / BLOCK * ROWS + m) * BLOCK + i % BLOCK;
+  }
+
+  template <int N>
+  static CMFAST_INLINE void exponentials(Floats (&x)[N]) {
+    if (TILED) exp2_of_negative(x);
+    else exp2(x);
+  }
+
+  // What is known of a piece of queries so far: the largest score of each, and lane by lane the sum of its weights.
+  struct Softmax {
+    alignas(64) float most[QUERIES];
+    Floats totals[QUERIES];
+  };
+
+  // Rows and columns of LANES registers exchanged, one result a row: combine(register, register) of the columns.
+  template <class Combine>
+  static CMFAST_INLINE Floats across(Words (&rows)[LANES], Combine combine) {
+    transpose(rows);
+    Floats all_of_them = as_floats(rows[0]);
+    for (int i = 1; i < LANES; ++i) all_of_them = combine(all_of_them, as_floats(rows[i]));
+    return all_of_them;
+  }
+
+  static constexpr int TOGETHER = REGISTERS == 32 ? 4 : BLOCK / LANES;
+  static constexpr int64_t STEP = TOGETHER * LANES;
+
+  // The largest scores of a row, lane by lane.
+  static Floats largest_of_row(const float* scores, int64_t m, int64_t count) {
     int64_t stepped = count / STEP * STEP;
-    Floats top = all(most);
+    Floats top[TOGETHER];  // each waits for itself alone
+    CMFAST_UNROLL
+    for (int j = 0; j < TOGETHER; ++j) top[j] = all(-__builtin_inff());
     for (int64_t i = 0; i < stepped; i += STEP)
       CMFAST_UNROLL
-      for (int j = 0; j < TOGETHER; ++j) top = max(top, load(row + i * ROWS + place(j * LANES)));
+      for (int j = 0; j < TOGETHER; ++j) top[j] = max(top[j], load(scores + score(m, i + j * LANES)));
     for (int64_t i = stepped; i < count; i += LANES)
-      top = max(top, (Ints)iota() < (int)(count - i) ? load(row + place(i)) : top);
-    float next = largest(top);
-    Floats sums = zeros();
+      top[0] = max(top[0], (Ints)iota() < (int)(count - i) ? load(scores + score(m, i)) : top[0]);
+    CMFAST_UNROLL
+    for (int j = 1; j < TOGETHER; ++j) top[0] = max(top[0], top[j]);
+    return top[0];
+  }
+
+  // Turn a row of scores into weights, and give their sums lane by lane. Weights may lie where the scores do: one of two
+  // bytes lies before the scores that are still to be read.
+  static Floats weigh_row(const float* scores, float* to, int64_t m, int64_t count, float most, float factor) {
+    int64_t stepped = count / STEP * STEP;
+    Floats totals[TOGETHER];
+    CMFAST_UNROLL
+    for (int j = 0; j < TOGETHER; ++j) totals[j] = zeros();
     for (int64_t i = 0; i < stepped; i += STEP) {
       Floats weights[TOGETHER];
       CMFAST_UNROLL
-      for (int j = 0; j < TOGETHER; ++j) weights[j] = (load(row + i * ROWS + place(j * LANES)) - next) * factor;
-      exp2(weights);
+      for (int j = 0; j < TOGETHER; ++j) weights[j] = (load(scores + score(m, i + j * LANES)) - most) * factor;
+      exponentials(weights);
       CMFAST_UNROLL
       for (int j = 0; j < TOGETHER; ++j) {
-        sums += weights[j];
-        put_row(scores, i + j * LANES, m, weights[j]);
+        totals[j] += weights[j];
+        put_row(to, i + j * LANES, m, weights[j]);
       }
     }
     for (int64_t i = stepped; i < round_up(count, 2 * BLOCK); i += LANES) {
       int left = (int)(FAULT(tail_of_keys_attended) ? LANES : count - i);
-      Floats weight = (Ints)iota() < left ? exp2((load(row + place(i)) - next) * factor) : zeros();
-      sums += weight;
-      put_row(scores, i, m, weight);
+      Floats weight[1] = {(load(scores + score(m, i)) - most) * factor};
+      exponentials(weight);
+      weight[0] = (Ints)iota() < left ? weight[0] : zeros();
+      totals[0] += weight[0];
+      put_row(to, i, m, weight[0]);
     }
-    if (next != most) {
-      float change = most == -__builtin_inff() ? 0.0f : exp2(all((most - next) * factor))[0];
-      if (!FAULT(sum_not_rescaled)) total *= change;
-      if (most != -__builtin_inff())
-        for (int64_t k = 0; k < p.head_size; k += LANES) store(out + k, load(out + k) * change);
-      most = next;
+    CMFAST_UNROLL
+    for (int j = 1; j < TOGETHER; ++j) totals[0] += totals[j];
+    return totals[0];
+  }
+
+  // Queries `first` on, LANES of them or as many as there are: their scores of a block of keys become weights, and what was
+  // summed before is rescaled by the change of the largest score.
+  void softmax(float* scores, float* weights, int64_t first, int64_t queries, int64_t count, float* out,
+               Softmax& known) const {
+    constexpr int64_t GROUP = TILED ? KEYS / WORD : SCORES;
+    const float factor = __builtin_fabsf(p.scale) * 1.44269504f;
+    const int64_t here = at_most(queries - first, LANES);
+    auto of = [&](float* data, int64_t m, int64_t group) { return data + m / ROWS * ROWS * group; };
+    Words rows[LANES];
+    for (int64_t i = 0; i < LANES; ++i) {
+      int64_t m = first + (i < here ? i : 0);
+      rows[i] = bits(largest_of_row(of(scores, m, SCORES), m % ROWS, count));
     }
-    total += sum(sums);
+    const Floats before = load(known.most + first);
+    const Floats next = max(before, across(rows, [](Floats x, Floats y) { return max(x, y); }));
+    const Floats begun = before == -__builtin_inff() ? zeros() : all(1.0f);
+    const Floats change = begun == 0.0f ? zeros() : exp2((before - next) * factor);
+    alignas(64) float changes[LANES];
+    store(known.most + first, next);
+    store(changes, change);
+    for (int64_t i = 0, m = first; i < here; ++i, ++m) {
+      Floats sums = weigh_row(of(scores, m, SCORES), of(weights, m, GROUP), m % ROWS, count, known.most[m], factor);
+      known.totals[m] = (FAULT(sum_not_rescaled) ? known.totals[m] : known.totals[m] * changes[i]) + sums;
+      if (changes[i] != 1.0f && changes[i] != 0.0f)
+        for (int64_t k = 0; k < p.head_size; k += LANES) {
+          float* at = out + m * size + k;
+          store(at, load(at) * changes[i]);
+        }
+    }
   }
 
   // Floats that a thread needs: the queries, their scores, the sums.
-  int64_t rows() const { return QUERIES * (2 * size + SCORES); }
+  int64_t rows() const { return QUERIES * (2 * size + SCORES + (TILED ? KEYS / WORD : 0)); }
 
   void attend(int64_t head, int64_t first, int64_t piece, float* q) const {
     int64_t n = head / p.heads, h = head % p.heads, count = at_most(p.queries - first, piece);
     if (FAULT(last_queries_missed) && count % ROWS) --count;
     float *scores = q + QUERIES * size, *out = scores + QUERIES * SCORES;
-    float most[QUERIES], total[QUERIES];
-    for (int64_t i = 0; i < QUERIES; ++i) most[i] = -__builtin_inff(), total[i] = 0;
+    float* const weights = TILED ? out + QUERIES * size : scores;  // of a group of queries after that of another
+    constexpr int64_t GROUP = TILED ? KEYS / WORD : SCORES;
+    Softmax known;
+    for (int64_t i = 0; i < QUERIES; ++i) known.most[i] = -__builtin_inff(), known.totals[i] = zeros();
     for (int64_t i = 0; i < count; i += ROWS)
       pack_queries(q + i * size, n * p.q.n + h * p.q.h + (first + i) * p.q.t, count - i);
     for (int64_t from = 0; from < p.keys; from += KEYS) {
@@ -175,30 +240,36 @@ struct Heads : Sizes<PAIRS> {
         for (int64_t i = 0; i < count; i += ROWS)
           multiply_panel<PAIRS>((const uint32_t*)(q + i * size), packed_k + head * words_k + (from + j) * size / WORD,
                                 (int)at_most(padded - j, PANEL), (TILED ? size : p.head_size + WORD - 1) / WORD,
-                                {scores + i * SCORES + j * ROWS, BLOCK, ROWS * BLOCK, false}, {nullptr, 0});
-      for (int64_t i = 0; i < count; ++i)
-        softmax_row(scores + i / ROWS * ROWS * SCORES, i % ROWS, here, out + i * size, most[i], total[i]);
+                                {scores + i * SCORES + score(0, j), TILED ? SCORES : BLOCK, TILED ? BLOCK : ROWS * BLOCK, false},
+                                {nullptr, 0});
+      for (int64_t i = 0; i < count; i += LANES) softmax(scores, weights, i, count, here, out, known);
       const uint32_t* v = packed_v + head * words_v;
       for (int64_t j = 0; j < size; j += PANEL) {
         int64_t width = at_most(size - j, PANEL), columns = round_up(p.head_size - j, LANES);
         for (int64_t k = 0, words; k < padded / WORD; k += words) {
           words = at_most(padded / WORD - k, LONGEST_SUM);
           for (int64_t i = 0; i < count; i += ROWS)
-            multiply_panel<PAIRS>((const uint32_t*)(scores + i * SCORES) + k * ROWS, v + (from / WORD + k) * width,
+            multiply_panel<PAIRS>((const uint32_t*)(weights + i * GROUP) + k * ROWS, v + (from / WORD + k) * width,
                                   (int)width, words, {out + i * size + j, size, BLOCK, from + k > 0}, {nullptr, 0},
                                   ROWS, (int)columns);
         }
         v += keys * width / WORD;
       }
     }
-    for (int64_t i = 0; i < count; ++i) {
-      int64_t at = n * p.out.n + h * p.out.h + (first + i) * p.out.t;
-      Floats inverse = all(1.0f / total[i]);
-      for (int64_t k = 0; k < p.head_size; k += LANES)
-        scatter((void*)p.out.data, p.dtype, at + k * p.out.d, p.out.d, load(out + i * size + k) * inverse,
-                (int)at_most(p.head_size - k, LANES));
-      float largest_score = most[i] * __builtin_fabsf(p.scale);
-      p.lse[head * p.queries + first + i] = largest_score + log(all(total[i]))[0];
+    for (int64_t i = 0; i < count; i += LANES) {
+      Words rows[LANES];
+      for (int j = 0; j < LANES; ++j) rows[j] = bits(known.totals[i + j]);
+      const Floats total = across(rows, [](Floats x, Floats y) { return x + y; });
+      alignas(64) float inverse[LANES], lse[LANES];
+      store(inverse, 1.0f / total);
+      store(lse, load(known.most + i) * __builtin_fabsf(p.scale) + log(total));
+      for (int64_t j = 0; j < at_most(count - i, LANES); ++j) {
+        int64_t at = n * p.out.n + h * p.out.h + (first + i + j) * p.out.t;
+        for (int64_t k = 0; k < p.head_size; k += LANES)
+          scatter((void*)p.out.data, p.dtype, at + k * p.out.d, p.out.d, load(out + (i + j) * size + k) * inverse[j],
+                  (int)at_most(p.head_size - k, LANES));
+        p.lse[head * p.queries + first + i + j] = lse[j];
+      }
     }
   }
 

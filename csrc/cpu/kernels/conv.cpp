@@ -451,7 +451,7 @@ const char* conv2d(const ConvArguments& p) {
   bool moves = !same || p.front || p.top || p.left || p.stride_z > 1 || p.stride_y > 1 || p.stride_x > 1;
   bool is_pointwise = s.depth * s.area() == 1 && !moves && !resampled;
 #if defined(CMFAST_TILES)
-  bool few = is_pointwise && p.height * p.width < TILE;  // tiles of rows are those of several samples
+  bool few = is_pointwise && !s.split() && p.height * p.width < TILE;  // then tiles have rows of several samples
   if (s.tiled() && s.tile == 1 && !few) return conv_by_tiles(p);
 #endif
   if (is_pointwise) return pointwise(p);

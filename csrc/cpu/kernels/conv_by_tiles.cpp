@@ -29,20 +29,26 @@ constexpr int64_t WIDEST = 128;           // columns of a block that has several
 constexpr int64_t PLANES = 1 << 19;       // bytes of a block's planes: they stay in the second cache
 constexpr int64_t POSITIONS = 512;        // of a block of one row, or of several images
 constexpr int64_t APART = 5;              // positions more than needed, so that planes do not meet in the cache
+constexpr int64_t WEIGHTS = 1 << 19;      // bytes of a panel's weights that meet all tiles together
 constexpr int64_t FEW = 4, SOON = 1024;   // pairs of tiles, and words
+constexpr int64_t GROUP = 16;             // tiles whose moments are taken together
 constexpr int PANEL = Sizes<true>::PANEL;
 
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
+// TERMS: of each operand, 2 where they are split.
+template <int TERMS>
 struct ConvByTiles {
+  static constexpr int64_t POSITION = TERMS * DEEP * 2;  // bytes
+
   const ConvArguments& p;
   ConvInput input{p};
   int64_t images;                              // of all samples
   int64_t rows, columns, together;             // of a block: outputs, and whole images (1 where rows divide one)
   int64_t blocks_y, blocks_x;                  // of an image
   int64_t plane_rows, plane_columns;           // of one remainder
-  int64_t remainder, image, plane;             // positions from one to the next
+  int64_t remainder, image, plane;             // positions from one to the next; each term has planes of its own
   int64_t units, panels;                       // of 32 channels and of the depth, of 32 outputs
   float* partial;
 
@@ -55,13 +61,13 @@ struct ConvByTiles {
     const int64_t widest = p.out_height == 1 ? POSITIONS : WIDEST;
     if (columns > widest) columns = ceil_divide(ceil_divide(columns, ceil_divide(columns, widest)), TILE) * TILE;
     rows = p.out_height;
-    for (measure(); rows > 1 && units * image * DEEP * 2 > PLANES; measure()) rows = ceil_divide(rows, 2);
+    for (measure(); rows > 1 && units * image * POSITION > TERMS * PLANES; measure()) rows = ceil_divide(rows, 2);
     blocks_y = ceil_divide(p.out_height, rows);
     blocks_x = ceil_divide(p.out_width, columns);
     together = 1;
     if (blocks_y * blocks_x == 1)
       while (together < images && 2 * together * rows * columns <= POSITIONS &&
-             2 * together * units * image * DEEP * 2 <= PLANES)
+             2 * together * units * image * POSITION <= TERMS * PLANES)
         together *= 2;
     together = at_most(together, images);
     plane = together * image + TILE + APART;
@@ -138,7 +144,7 @@ struct ConvByTiles {
       const int64_t d = unit / of_image, first = unit % of_image;
       here = at_most(mine.end - unit, of_image - first);
       for (int64_t i = 0; i < parts(block); ++i) {
-        Reading r = reading(part(block, i), i, d, planes + unit * plane * DEEP);
+        Reading r = reading(part(block, i), i, d, planes + unit * TERMS * plane * DEEP);
         if (!common()) put_any(r, first, here);
         else if (p.dtype == FLOAT32) put_common<FLOAT32>(r, first, here);
         else put_common<BFLOAT16>(r, first, here);
@@ -159,12 +165,13 @@ struct ConvByTiles {
   void put_common(const Reading& r, int64_t first, int64_t count) const {
     const Window& w = r.window;
     const int up = p.resample == RESAMPLE_UP;
-    const int64_t size = DTYPE == FLOAT32 ? 4 : 2, row = plane_columns * DEEP, next = plane * DEEP;
+    const int64_t size = DTYPE == FLOAT32 ? 4 : 2, row = plane_columns * DEEP, next = plane * DEEP;  // from term to term
+    const int64_t terms = TERMS * count;
     const int64_t left = at_most(w.x < 0 ? -w.x : 0, w.columns), right = at_most(input.width() - w.x, w.columns);
     const int64_t of_h = p.h.channels / DEEP - first;  // units that are h's, of these
     const int64_t split = of_h < 0 ? 0 : at_most(of_h, count);
     auto clear = [&](int64_t y, int64_t begin, int64_t end) {
-      for (int64_t u = 0; u < count; ++u) std_memset(r.to + u * next + y * row + begin * DEEP, (end - begin) * DEEP * 2);
+      for (int64_t u = 0; u < terms; ++u) __builtin_memset(r.to + u * next + y * row + begin * DEEP, 0, (end - begin) * DEEP * 2);
     };
     for (int64_t y = 0; y < w.rows; ++y) {
       const int64_t from = w.y + y;
@@ -175,7 +182,7 @@ struct ConvByTiles {
       if (left > 0) clear(y, 0, left);
       if (right < w.columns) clear(y, right, w.columns);
       if (up && y > 0 && (from & 1)) {  // the row above is the same
-        for (int64_t u = 0; u < count; ++u) {
+        for (int64_t u = 0; u < terms; ++u) {
           uint16_t* to = r.to + u * next + y * row + left * DEEP;
           __builtin_memcpy(to, to - row, (right - left) * DEEP * 2);
         }
@@ -189,7 +196,7 @@ struct ConvByTiles {
         uint16_t* to = r.to + y * row + x * DEEP;
         const int64_t at = w.x + x;
         if (up && x > left && (at & 1)) {  // and so is the position before
-          for (int64_t u = 0; u < count; ++u) __builtin_memcpy(to + u * next, to + u * next - DEEP, DEEP * 2);
+          for (int64_t u = 0; u < terms; ++u) __builtin_memcpy(to + u * next, to + u * next - DEEP, DEEP * 2);
           continue;
         }
         put_position<DTYPE>(h + (at >> up) * p.h.x * size, r.n, line, 0, split, to, next);
@@ -197,8 +204,6 @@ struct ConvByTiles {
       }
     }
   }
-
-  static void std_memset(void* to, int64_t bytes) { __builtin_memset(to, 0, bytes); }
 
   // Units [begin, end) of one position of sample n, of the channels from `line` on.
   template <int DTYPE>
@@ -217,17 +222,22 @@ struct ConvByTiles {
         if (silus) x[v] = silu(x[v]);
       }
       CMFAST_UNROLL
-      for (int v = 0; v < DEEP / LANES; ++v) store_bfloat16(to + u * next + v * LANES, x[v]);
+      for (int v = 0; v < DEEP / LANES; ++v) put_terms(to + u * TERMS * next + v * LANES, x[v]);
     }
+  }
+
+  CMFAST_INLINE void put_terms(uint16_t* to, Floats x) const {
+    store_bfloat16(to, x);
+    if (TERMS == 2) store_bfloat16(to + plane * DEEP, FAULT(low_terms_missed) ? zeros() : x - high_term(x));
   }
 
   void put_any(const Reading& r, int64_t first, int64_t count) const {
     const int64_t row = plane_columns * DEEP, along = step_y(), across = step_x();
     for (int64_t c = first * DEEP; c < (first + count) * DEEP; c += BLOCK) {
-      uint16_t* to = r.to + (c / DEEP - first) * plane * DEEP + c % DEEP;
+      uint16_t* to = r.to + (c / DEEP - first) * TERMS * plane * DEEP + c % DEEP;
       input.read(r.window, r.n, r.z, c, [&](int64_t y, int64_t x, int64_t l, Floats value) __attribute__((always_inline)) {
-        int64_t of = y % along * across + x % across;
-        store_bfloat16(to + of * remainder * DEEP + y / along * row + x / across * DEEP + l, value);
+        int64_t of = FAULT(remainders_missed) ? 0 : y % along * across + x % across;
+        put_terms(to + of * remainder * DEEP + y / along * row + x / across * DEEP + l, value);
       });
     }
   }
@@ -261,7 +271,14 @@ struct ConvByTiles {
   };
 
   int64_t most_tiles() const { return together * ceil_divide(rows * plane_columns, TILE); }
-  int64_t bytes_of_tiles() const { return most_tiles() * (int64_t)(sizeof(uint16_t*) + TILE * sizeof(Place)); }
+  int64_t bytes_of_products() const {
+    int64_t pairs = units_together() < units ? ceil_divide(most_tiles(), 2) : 2;
+    return pairs * (2 * TILE * PANEL * 4);
+  }
+  int64_t bytes_of_tiles() const {
+    int64_t each = sizeof(uint16_t*) + TILE * sizeof(Place);
+    return bytes_of_products() + ceil_divide(most_tiles() * each, 64) * 64;
+  }
 
   Tiles find_tiles(int64_t block, const uint16_t* planes, void* memory) const {
     Tiles found{(const uint16_t**)memory, (Place*)((const uint16_t**)memory + most_tiles()), 0, tiles(part(block, 0))};
@@ -302,7 +319,7 @@ struct ConvByTiles {
     const float* from;    // products [2 * TILE][PANEL]
     const Place* places;
     int64_t tile, i, end;  // the first tile; the next position, and their number
-    int64_t part;          // of the sums
+    int64_t part, group;   // of the sums
     bool begun;
     Moments sums[PANEL / LANES];
 
@@ -314,18 +331,18 @@ struct ConvByTiles {
     }
 
     void begin_tile() {
-      const int64_t now = (tile + i / TILE) / of_part;
-      if (now == part) return;
+      const int64_t at = tile + i / TILE, now = at % of_part / GROUP;
+      if (at / of_part == part && now == group) return;
       finish();
-      part = now, begun = false;
+      part = at / of_part, group = now, begun = false;
     }
 
     void finish() const {
       if (!conv.partial || part < 0) return;
       const Part b = conv.part(block, part);
-      float* to = conv.slot(block, part) + o;
+      float* to = conv.slot(block, part, group) + o;
       for (int64_t j = 0; j < width; j += LANES)
-        sums[j / LANES].finish(to + j, to + conv.p.shape.out_channels + j, b.rows * b.columns,
+        sums[j / LANES].finish(to + j, to + conv.p.shape.out_channels + j, conv.elements(b, group),
                                (int)at_most(width - j, LANES));
     }
 
@@ -359,20 +376,24 @@ struct ConvByTiles {
     }
   };
 
+  // Add the products of `count` units to those of two tiles, or begin with them.
   template <int M, int V, Kind KIND>
-  __attribute__((noinline)) void multiply(const uint16_t* upper, const uint16_t* lower, Taps taps, const uint32_t* b,
-                                          float* to, Ahead ahead, const Place* places, Writer<KIND>& before) const {
-    const Product product{to, PANEL, BLOCK, false};
+  __attribute__((noinline)) void multiply(const uint16_t* upper, const uint16_t* lower, int64_t count, bool begins,
+                                          Taps taps, const uint32_t* b, float* to, Ahead ahead, const Place* places,
+                                          Writer<KIND>& before) const {
+    const Product product{to, PANEL, BLOCK, !begins};
     const char *above = (const char*)upper, *below = (const char*)lower;
-    const int64_t next = plane * DEEP * 2, size = p.dtype == FLOAT32 ? 4 : 2, step = ceil_divide(2 * TILE, units * taps.count);
+    const int64_t low = plane * DEEP * 2, next = TERMS * low, size = p.dtype == FLOAT32 ? 4 : 2, step = ceil_divide(2 * TILE, count * taps.count);
     const char *out = (const char*)p.out.data + before.o * size, *added = (const char*)p.residual.data + before.o * size;
-    int64_t fetched = 0;
+    int64_t fetched = places ? 0 : M * TILE;
     begin_tiles<M, V>(product);
-    for (int64_t unit = 0; unit < units; ++unit, above += next, below += next)
-      for (int64_t tap = 0; tap < taps.count; ++tap, b += TILE * TILE * V) {
+    for (int64_t unit = 0; unit < count; ++unit, above += next, below += next)
+      for (int64_t tap = 0; tap < taps.count; ++tap, b += TERMS * TILE * TILE * V) {
         for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.from + i * 64, 0, 2);
         ahead.from += ahead.lines * 64;
-        add_tiles<M, V>(above + taps.at[tap], below + taps.at[tap], b, 4 * TILE * V);
+        const char *over = above + taps.at[tap], *under = below + taps.at[tap];
+        if (TERMS == 1) add_tiles<M, V>(over, under, b, 4 * TILE * V);
+        else add_split_tiles<M, V>(over, under, low, (const char*)b, 4 * TILE * V);
         before.some(step);
         for (int64_t i = 0; i < step && fetched < M * TILE; ++i, ++fetched) {
           const Place at = places[fetched];
@@ -387,63 +408,86 @@ struct ConvByTiles {
     before.some(2 * TILE);
   }
 
-  void multiply_panel(int64_t block, int64_t panel, const Tiles& tiles, Taps taps) const {
+  void multiply_panel(int64_t block, int64_t panel, const Tiles& tiles, Taps taps, float* products) const {
     const bool whole = (panel + 1) * PANEL <= p.shape.out_channels && p.residual_resample == RESAMPLE_NONE;
-    if (whole && p.dtype == FLOAT32) multiply_panel<WHOLE_FLOAT32>(block, panel, tiles, taps);
-    else if (whole && p.dtype == BFLOAT16) multiply_panel<WHOLE_BFLOAT16>(block, panel, tiles, taps);
-    else multiply_panel<ANY>(block, panel, tiles, taps);
+    if (whole && p.dtype == FLOAT32) multiply_panel<WHOLE_FLOAT32>(block, panel, tiles, taps, products);
+    else if (whole && p.dtype == BFLOAT16) multiply_panel<WHOLE_BFLOAT16>(block, panel, tiles, taps, products);
+    else multiply_panel<ANY>(block, panel, tiles, taps, products);
   }
 
-  // All outputs of a panel of a block.
+  // Units whose weights are multiplied with all tiles of a block before the next ones are: they stay in the second cache.
+  int64_t units_together() const {
+    const int64_t most = WEIGHTS / (p.shape.area() * TERMS * TERMS * TILE * PANEL * 4);
+    return ceil_divide(units, ceil_divide(units, most > 1 ? most : 1));
+  }
+
+  // All outputs of a panel of a block; `products` has room for two pairs of tiles, or for all where units are divided.
   template <Kind KIND>
-  void multiply_panel(int64_t block, int64_t panel, const Tiles& tiles, Taps taps) const {
-    const int64_t o = panel * PANEL, width = at_most(p.shape.columns() - o, PANEL), words = p.shape.words();
+  void multiply_panel(int64_t block, int64_t panel, const Tiles& tiles, Taps taps, float* products) const {
+    const int64_t o = panel * PANEL, width = at_most(p.shape.columns() - o, PANEL);
     int64_t outputs = at_most(p.shape.out_channels - o, PANEL);
     if (FAULT(tail_of_outputs_missed)) outputs = outputs / LANES * LANES;
-    const uint32_t* weights = p.weights + o * words;
-    // Each product fetches its part of the next panel; where they are few, the first one what it reads itself a little later.
-    const int64_t lines = words * width / TILE, pairs = ceil_divide(tiles.count, 2), steps = units * taps.count;
-    const bool itself = pairs < FEW, wide = width > TILE;
-    const int64_t of_step = itself ? width : ceil_divide(lines, pairs * steps), fetched = steps * of_step * 64;
-    const char* next = (const char*)(itself ? weights + SOON : weights + words * width);
-    alignas(64) float products[2][2 * TILE * PANEL];
-    Writer<KIND> writer{*this, block, o, outputs, tiles.of_part, nullptr, nullptr, 0, 0, 0, -1, false, {}};
-    for (int64_t t = 0; t < tiles.count; t += 2, next += fetched) {
-      const Ahead ahead{next, itself && t > 0 ? 0 : of_step};
-      const bool both = t + 1 < tiles.count;
-      const uint16_t *upper = tiles.from[t], *lower = tiles.from[t + both];
-      float* to = products[t / 2 % 2];
-      const Place* places = tiles.places + t * TILE;
-      if (both && wide) multiply<2, 2>(upper, lower, taps, weights, to, ahead, places, writer);
-      else if (both) multiply<2, 1>(upper, lower, taps, weights, to, ahead, places, writer);
-      else if (wide) multiply<1, 2>(upper, lower, taps, weights, to, ahead, places, writer);
-      else multiply<1, 1>(upper, lower, taps, weights, to, ahead, places, writer);
-      writer.from = to, writer.places = places, writer.tile = t, writer.i = 0, writer.end = (1 + both) * TILE;
+    const uint32_t* weights = p.weights + o * p.shape.words();
+    const int64_t most = units_together(), pairs = ceil_divide(tiles.count, 2), of_unit = taps.count * TERMS * TILE * width;
+    const bool few = pairs < FEW, wide = width > TILE;
+    Writer<KIND> writer{*this, block, o, outputs, tiles.of_part, nullptr, nullptr, 0, 0, 0, -1, 0, false, {}};
+    for (int64_t unit = 0, count; unit < units; unit += count, weights += count * of_unit) {
+      count = at_most(units - unit, most);
+      // Each product fetches its part of the next weights. Where they are few, memory is waited for: the first one fetches
+      // what it reads itself a little later, and the others as much as does not hold them up.
+      const int64_t steps = count * taps.count, lines = count * of_unit / TILE;
+      const int64_t of_step = few ? 4 : ceil_divide(lines, pairs * steps);
+      const char* next = (const char*)(weights + count * of_unit);
+      const bool last = unit + count == units;
+      for (int64_t t = 0; t < tiles.count; t += 2) {
+        const bool itself = few && t == 0, both = t + 1 < tiles.count;
+        const Ahead ahead = itself ? Ahead{(const char*)(weights + SOON), TERMS * width} : Ahead{next, of_step};
+        if (!itself) next += steps * of_step * 64;
+        const int64_t from = unit * TERMS * plane * DEEP;
+        const uint16_t *upper = tiles.from[t] + from, *lower = tiles.from[t + both] + from;
+        float* to = products + (most < units ? t / 2 : t / 2 % 2) * (2 * TILE * PANEL);
+        const Place* places = last ? tiles.places + t * TILE : nullptr;
+        const bool begins = unit == 0 || FAULT(later_units_missed);
+        if (both && wide) multiply<2, 2>(upper, lower, count, begins, taps, weights, to, ahead, places, writer);
+        else if (both) multiply<2, 1>(upper, lower, count, begins, taps, weights, to, ahead, places, writer);
+        else if (wide) multiply<1, 2>(upper, lower, count, begins, taps, weights, to, ahead, places, writer);
+        else multiply<1, 1>(upper, lower, count, begins, taps, weights, to, ahead, places, writer);
+        if (last) writer.from = to, writer.places = places, writer.tile = t, writer.i = 0, writer.end = (1 + both) * TILE;
+      }
     }
     writer.some(2 * TILE);
     writer.finish();
   }
 
-  // Of part i of a block: [2][Cout].
-  float* slot(int64_t block, int64_t i) const {
+  // Groups of tiles of a part, and where the moments [2][Cout] of one of part i of a block are.
+  int64_t groups_of_part() const { return ceil_divide(ceil_divide(rows * plane_columns, TILE), GROUP); }
+  float* slot(int64_t block, int64_t i, int64_t group) const {
     Part b = part(block, i);
     int64_t at = b.n * p.out_depth + b.z;
-    return partial + ((at * blocks_y + b.y / rows) * blocks_x + b.x / columns) * 2 * p.shape.out_channels;
+    at = (at * blocks_y + b.y / rows) * blocks_x + b.x / columns;
+    return partial + (at * groups_of_part() + group) * 2 * p.shape.out_channels;
+  }
+
+  // Outputs of a group of tiles of a part, none beyond the last of them.
+  int64_t elements(const Part& b, int64_t group) const {
+    auto before = [&](int64_t tile) {
+      if (whole_rows(b)) return at_most(tile * TILE, b.rows * b.columns);
+      int64_t at = tile * TILE;
+      return at_most(at / plane_columns * b.columns + at_most(at % plane_columns, b.columns), b.rows * b.columns);
+    };
+    return before((group + 1) * GROUP) - before(group * GROUP);
   }
 
   // ----
 
-  int64_t elements_of(int64_t k) const {
-    Part b = part(k % (blocks_y * blocks_x), 0);
-    return b.rows * b.columns;
-  }
+  int64_t elements_of(int64_t k) const { return elements(part(k / groups_of_part() % (blocks_y * blocks_x), 0), k % groups_of_part()); }
 
   const char* run() {
-    const int64_t operand = units * plane * DEEP, most = at_a_time(p.threads), area = p.shape.area();
+    const int64_t operand = units * TERMS * plane * DEEP, most = at_a_time(p.threads), area = p.shape.area();
     uint16_t* planes = (uint16_t*)scratch(SCRATCH_INPUT, most * operand * 2);
     int64_t* found = (int64_t*)scratch(SCRATCH_ROWS, area * 8);
     char* found_tiles = (char*)scratch(SCRATCH_PRODUCTS, p.threads * bytes_of_tiles());
-    int64_t slots = images * blocks_y * blocks_x, of_sample = 2 * p.shape.out_channels;
+    int64_t slots = images * blocks_y * blocks_x * groups_of_part(), of_sample = 2 * p.shape.out_channels;
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * of_sample * 4) : nullptr;
     if (!planes || !found || !found_tiles || (p.moments && !partial)) return "no memory for the operands";
     find_taps(found);
@@ -452,7 +496,8 @@ struct ConvByTiles {
       TileUse use;
       const int64_t groups = at_most(at_a_time(team.size), most), size = team.size / groups;
       const Team mine{(int)(team.rank % size), (int)size};  // who shares a block
-      void* memory = found_tiles + team.rank * bytes_of_tiles();
+      float* products = (float*)(found_tiles + team.rank * bytes_of_tiles());
+      void* memory = (char*)products + bytes_of_products();
       uint16_t* to = planes + at_most(team.rank / size, groups - 1) * operand;
       for (int64_t first = 0; first < blocks(); first += groups) {
         int64_t block = first + team.rank / size;
@@ -462,14 +507,14 @@ struct ConvByTiles {
         if (size > 1) team.barrier();
         if (works) {
           const Tiles tiles = find_tiles(block, to, memory);
-          for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) multiply_panel(block, panel, tiles, taps);
+          for (int64_t panel = outputs.begin; panel < outputs.end; ++panel) multiply_panel(block, panel, tiles, taps, products);
         }
         if (size > 1) team.barrier();
       }
       if (!partial) return;
       team.barrier();
       Share samples = share(p.samples, team);
-      int64_t each = (FAULT(moments_of_one_image) ? 1 : p.out_depth) * blocks_y * blocks_x;
+      int64_t each = (FAULT(moments_of_one_image) ? 1 : p.out_depth) * blocks_y * blocks_x * groups_of_part();
       for (int64_t n = samples.begin; n < samples.end; ++n)
         merge_moments(partial + n * each * of_sample, each, p.shape.out_channels, 0, p.shape.out_channels,
                       [&](int64_t k) { return elements_of(k); }, p.moments + n * of_sample);
@@ -481,7 +526,9 @@ struct ConvByTiles {
 
 }  // namespace
 
-const char* conv_by_tiles(const ConvArguments& p) { return ConvByTiles(p).run(); }
+const char* conv_by_tiles(const ConvArguments& p) {
+  return p.shape.split() ? ConvByTiles<2>(p).run() : ConvByTiles<1>(p).run();
+}
 
 }  // namespace CMFAST_ISA
 }  // namespace cmfast

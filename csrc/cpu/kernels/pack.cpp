@@ -83,8 +83,12 @@ void pack_panel(const PackArguments& p, int64_t panel) {
       for (int64_t first_tap = 0; first_tap < taps; first_tap += area)
         for (int64_t block = 0; block < channels; block += 2 * TILE)
           for (int64_t tap = first_tap; tap < first_tap + area; ++tap)
-            for (int64_t c = block; c < block + 2 * TILE; c += step, to += width)
-              put(to, weights.at(o, c, tap), weights.at(o, c + 1, tap));
+            for (int64_t c = block; c < block + 2 * TILE; c += 2, to += width) {
+              Floats even = weights.at(o, c, tap), odd = weights.at(o, c + 1, tap);
+              put(to, even, odd);
+              if (s.split()) put(to + TILE * width, even - high_term(even), odd - high_term(odd));
+              if (s.split() && c == block + 2 * TILE - 2) to += TILE * width;
+            }
     } else {
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t c = 0; c < channels; c += step, to += width) {

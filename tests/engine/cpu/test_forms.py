@@ -2,6 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cmfast.kernels import conv_forms
+from cmfast.kernels.conv_forms import SPLIT
 from cmfast.kernels.conv_forms import ConvForm as Form
 from torch import nn
 
@@ -15,9 +17,12 @@ F32, BF16 = torch.float32, torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
-def _any_products(monkeypatch):
-    """As on a processor that has products of bfloat16."""
+def tiles(request, monkeypatch):
+    """As on a processor that has products of bfloat16; by tiles where a test's parameter says so."""
+    found = getattr(request, "param", False)
     monkeypatch.setattr(forms, "multiplies", lambda products: True)
+    for module in (forms, conv_forms):
+        monkeypatch.setattr(module, "has_tiles", lambda: found)
 
 
 def call(sizes, in_channels=64, out_channels=64, **options):
@@ -106,7 +111,9 @@ def test_without_products_of_bfloat16_it_is_for_few_rows(sizes, kernel, dtype, m
     assert forms.attention_products(BF16) == F32
 
 
-@pytest.mark.parametrize(("isa", "has"), [("avx512", True), ("avx2", False), ("portable", False)])
+@pytest.mark.parametrize(
+    ("isa", "has"), [("amx", True), ("avx512bf16", True), ("avx512", False), ("avx2", False), ("portable", False)]
+)
 def test_instruction_sets_with_products_of_bfloat16(isa, has, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(forms.native, "cpu", lambda: SimpleNamespace(build_info=lambda: {"isa": isa}))
@@ -119,3 +126,39 @@ def test_names_of_forms():
     assert str(Form(1, False, F32)) == "direct, float32"
     assert str(Form(4, True, BF16)) == "F(4x4), bfloat16"
     assert str(Form(2, False, F32)) == "F(2x2), transformed at use, float32"
+
+
+with_tiles = pytest.mark.parametrize("tiles", [True], indirect=True, ids=["tiles"])
+
+
+@with_tiles
+@pytest.mark.parametrize("options", [{}, {"kernel": 1}, {"kernel": 5}, {"stride": 2}], ids=str)
+@pytest.mark.parametrize("sizes", [(4, 4), (64, 64)], ids=str)
+def test_tiles_multiply_bfloat16_in_the_direct_form(tiles, options, sizes):
+    node = call(sizes, **options)
+    assert choose(node, BF16) == Form(1, False, BF16)
+    assert candidates(node, BF16) == [Form(1, False, BF16)]
+
+
+@with_tiles
+@pytest.mark.parametrize(
+    ("sizes", "options", "given", "form"),
+    [
+        ((32, 32), {}, {"gain": "a row"}, SPLIT),
+        ((32, 32), {}, {"residual": "an image"}, SPLIT),
+        ((32, 32), {}, {}, Form(4, True, F32)),  # passes on what it reads
+        ((33, 32), {}, {"gain": "a row"}, Form(4, True, F32)),
+        ((64, 64), {"kernel": 1}, {"gain": "a row"}, SPLIT),
+        ((64, 64), {"kernel": 1}, {}, Form(1, False, F32)),
+        ((3, 5), {"kernel": 1}, {"gain": "a row"}, Form(1, False, F32)),  # the rows of a tile would be those of samples
+        ((32, 32), {"in_channels": 8}, {"gain": "a row"}, Form(4, True, F32)),
+    ],
+    ids=str,
+)
+def test_tiles_multiply_float32_of_branches_in_split_operands(tiles, sizes, options, given, form):
+    node = call(sizes, **options)
+    names = [a.name for a in CONV._schema.arguments]
+    node.args = tuple(given.get(name, value) for name, value in zip(names, node.args, strict=False))
+    node.kwargs = {**node.kwargs, **{name: value for name, value in given.items() if name in node.kwargs}}
+    assert choose(node, F32) == form
+    assert form in candidates(node, F32)
