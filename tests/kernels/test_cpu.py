@@ -17,6 +17,7 @@ from cmfast.kernels import (
     native,
     prepare_conv,
 )
+from cmfast.kernels.conv_forms import SPLIT, has_tiles
 
 from . import emulation
 from .backends import served
@@ -148,13 +149,37 @@ def test_several_threads_may_call(op):
 def test_nothing_that_the_linker_merges_is_compiled_for_a_newer_processor(tmp_path):
     """A weak symbol of an object may replace that of another, and run where the processor has no such instructions."""
     toolchain = emulation.toolchain()
-    source = toolchain.SOURCES / "cpu" / "kernels"
     flags = toolchain.cpu_isas()
-    isa = list(flags)[-1]
-    for path in source.glob("*.cpp"):
-        target = tmp_path / f"{path.stem}.o"
+    compiled = [(isa, path) for isa in [*flags][-3::2] for path in toolchain.cpu_sources(isa)]
+    for isa, path in compiled:
+        target = tmp_path / f"{path.stem}-{isa}.o"
         command = [*toolchain.find_host_compiler(), "-std=c++17", "-O0", "-fno-exceptions", "-Wno-psabi", *flags[isa]]
         subprocess.run([*command, f"-DCMFAST_ISA={isa}", "-c", str(path), "-o", str(target)], check=True, timeout=120)
         symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
         weak = [line for line in symbols.splitlines() if line.split()[-2:-1] and line[17:18] in "WVu"]
         assert [line for line in weak if f"cmfast::{isa}::" not in line] == [], path.name
+
+
+@pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
+@pytest.mark.parametrize("form", [(1, False, torch.bfloat16), SPLIT], ids=["bf16", "split"])
+def test_the_twin_of_the_tiles_has_their_bits(form):
+    if not has_tiles():
+        pytest.skip("the processor has no tiles")
+    g = torch.Generator().manual_seed(0)
+    x = (torch.randn(2, 70, 9, 19, generator=g) * 2.0 ** torch.randint(-40, 40, (70, 1, 1), generator=g)).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight = torch.randn(50, 70, 3, 3, generator=g)
+    outs = []
+    for module, isa in ((native.cpu(), "amx"), (emulation.cpu_kernels("twin"), "amx")):
+        with native.stand_in(module, "_cpu"):
+            previous = module.build_info()["isa"]
+            assert module.set_isa(isa) == ""
+            tile, transformed, dtype = form
+            prepared = prepare_conv(
+                weight, padding=1, height=9, width=19, tile=tile, transformed=transformed, dtype=dtype
+            )
+            outs.append(conv2d(x, prepared, backend="cpu").out)
+            module.set_isa(previous)
+    assert torch.equal(*outs)
+    assert outs[0].abs().max() > 1e6
