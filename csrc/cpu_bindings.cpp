@@ -185,7 +185,8 @@ bool bound_group_norm_of(py::handle y, py::handle h, py::handle skip, int64_t gr
                          py::handle bias, py::handle add, py::handle scale, py::handle shift, float eps, bool silu,
                          int threads) {
   if (recorded || !serves_by_default()) return false;
-  std::optional<NormArguments> p = norm_arguments(y, h, skip, groups, {weight, bias, add, scale, shift});
+  thread_local std::array<std::vector<float>, 5> rows;
+  std::optional<NormArguments> p = norm_arguments(y, h, skip, groups, {weight, bias, add, scale, shift}, &rows);
   if (!p) return false;
   thread_local std::vector<float> statistics;
   statistics.resize(2 * p->samples * groups);

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdlib>
+#include <cstring>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -62,21 +63,40 @@ inline std::optional<NormTensor> planes_of(const dlpack::Tensor& t) {
   return NormTensor{t.data, channels, t.strides[0], channels > 1 ? t.strides[1] : 1, positions_of(t) > 1 ? stride : 1};
 }
 
-// A float32 row [C], or where there are samples rows [N, C], with adjacent channels. None is none.
-inline bool read_row(py::handle tensor, int64_t samples, int64_t channels, NormRow* row) {
+inline float from_bfloat16(uint16_t half) {
+  uint32_t word = (uint32_t)half << 16;
+  float x;
+  std::memcpy(&x, &word, 4);
+  return x;
+}
+
+// A float32 or bfloat16 row [C], or where there are samples rows [N, C], with adjacent channels. None is none. Those of
+// bfloat16 are converted into `kept`.
+inline bool read_row(py::handle tensor, int64_t samples, int64_t channels, NormRow* row, std::vector<float>* kept) {
   if (tensor.is_none()) return true;
   std::optional<dlpack::Tensor> t = described(tensor);
   int dims = samples ? 2 : 1;
-  if (!t || dtype_code(*t) != FLOAT32 || t->ndim != dims || t->shape[dims - 1] != channels) return false;
+  if (!t || (dtype_code(*t) != FLOAT32 && dtype_code(*t) != BFLOAT16) || t->ndim != dims || t->shape[dims - 1] != channels) return false;
   if (samples && t->shape[0] != samples) return false;
   if (channels > 1 && t->strides[dims - 1] != 1) return false;
-  *row = {(const float*)t->data, samples ? t->strides[0] : 0};
+  if (dtype_code(*t) == FLOAT32) {
+    *row = {(const float*)t->data, samples ? t->strides[0] : 0};
+    return true;
+  }
+  const int64_t rows = samples ? samples : 1;
+  kept->resize(rows * channels);
+  for (int64_t n = 0; n < rows; ++n)
+    for (int64_t c = 0; c < channels; ++c)
+      (*kept)[n * channels + c] = from_bfloat16(((const uint16_t*)t->data)[(samples ? n * t->strides[0] : 0) + c]);
+  *row = {kept->data(), samples ? channels : 0};
   return true;
 }
 
-// The arguments of the kernel, without its means and deviations; none where the tensors are not as it takes them.
+// The arguments of the kernel, without its means and deviations; none where the tensors are not as it takes them. `kept`
+// is to live as long as they do.
 inline std::optional<NormArguments> norm_arguments(py::handle y, py::handle h, py::handle skip, int64_t groups,
-                                                   const std::array<py::handle, 5>& rows) {
+                                                   const std::array<py::handle, 5>& rows,
+                                                   std::array<std::vector<float>, 5>* kept) {
   NormArguments p;
   bool channels_adjoin = true, positions_adjoin = true;
   std::optional<dlpack::Tensor> first = described(h);
@@ -104,7 +124,7 @@ inline std::optional<NormArguments> norm_arguments(py::handle y, py::handle h, p
   if (!(channels_adjoin || positions_adjoin) || p.samples * channels * p.positions == 0) return {};
   NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
   for (int i = 0; i < 5; ++i)
-    if (!read_row(rows[i], i < 2 ? 0 : p.samples, channels, each[i])) return {};
+    if (!read_row(rows[i], i < 2 ? 0 : p.samples, channels, each[i], &(*kept)[i])) return {};
   return p;
 }
 

@@ -42,7 +42,7 @@ def group_norm(
     shift: Tensor | None,
     activation: str | None,
 ) -> Tensor | None:
-    """`cmfast.kernels.group_norm` of contiguous or channels-last images and float32 rows."""
+    """`cmfast.kernels.group_norm` of contiguous or channels-last images and rows of float32 or bfloat16."""
     tensors = (h, skip, weight, bias, add, scale, shift)
     if not is_plain(tensors) or not h.is_cpu or activation not in (None, "silu"):
         return None

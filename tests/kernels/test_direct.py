@@ -49,7 +49,9 @@ def test_group_norm_is_the_same_to_the_bit(monkeypatch, shape, dtype, form):
     layout = CHANNELS_LAST if "channels last" in form and len(shape) == 4 else torch.contiguous_format
     h = normal(*shape, dtype=dtype, layout=layout)
     skip = normal(shape[0], 32, *shape[2:], dtype=dtype, layout=layout) if "pair" in form else None
-    for given in (rows(shape[0], shape[1] + 32 * (skip is not None)), {"weight": normal(shape[1])}):
+    full = rows(shape[0], shape[1] + 32 * (skip is not None))
+    narrow = {name: row.bfloat16() for name, row in full.items()}
+    for given in (full, narrow, {"weight": normal(shape[1])}):
         if skip is not None and "bias" not in given:
             continue
         found = direct.group_norm(*arguments(h, skip, **given))

@@ -105,21 +105,24 @@ struct Norm {
     return with_silu ? silu(y) : y;
   }
 
-  template <bool SILU>
+  template <bool SILU, int DTYPE>
   void apply_to_rows(const NormTensor& t, int64_t base, int64_t n, int64_t k) const {
-    int64_t end = at_most((k + 1) * chunk, p.positions), row = n * channels + base;
+    const int64_t end = at_most((k + 1) * chunk, p.positions), row = n * channels + base, count = t.channels;
+    // Copies, which the compiler knows that no store changes.
+    const float *const middles = centre + row, *const factors = gain + row, *const moves = offset + row;
+    const void* const x = t.data;
+    void* const y = (void*)p.y.data;
     for (int64_t i = k * chunk; i < end; ++i) {
       int64_t from = n * t.n + i * t.p, to = n * p.y.n + i * p.y.p + base, c = 0;
-      for (; c + LANES <= t.channels; c += LANES) {
-        Floats y = apply(load(t.data, p.dtype, from + c), load(centre + row + c), load(gain + row + c),
-                         load(offset + row + c), SILU);
-        store((void*)p.y.data, p.dtype, to + c, y, LANES);
-      }
-      if (c < t.channels) {
-        int lanes = (int)(t.channels - c);
-        Floats y = apply(load(t.data, p.dtype, from + c, lanes), load(centre + row + c, lanes),
-                         load(gain + row + c, lanes), load(offset + row + c, lanes), SILU);
-        store((void*)p.y.data, p.dtype, to + c, y, lanes);
+      for (; c + LANES <= count; c += LANES)
+        store(y, DTYPE, to + c,
+              apply(load(x, DTYPE, from + c), load(middles + c), load(factors + c), load(moves + c), SILU), LANES);
+      if (c < count) {
+        int lanes = (int)(count - c);
+        store(y, DTYPE, to + c,
+              apply(load(x, DTYPE, from + c, lanes), load(middles + c, lanes), load(factors + c, lanes),
+                    load(moves + c, lanes), SILU),
+              lanes);
       }
     }
   }
@@ -162,14 +165,22 @@ struct Norm {
     Share mine = share(p.samples * p.groups, team);
     for (int64_t i = mine.begin; i < mine.end; ++i) merge(i / p.groups, i % p.groups);
     team.barrier();
-    if (p.silu)
-      for_share(
-          team, [&](const auto&... work) { apply_to_rows<true>(work...); },
-          [&](const auto&... work) { apply_to_plane<true>(work...); });
-    else
-      for_share(
-          team, [&](const auto&... work) { apply_to_rows<false>(work...); },
-          [&](const auto&... work) { apply_to_plane<false>(work...); });
+    if (p.silu) apply_all<true>(team);
+    else apply_all<false>(team);
+  }
+
+  template <bool SILU>
+  void apply_all(Team team) const {
+    if (p.dtype == FLOAT32) apply_all<SILU, FLOAT32>(team);
+    else if (p.dtype == FLOAT16) apply_all<SILU, FLOAT16>(team);
+    else apply_all<SILU, BFLOAT16>(team);
+  }
+
+  template <bool SILU, int DTYPE>
+  void apply_all(Team team) const {
+    for_share(
+        team, [&](const auto&... work) { apply_to_rows<SILU, DTYPE>(work...); },
+        [&](const auto&... work) { apply_to_plane<SILU>(work...); });
   }
 };
 
