@@ -1,8 +1,8 @@
 """The C++ kernels of csrc/cpu: operators and their gradients on CPU tensors, compiled when cmfast was installed.
 
-They exist for AVX-512 (with BF16), for AVX2 and in portable C++; the best that runs here serves, or the one that the
-environment variable CMFAST_CPU_ISA names (avx512, avx2 or portable). Their threads are torch's: `torch.set_num_threads`
-governs them.
+They exist for AMX, for AVX-512 with and without BF16, for AVX2 and in portable C++; the best that runs here serves, or
+the one that the environment variable CMFAST_CPU_ISA names (amx, avx512bf16, avx512, avx2 or portable). Their threads
+are torch's: `torch.set_num_threads` governs them.
 """
 
 from collections.abc import Sequence
