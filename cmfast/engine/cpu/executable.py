@@ -21,10 +21,14 @@ class Executable:
     Attributes:
         steps: what it does.
         rewrites: how many times each pass rewrote the graph.
+        dtypes: those of the outputs, as the graph has them.
         bytes: size of the memory of all its values.
     """
 
-    def __init__(self, steps: Steps, rewrites: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, steps: Steps, rewrites: Mapping[str, int] | None = None, dtypes: Sequence[torch.dtype] | None = None
+    ) -> None:
+        """`dtypes` are by default those in which the outputs are computed."""
         self.steps = steps
         self.rewrites = dict(rewrites or {})
         self.bytes = arena.plan(steps.buffers)
@@ -32,6 +36,7 @@ class Executable:
         self._lock = threading.Lock()
         self._inputs = self._real(steps.inputs)
         self._outputs = self._real(steps.outputs)
+        self.dtypes = [t.dtype for t in self._outputs] if dtypes is None else list(dtypes)
         self._segments: list[tuple[Any, list[Step]]] = []
         self._alive: list[Any] = []  # what the programs have the addresses of
         for step in steps.steps:
@@ -57,13 +62,8 @@ class Executable:
             Tensor, lambda t: arena.view(self._arena, self.steps.buffer(t), t) if t.is_meta else t, values
         )
 
-    @property
-    def dtypes(self) -> list[torch.dtype]:
-        """Those in which the outputs are computed."""
-        return [t.dtype for t in self._outputs]
-
     def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
-        """Evaluate; outputs are contiguous tensors of the dtypes, by default those in which they are computed."""
+        """Evaluate; outputs are contiguous tensors of the dtypes, by default those of the graph."""
         with self._lock:
             self._fill(inputs)
             threads = torch.get_num_threads()

@@ -58,7 +58,7 @@ def _group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if not _rows(given):
         return _STRIDED
     y, mean, rstd = node.meta["val"]
-    outs = steps.image(y.shape, given["x"].dtype), steps.row(*mean.shape), steps.row(*rstd.shape)
+    outs = steps.image(y.shape, given["h"].dtype), steps.row(*mean.shape), steps.row(*rstd.shape)
     arguments = {k: v for k, v in given.items() if k != "backend"}
     steps.add(Step(node.name, "group_norm", _named(launch_group_norm), (*outs, arguments)))
     return outs
@@ -68,7 +68,8 @@ def _channel_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if not _rows(given):
         return _STRIDED
     x = given["x"]
-    y = steps.image(x.shape, x.dtype) if x.ndim > 2 else steps.row(*x.shape)
+    rows = torch.empty(x.shape, dtype=x.dtype, device="meta")
+    y = steps.image(x.shape, x.dtype) if x.ndim > 2 else steps.keep(rows)
     arguments = {k: v for k, v in given.items() if k != "backend"}
     steps.add(Step(node.name, "channel_norm", _named(launch_channel_norm), (y, arguments)))
     return y

@@ -61,7 +61,9 @@ class CpuTarget:
             write(self._stored.path, self.weights.packed)
         if isinstance(self._choose, Tuner):
             self._choose.save()
-        return Executable(lower(graph, kernels(attention_products(self._products), images(self._products))), rewrites)
+        steps = lower(graph, kernels(attention_products(self._products), images(self._products)))
+        dtypes = [node.meta["val"].dtype for node in graph.nodes.output_node().args[0]]  # type: ignore[union-attr]
+        return Executable(steps, rewrites, dtypes)
 
     def _fingerprint(self, network: nn.Module, graph: Graph) -> str:
         named = {**dict(network.named_parameters()), **dict(network.named_buffers())}

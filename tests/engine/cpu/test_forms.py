@@ -142,21 +142,21 @@ def test_tiles_multiply_bfloat16_in_the_direct_form(tiles, options, sizes):
 
 @with_tiles
 @pytest.mark.parametrize(
-    ("sizes", "options", "given", "form"),
+    ("sizes", "channels", "kernel", "given", "form"),
     [
-        ((32, 32), {}, {"gain": "a row"}, SPLIT),
-        ((32, 32), {}, {"residual": "an image"}, SPLIT),
-        ((32, 32), {}, {}, Form(4, True, F32)),  # passes on what it reads
-        ((33, 32), {}, {"gain": "a row"}, Form(4, True, F32)),
-        ((64, 64), {"kernel": 1}, {"gain": "a row"}, SPLIT),
-        ((64, 64), {"kernel": 1}, {}, Form(1, False, F32)),
-        ((3, 5), {"kernel": 1}, {"gain": "a row"}, Form(1, False, F32)),  # the rows of a tile would be those of samples
-        ((32, 32), {"in_channels": 8}, {"gain": "a row"}, Form(4, True, F32)),
+        ((32, 32), (128, 128), 3, {"gain": "a row"}, SPLIT),
+        ((32, 32), (128, 128), 3, {"residual": "an image"}, SPLIT),
+        ((32, 32), (128, 128), 3, {}, Form(4, True, F32)),  # passes on what it reads
+        ((33, 32), (128, 128), 3, {"gain": "a row"}, Form(4, True, F32)),
+        ((32, 32), (112, 128), 3, {"gain": "a row"}, Form(4, True, F32)),  # may be one of few layers
+        ((64, 64), (512, 256), 1, {"gain": "a row"}, SPLIT),
+        ((64, 64), (512, 256), 1, {}, Form(1, False, F32)),
+        ((3, 5), (512, 256), 1, {"gain": "a row"}, Form(1, False, F32)),  # the rows of a tile would be those of samples
     ],
     ids=str,
 )
-def test_tiles_multiply_float32_of_branches_in_split_operands(tiles, sizes, options, given, form):
-    node = call(sizes, **options)
+def test_tiles_multiply_float32_of_branches_in_split_operands(tiles, sizes, channels, kernel, given, form):
+    node = call(sizes, *channels, kernel=kernel)
     names = [a.name for a in CONV._schema.arguments]
     node.args = tuple(given.get(name, value) for name, value in zip(names, node.args, strict=False))
     node.kwargs = {**node.kwargs, **{name: value for name, value in given.items() if name in node.kwargs}}
