@@ -55,8 +55,9 @@ def accelerate(
             the result.
         dtype: of the operands of products: float32, or bfloat16 for about half the time at about bfloat16's accuracy
             where the processor has such products, and as in float32 where it has none (AVX2) and they would be
-            slower; sums and all values between layers are float32. On a GPU also float16; there it is the dtype of
-            the images between layers as well. None means the parameters' own, where it is one of these, else float32.
+            slower. Sums are float32, and so are values between layers, but for bfloat16 on a processor with AMX and
+            on a GPU: there images between layers have this dtype. On a GPU also float16. None means the parameters'
+            own, where it is one of these, else float32.
         tune: measure on this machine which form of each convolution is fastest, instead of taking the rule's. On a GPU
             these are tiles of the kernels, and torch's own convolution with our kernels around it; of group norms and
             attention, the kernels of both backends. Each is compiled first, which takes minutes, once for a card, the

@@ -276,12 +276,21 @@ using Three = std::tuple<T, T, T>;
 using Shape = std::tuple<int64_t, int64_t, Three<int>, int, bool, bool>;
 using Image = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
-ConvShape conv_shape(const Shape& shape) {
+ConvShape conv_shape(const Shape& shape, bool tiles) {
   auto [in_channels, out_channels, kernel, tile, transformed, pairs] = shape;
   auto [depth, height, width] = kernel;
-  const Kernels* found = kernels();
-  return {in_channels, out_channels, depth, height, width, tile, transformed, pairs, found && found->tiles};
+  return {in_channels, out_channels, depth, height, width, tile, transformed, pairs, tiles};
 }
+
+bool tiles_here() {
+  const Kernels* found = kernels();
+  return found && found->tiles;
+}
+
+// Packed weights begin with a cache line that says how they lie: whoever reads them may be another instruction set, or
+// another processor.
+constexpr int64_t HEADER_WORDS = 16;
+constexpr uint32_t PLAIN_HEADER = 0x636D7031, TILED_HEADER = 0x636D7431;
 
 ConvTensor conv_tensor(const std::optional<Image>& t) {
   if (!t) return {};
@@ -290,7 +299,9 @@ ConvTensor conv_tensor(const std::optional<Image>& t) {
 }
 
 std::string bound_pack(Shape shape, Address weight, Address packed, int threads) {
-  return run(&Kernels::pack, {conv_shape(shape), at<const float>(weight), at<uint32_t>(packed), threads});
+  uint32_t* header = at<uint32_t>(packed);
+  for (int64_t i = 0; i < HEADER_WORDS; ++i) header[i] = i ? 0 : tiles_here() ? TILED_HEADER : PLAIN_HEADER;
+  return run(&Kernels::pack, {conv_shape(shape, tiles_here()), at<const float>(weight), header + HEADER_WORDS, threads});
 }
 
 std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, Three<int64_t> out_sizes,
@@ -298,8 +309,10 @@ std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, 
                          std::optional<Image> skip, std::optional<Image> residual, int residual_resample, Image out,
                          Address gain, Address offset, bool silu, int gate, bool relu, Address weights,
                          Address bias, Address moments, int threads) {
+  const uint32_t* packed = at<const uint32_t>(weights);
+  if (*packed != PLAIN_HEADER && *packed != TILED_HEADER) return "the packed weights are not what `pack` wrote";
   ConvArguments p;
-  p.shape = conv_shape(shape);
+  p.shape = conv_shape(shape, *packed == TILED_HEADER);
   p.samples = samples;
   std::tie(p.depth, p.height, p.width) = in_sizes;
   std::tie(p.out_depth, p.out_height, p.out_width) = out_sizes;
@@ -317,7 +330,7 @@ std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, 
   p.silu = silu;
   p.gate = gate;
   p.relu = relu;
-  p.weights = at<const uint32_t>(weights);
+  p.weights = packed + HEADER_WORDS;
   p.bias = at<const float>(bias);
   p.moments = at<float>(moments);
   p.threads = threads;
@@ -423,7 +436,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("group_norm_backward", bound_group_norm_backward);
   m.def("attention", bound_attention);
   m.def("attention_backward", bound_attention_backward);
-  m.def("packed_words", [](Shape shape) { return conv_shape(shape).packed_words(); });
+  m.def("packed_words", [](Shape shape) { return HEADER_WORDS + conv_shape(shape, tiles_here()).packed_words(); });
   m.def("pack", bound_pack);
   m.def("conv2d", bound_conv2d);
   m.def("moments", bound_moments);

@@ -230,4 +230,4 @@ def device_of(name: str) -> Device:
 
 def computes_bfloat16(device: str) -> bool:
     """Whether products of bfloat16 are computed there, not emulated."""
-    return device == "cuda" or torch.backends.cpu.get_cpu_capability() in ("AVX512_BF16", "AMX")
+    return device == "cuda" or torch.cpu._is_avx512_bf16_supported()  # get_cpu_capability says AVX512 of both kinds

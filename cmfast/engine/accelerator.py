@@ -71,7 +71,8 @@ class Accelerator:
 
     Attributes:
         module: the network.
-        products: dtype of the operands of products; on a GPU also of images between layers. All else is float32.
+        products: dtype of the operands of products; on a GPU, and of bfloat16 on a processor with AMX, also of images
+            between layers. All else is float32.
     """
 
     def __init__(

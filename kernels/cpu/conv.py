@@ -11,7 +11,7 @@ from ..layout import channels_adjoin, channels_last, empty_channels_last
 from . import memory
 
 #: Counts the changes of what `pack` writes: weights that were packed by another number are not read.
-PACKING = 1
+PACKING = 2
 
 _RESAMPLE = {None: 0, "nearest": 1, "average": 2}
 _GATE = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}

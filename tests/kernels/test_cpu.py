@@ -183,3 +183,29 @@ def test_the_twin_of_the_tiles_has_their_bits(form):
             module.set_isa(previous)
     assert torch.equal(*outs)
     assert outs[0].abs().max() > 1e6
+
+
+@pytest.mark.skipif(bool(emulation.missing()), reason=emulation.missing())
+def test_weights_that_lie_for_another_instruction_set_are_refused():
+    module = emulation.cpu_kernels("twin")
+    x = torch.randn(1, 32, 6, 6)
+
+    def prepare(dtype):
+        return prepare_conv(torch.randn(32, 32, 3, 3), padding=1, height=6, width=6, dtype=dtype)
+
+    with native.stand_in(module, "_cpu"):
+        previous = module.build_info()["isa"]
+        try:
+            for here, there in (("amx", "portable"), ("portable", "amx")):
+                module.set_isa(here)
+                narrow, plain = prepare(torch.bfloat16), prepare(torch.float32)
+                module.set_isa(there)
+                with pytest.raises(RuntimeError, match="packed for another instruction set: prepare them here"):
+                    conv2d(x, narrow, backend="cpu")
+                out = conv2d(x, plain, backend="cpu").out
+                torch.testing.assert_close(out, conv2d(x, plain, backend="reference").out, rtol=1e-4, atol=1e-4)
+            other = plain._replace(packed=torch.zeros_like(plain.packed))
+            with pytest.raises(RuntimeError, match="not what `pack` wrote"):
+                conv2d(x, other, backend="cpu")
+        finally:
+            module.set_isa(previous)

@@ -440,7 +440,7 @@ const char* conv2d(const ConvArguments& p) {
   const int64_t sizes[] = {p.samples, p.depth, p.height, p.width, p.out_depth, p.out_height, p.out_width};
   for (int64_t size : sizes)
     if (size <= 0) return "a size is not positive";
-  if (s.tiles != TILES) return "the weights were packed for another instruction set";
+  if (TILES ? s.pairs && !s.tiles : s.tiled()) return "the weights were packed for another instruction set: prepare them here";
   if (p.channels() != s.in_channels) return "the input has not the channels of the packed weights";
   if (p.gate && p.skip.channels != p.h.channels) return "the gate has not the channels of what it multiplies";
   if (s.tile != 1 && (s.height != 3 || s.width != 3 || p.stride_y != 1 || p.stride_x != 1))
