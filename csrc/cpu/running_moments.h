@@ -16,7 +16,8 @@ struct Moments {
     s1 += x;
     s2 += x * x;
   }
-  CMFAST_INLINE void finish(float* mean, float* deviation, int64_t count, int lanes) const {
+  // Not inline: a compiler rounds a product before it is subtracted in one place, and not in another.
+  __attribute__((noinline)) void finish(float* mean, float* deviation, int64_t count, int lanes) const {
     float inverse = 1.0f / (float)count;
     store(mean, FLOAT32, 0, first + s1 * inverse, lanes);
     store(deviation, FLOAT32, 0, max(s2 - s1 * s1 * inverse, zeros()), lanes);

@@ -75,14 +75,15 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward_kernel
 #pragma unroll
       for (auto& row : scores) highest = fmaxf(highest, fmaxf(row[2 * r], row[2 * r + 1]));
       highest = fmaxf(maximum[r], maximum_of_row(highest) * c);
-      float shrink = fast_exp2(maximum[r] - highest);
+      float finite = highest == -INFINITY ? 0 : highest;  // weights of 0 where all scores so far are -inf, not of NaN
+      float shrink = fast_exp2(maximum[r] - finite);
       maximum[r] = highest;
       total[r] *= shrink;
 #pragma unroll
       for (auto& row : scores)
 #pragma unroll
         for (int i = 2 * r; i < 2 * r + 2; ++i) {
-          row[i] = fast_exp2(fmaf(row[i], c, -highest));
+          row[i] = fast_exp2(fmaf(row[i], c, -finite));
           total[r] += row[i];
         }
 #pragma unroll

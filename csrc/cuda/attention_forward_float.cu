@@ -53,12 +53,13 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 2) attention_forward_float_
         highest = fmaxf(highest, score);
       }
       highest = maximum_of_group(highest);
-      float shrink = fast_exp2((maximum[r] - highest) * factor);
+      float finite = highest == -INFINITY ? 0 : highest;  // weights of 0 where all scores so far are -inf, not of NaN
+      float shrink = fast_exp2((maximum[r] - finite) * factor);
       maximum[r] = highest;
       total[r] *= shrink;
 #pragma unroll
       for (float& score : scores[0][r]) {
-        score = fast_exp2((score - highest) * factor);
+        score = fast_exp2((score - finite) * factor);
         total[r] += score;
       }
 #pragma unroll

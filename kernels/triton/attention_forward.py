@@ -82,8 +82,11 @@ def attention_forward_kernel(
         if not WHOLE_S:
             scores = tl.where((start + s < keys)[None, :], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
-        p = tl.exp2(scores * factor - (higher * factor)[:, None])
-        shrink = tl.exp2((highest - higher) * factor)
+        finite = tl.where(
+            higher == float("-inf"), 0.0, higher
+        )  # weights of 0 where all scores so far are -inf, not of NaN
+        p = tl.exp2(scores * factor - (finite * factor)[:, None])
+        shrink = tl.exp2((highest - finite) * factor)
         total = total * shrink + tl.sum(p, 1)
         out *= shrink[:, None]
         v = load_tile(v_head, start + s, d, v_stride_s, v_stride_d, keys, HEAD_DIM, WHOLE_S, S_INNERMOST, S_UNIT)

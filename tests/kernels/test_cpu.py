@@ -93,6 +93,53 @@ def test_the_number_of_threads_changes_no_bit(op, layout, backend):
         assert torch.equal(CALLS[op](x), expected), threads
 
 
+def _alone(op, x, outputs):
+    """What `op` gives for a batch, each tensor [N, ...]."""
+    kernel, form = (int(op[4]), FORMS[op[5:].lstrip("-")]) if op.startswith("conv") else (0, None)
+    if op == "group_norm":
+        return [group_norm(x, 4, activation="silu", backend="cpu")]
+    if op == "attention":
+        return [attention(*[x.flatten(2).mT[:, None]] * 3, backend="cpu")]
+    if op == "moments":
+        return [channel_moments(x, backend="cpu")]
+    weight = torch.linspace(-1, 1, outputs * x.shape[1] * kernel**2).view(outputs, x.shape[1], kernel, kernel).sin()
+    sizes = dict(height=x.shape[2], width=x.shape[3])
+    prepared = prepare_conv(weight, padding=kernel // 2, **sizes, **form)
+    result = conv2d(x, prepared, silu=True, moments=True, backend="cpu")
+    return [result.out, result.moments]
+
+
+F32, BF16 = torch.float32, torch.bfloat16
+FORMS = {
+    "": {},
+    "bfloat16": {"dtype": BF16},
+    "direct": {"tile": 1},
+    "F2": {"tile": 2},
+    "F4": {"tile": 4, "transformed": True},
+    "F4-at-use": {"tile": 4, "transformed": False},
+    "F4-bfloat16": {"tile": 4, "dtype": BF16},
+    "direct-bfloat16": {"tile": 1, "dtype": BF16},
+}
+ALONE = ["group_norm", "attention", "moments", "conv1", "conv1-bfloat16", *(f"conv3-{f}" for f in FORMS if f)]
+
+
+@pytest.mark.parametrize("backend", [p for p in served("conv2d") if p.values[0] == "cpu"])
+@pytest.mark.parametrize("op", ALONE)
+@pytest.mark.parametrize(
+    ("size", "outputs"), [((33, 67), 20), ((10, 10), 160), ((4, 4), 20), ((1, 70), 20), ((1, 1), 300)], ids=str
+)
+def test_a_sample_has_the_same_bits_in_every_batch(op, size, outputs, backend):
+    """Whatever the number of threads: parts whose moments are merged are no others, nor are sums cut elsewhere."""
+    x = torch.randn(5, 20, *size).contiguous(memory_format=torch.channels_last)
+    torch.set_num_threads(1)
+    alone = [torch.cat(found) for found in zip(*(_alone(op, x[i : i + 1], outputs) for i in range(5)), strict=True)]
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        for first, last in ((0, 1), (1, 3), (0, 5)):
+            for expected, actual in zip(alone, _alone(op, x[first:last], outputs), strict=True):
+                assert torch.equal(actual, expected[first:last]), (threads, first, last)
+
+
 def test_the_threads_are_those_of_torch():
     """In a process of its own: the kernels make no thread that torch would not, and torch makes none after them."""
     code = """

@@ -20,9 +20,8 @@ _FEW_CHANNELS = 16
 #: 2, and a network with them less than torch's bfloat16, in which the values between layers are rounded as well.
 _LARGE_TILES_IN_BFLOAT16 = 256
 
-#: Rows of a product, the positions of all samples, up to which reading its weights takes longer than the arithmetic.
-_FEW_ROWS = 8
-
+#: Positions of a sample up to which reading a layer's weights takes longer than the arithmetic, if samples are few.
+_FEW_POSITIONS = 8
 
 #: Elements of the weights from which on operands are split. Networks of so large layers have many of them, whose errors
 #: are small beside the whole; of a single layer 4.4e-6 would be the whole.
@@ -55,10 +54,10 @@ def images(products: torch.dtype) -> torch.dtype | None:
 
 
 def choose(node: fx.Node, products: torch.dtype) -> ConvForm:
-    """The form of a conv2d call."""
+    """The form of a conv2d call; it does not depend on the number of samples, so that a sample's bits do not either."""
     a = arguments(node)
-    weight, (samples, _, *outputs) = shape(a["weight"]), node.meta["val"][0].shape
-    gains = multiplies(products) or samples * math.prod(outputs) <= _FEW_ROWS
+    weight, outputs = shape(a["weight"]), node.meta["val"][0].shape[2:]
+    gains = multiplies(products) or math.prod(outputs) <= _FEW_POSITIONS
     dtype = products if gains and min(weight[:2]) >= _FEW_CHANNELS else torch.float32
     large = ConvForm(4, True, torch.bfloat16)
     if (

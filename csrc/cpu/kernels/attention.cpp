@@ -206,11 +206,12 @@ struct Heads : Sizes<PAIRS> {
     const Floats next = max(before, across(rows, [](Floats x, Floats y) { return max(x, y); }));
     const Floats begun = before == -__builtin_inff() ? zeros() : all(1.0f);
     const Floats change = begun == 0.0f ? zeros() : exp2((before - next) * factor);
-    alignas(64) float changes[LANES];
+    alignas(64) float changes[LANES], tops[LANES];
     store(known.most + first, next);
     store(changes, change);
+    store(tops, next == -__builtin_inff() ? zeros() : next);  // weights of 0, not of NaN, where all scores so far are -inf
     for (int64_t i = 0, m = first; i < here; ++i, ++m) {
-      Floats sums = weigh_row(of(scores, m, SCORES), of(weights, m, GROUP), m % ROWS, count, known.most[m], factor);
+      Floats sums = weigh_row(of(scores, m, SCORES), of(weights, m, GROUP), m % ROWS, count, tops[i], factor);
       known.totals[m] = (FAULT(sum_not_rescaled) ? known.totals[m] : known.totals[m] * changes[i]) + sums;
       if (changes[i] != 1.0f && changes[i] != 0.0f)
         for (int64_t k = 0; k < p.head_size; k += LANES) {

@@ -29,6 +29,7 @@ namespace CMFAST_ISA {
 namespace {
 
 constexpr int64_t WIDEST = 16;         // tiles of a row in a block, where there are rows enough to make it large
+constexpr int64_t MANY = 1024;         // tiles of an image whose moments are taken of several rows of tiles together
 constexpr int64_t LINE = 16;           // floats of a cache line
 
 int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
@@ -50,7 +51,9 @@ struct Convolution : Sizes<PAIRS> {
   int64_t images;                        // of all samples
   int64_t tiles_y, tiles_x;              // of an image
   int64_t rows, columns, together;       // of a block: tile rows, tile columns, whole images (1 where rows divide one)
+  int64_t part_rows, part_columns;       // of what the moments of a channel are taken of together
   int64_t blocks_y, blocks_x;            // blocks of an image
+  int64_t parts_y, parts_x;              // such parts of an image
   int64_t tiles;                         // of a block, whole rows of the left operand
   int64_t words, blocks_k;               // of a product
   int64_t point_stride, strip_floats;
@@ -67,13 +70,18 @@ struct Convolution : Sizes<PAIRS> {
     columns = at_most(tiles_x, tiles_y * WIDEST < wanted ? wanted / tiles_y : WIDEST);
     rows = at_most(tiles_y, ceil_divide(wanted, columns));
     together = rows < tiles_y ? 1 : at_most(images, wanted / (tiles_y * columns) > 1 ? wanted / (tiles_y * columns) : 1);
-    while (!shared() && blocks() < p.threads && (rows * together > 1 || columns > WIDEST)) {
+    // The same parts whatever the number of threads and samples, for the same bits. They divide the blocks.
+    part_rows = M == 1 && tiles_y * tiles_x > MANY ? rows : 1;
+    part_columns = at_most(columns, WIDEST);
+    while (!shared() && blocks() < p.threads && (together > 1 || rows > part_rows || columns > part_columns)) {
       if (together > 1) together = ceil_divide(together, 2);
-      else if (rows > 1) rows = ceil_divide(rows, 2);
-      else columns = ceil_divide(columns, 2);
+      else if (rows > part_rows) rows = ceil_divide(rows, 2);
+      else columns = round_up(ceil_divide(columns, 2), part_columns);
     }
     blocks_y = ceil_divide(tiles_y, rows);
     blocks_x = ceil_divide(tiles_x, columns);
+    parts_y = ceil_divide(tiles_y, part_rows);
+    parts_x = ceil_divide(tiles_x, part_columns);
     tiles = round_up(together * rows * columns, ROWS);
     // A few lines more than needed: points a power of two apart would meet in the same sets of the cache.
     point_stride = tiles * blocks_k * BLOCK + 5 * LINE;
@@ -98,7 +106,7 @@ struct Convolution : Sizes<PAIRS> {
     return p.threads > 1 && panels() >= p.threads && blocks() % p.threads && blocks() < 4 * p.threads;
   }
 
-  // Where a block lies, of one image.
+  // Where the tiles of a block that are of one image lie there, or some of them.
   struct Part {
     int64_t n, z, y, x, rows, columns;  // sample and image, first tile and count
   };
@@ -325,14 +333,15 @@ struct Convolution : Sizes<PAIRS> {
     moments = sums;
   }
 
-  // `width` channels from o on of all outputs of the part of a block whose first tile is `tile`.
-  void write(const Part& b, int64_t tile, const float* from, int64_t o, int64_t width, Moments* moments) const {
+  // `width` channels from o on of all outputs of a part, whose products begin at `from`, those of rows of tiles so far apart.
+  void write(const Part& b, const float* from, int64_t stride, int64_t o, int64_t width, Moments* moments) const {
     const Image image{p.out.image(b.n, b.z), p.residual.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z)};
-    for (int64_t ty = b.y; ty < b.y + b.rows; ++ty)
-      for (int64_t tx = b.x; tx < b.x + b.columns; ++tx, ++tile) {
-        bool whole = (ty + 1) * M <= p.out_height && (tx + 1) * M <= p.out_width, first = ty == b.y && tx == b.x;
+    for (int64_t y = 0; y < b.rows; ++y)
+      for (int64_t x = 0; x < b.columns; ++x) {
+        int64_t ty = b.y + y, tx = b.x + x;
+        bool whole = (ty + 1) * M <= p.out_height && (tx + 1) * M <= p.out_width, first = y == 0 && x == 0;
         for (int64_t j = 0; j < width; j += LANES) {
-          const float* m = from + tile * (POINTS * PANEL) + j;
+          const float* m = from + y * stride + x * (POINTS * PANEL) + j;
           Moments& sums = moments[j / LANES];
           int lanes = (int)at_most(width - j, LANES);
           // Of the most common outputs, the loop has no choices.
@@ -348,31 +357,42 @@ struct Convolution : Sizes<PAIRS> {
     return at_most(p.out_height - b.y * M, b.rows * M) * at_most(p.out_width - b.x * M, b.columns * M);
   }
 
-  // Of part i of a block: [2][Cout].
-  float* slot(int64_t block, int64_t i) const {
-    Part b = part(block, i);
+  // What the moments of the tile (y, x) of a larger part are taken of together.
+  Part part_of_moments(const Part& b, int64_t y, int64_t x) const {
+    return {b.n, b.z, y, x, at_most(b.y + b.rows - y, part_rows), at_most(b.x + b.columns - x, part_columns)};
+  }
+
+  // Of such a part: [2][Cout].
+  float* slot(const Part& b) const {
     int64_t image = b.n * p.out_depth + b.z;
-    return partial + ((image * blocks_y + b.y / rows) * blocks_x + b.x / columns) * 2 * p.shape.out_channels;
+    return partial + ((image * parts_y + b.y / part_rows) * parts_x + b.x / part_columns) * 2 * p.shape.out_channels;
   }
 
   void write_panel(int64_t block, int64_t panel, const float* from) const {
     int64_t o = panel * PANEL, width = at_most(p.shape.out_channels - o, PANEL);
     if (FAULT(tail_of_outputs_missed)) width = width / LANES * LANES;
     Moments moments[PANEL / LANES];
-    for (int64_t i = 0, tile = 0; i < parts(block); ++i) {
-      Part b = part(block, i);
-      write(b, tile, from, o, width, moments);
-      tile += b.rows * b.columns;
-      if (!partial) continue;
-      for (int64_t j = 0; j < width; j += LANES) {
-        float* to = slot(block, i) + o + j;
-        moments[j / LANES].finish(to, to + p.shape.out_channels, outputs(b), (int)at_most(width - j, LANES));
-      }
+    for (int64_t i = 0; i < parts(block); ++i) {
+      const Part b = part(block, i);
+      const int64_t stride = b.columns * (POINTS * PANEL);
+      if (!partial) write(b, from, stride, o, width, moments);
+      for (int64_t y = b.y; partial && y < b.y + b.rows; y += part_rows)
+        for (int64_t x = b.x; x < b.x + b.columns; x += part_columns) {
+          const Part together = part_of_moments(b, y, x);
+          write(together, from + (y - b.y) * stride + (x - b.x) * (POINTS * PANEL), stride, o, width, moments);
+          for (int64_t j = 0; j < width; j += LANES) {
+            float* to = slot(together) + o + j;
+            moments[j / LANES].finish(to, to + p.shape.out_channels, outputs(together), (int)at_most(width - j, LANES));
+          }
+        }
+      from += b.rows * stride;
     }
   }
 
-  // Part k of a sample's moments: all of its images are divided alike.
-  int64_t elements_of(int64_t k) const { return outputs(part(k % (blocks_y * blocks_x), 0)); }
+  // Outputs of part k of a sample's moments: all of its images are divided alike.
+  int64_t elements_of(int64_t k) const {
+    return outputs(part_of_moments({0, 0, 0, 0, tiles_y, tiles_x}, k / parts_x % parts_y * part_rows, k % parts_x * part_columns));
+  }
 
   // ----
 
@@ -383,7 +403,7 @@ struct Convolution : Sizes<PAIRS> {
     products = (float*)scratch(SCRATCH_PRODUCTS, threads * tiles * POINTS * PANEL * 4);
     strips = (float*)scratch(SCRATCH_ROWS, threads * strip_floats * 4);
     made = transforms ? (float*)scratch(SCRATCH_WEIGHTS, threads * POINTS * MADE_STRIDE * 4) : nullptr;
-    int64_t slots = images * blocks_y * blocks_x;
+    int64_t slots = images * parts_y * parts_x;
     partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * 2 * p.shape.out_channels * 4) : nullptr;
     if (!points || !products || !strips || (transforms && !made) || (p.moments && !partial))
       return "no memory for the operands";
@@ -422,7 +442,7 @@ struct Convolution : Sizes<PAIRS> {
       }
       if (!partial) return;
       Share samples_of_mine = share(p.samples, team);
-      int64_t each = (FAULT(moments_of_one_image) ? 1 : p.out_depth) * blocks_y * blocks_x;
+      int64_t each = (FAULT(moments_of_one_image) ? 1 : p.out_depth) * parts_y * parts_x;
       int64_t of_sample = 2 * p.shape.out_channels;
       for (int64_t n = samples_of_mine.begin; n < samples_of_mine.end; ++n)
         merge_moments(partial + n * each * of_sample, each, p.shape.out_channels, 0, p.shape.out_channels,

@@ -111,13 +111,13 @@ struct Pointwise : Sizes<PAIRS> {
 
   // ---- the outputs
 
-  // The part that a row belongs to: parts begin at multiples of PART and with a sample.
-  int64_t slot(int64_t row) const { return row / PART + row / positions; }
-  int64_t slots() const { return slot(rows - 1) + 1; }
+  // Each sample is divided into the same parts, so that its moments are the same bits whatever the other samples are.
+  int64_t parts_of_sample() const { return ceil_divide(positions, PART); }
+  int64_t part_begin(int64_t row) const { return row - row % positions % PART; }
   int64_t part_end(int64_t row) const {
-    int64_t of_sample = FAULT(part_across_samples) ? rows : (row / positions + 1) * positions;
-    return at_most(at_most((row / PART + 1) * PART, of_sample), rows);
+    return at_most(part_begin(row) + PART, FAULT(part_across_samples) ? rows : (row / positions + 1) * positions);
   }
+  int64_t slot(int64_t row) const { return row / positions * parts_of_sample() + row % positions / PART; }
 
   // The sums of a panel's channels over the part so far.
   struct Sums {
@@ -188,6 +188,8 @@ struct Pointwise : Sizes<PAIRS> {
   // ----
 
   void work(Team team) const {
+    // Threads and blocks have whole parts.
+    auto whole = [&](int64_t row) { return row < rows ? part_begin(row) : rows; };
     Share mine = share(ceil_divide(rows, PART), team), all_panels = {0, panels}, panels_of_mine = all_panels;
     float* to = operands;
     if (by_panels) {
@@ -197,28 +199,26 @@ struct Pointwise : Sizes<PAIRS> {
       to += team.rank * operand;
     }
     Places places;
-    int64_t end = at_most(mine.end * PART, rows);
-    for (int64_t first = mine.begin * PART; first < end; first += block) {
-      int64_t count = at_most(end - first, block), groups = ceil_divide(count, ROWS);
+    int64_t end = whole(mine.end * PART);
+    for (int64_t first = whole(mine.begin * PART), next; first < end; first = next) {
+      next = at_most(whole(first + block), end);
+      int64_t count = next - first, groups = ceil_divide(count, ROWS);
       find(places, first, count);
       Share put = by_panels ? share(groups, team) : Share{0, groups};
       for (int64_t g = put.begin; g < put.end; ++g) put_rows(places, g * ROWS, at_most(count - g * ROWS, ROWS), to);
       if (by_panels) team.barrier();
       for (int64_t panel = panels_of_mine.begin; panel < panels_of_mine.end; ++panel)
         multiply(places, first, count, panel, to, products + team.rank * LONGEST * PANEL);
-      if (by_panels && first + block < end) team.barrier();
+      if (by_panels && next < end) team.barrier();
     }
     if (!partial) return;
     team.barrier();
     Share merged = share(panels, team);
     int64_t channels = p.shape.out_channels;
     for (int64_t n = 0; n < p.samples; ++n) {
-      int64_t begin = n * positions, last = begin + positions - 1, from = slot(begin);
-      auto count = [&](int64_t k) {
-        int64_t row = k ? ((from + k) - n) * PART : begin;
-        return part_end(row) - row;
-      };
-      merge_moments(partial + from * 2 * channels, slot(last) - from + 1, channels, merged.begin * PANEL,
+      int64_t begin = n * positions;
+      auto count = [&](int64_t k) { return part_end(begin + k * PART) - (begin + k * PART); };
+      merge_moments(partial + slot(begin) * 2 * channels, parts_of_sample(), channels, merged.begin * PANEL,
                     at_most(merged.end * PANEL, channels), count, p.moments + n * 2 * channels);
     }
   }
@@ -229,7 +229,8 @@ struct Pointwise : Sizes<PAIRS> {
     int threads = small ? 1 : p.threads;
     operands = (float*)scratch(SCRATCH_INPUT, (by_panels ? 1 : threads) * operand * 4);
     products = (float*)scratch(SCRATCH_PRODUCTS, threads * LONGEST * PANEL * 4);
-    partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots() * 2 * p.shape.out_channels * 4) : nullptr;
+    int64_t slots = p.samples * parts_of_sample();
+    partial = p.moments ? (float*)scratch(SCRATCH_STATISTICS, slots * 2 * p.shape.out_channels * 4) : nullptr;
     if (!operands || !products || (p.moments && !partial)) return "no memory for the operands";
     auto body = [&](Team team) {
       TileUse tiles;
