@@ -74,9 +74,8 @@ class Run:
             sampler: as for `ConsistencyModel.sample`.
             seed: of the noise.
             first_sample: index of the first sample.
-            threads: of the processor that evaluate a batch; None means torch's number, but so few that the samples do
-                not depend on it: on a processor 1, or of an accelerated UNet as many as a batch has samples. More are
-                one of the run's settings.
+            threads: of the processor that evaluate a batch; None means torch's number of an accelerated UNet, whose
+                samples do not depend on it, and else 1. More are one of the run's settings then.
 
         Raises:
             ValueError: an argument is out of range, the format cannot hold such samples, or the folder has samples of
@@ -99,7 +98,7 @@ class Run:
             checked = 1 if isinstance(class_labels, int) else count
             model._labels(class_labels, checked, first_sample)  # or an error, before anything is written
         self._plan: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "sampler": sampler}
-        self._most_threads = most_threads(model, self._batch_size)
+        self._most_threads = most_threads(model)
         self._threads = threads or min(torch.get_num_threads(), self._most_threads or torch.get_num_threads())
         self._samples_by_name = {self._format.name(shard, self.shards): shard.count for shard in self.shards}
         self.differences = manifest.begin(self.folder, self._settings(format), manifest.made_by(model.device))
@@ -236,10 +235,8 @@ def _filled(labels: list[int], size: int) -> list[int]:
 
 
 def _named(threads: int, most: int | None) -> str | int:
-    """The number of threads as one of the settings: all of those that leave no trace are the same."""
-    if most is None:
-        return "any"
-    return threads if threads > most or most == 1 else f"1 to {most}"
+    """The number of threads as one of the settings, where it leaves a trace."""
+    return "any" if most is None else threads
 
 
 def _compressors() -> ThreadPoolExecutor:

@@ -1,8 +1,8 @@
 """How many threads a batch may be evaluated with, where its last bits depend on that.
 
-Sums that threads divide among themselves are rounded in another way. Of a `UNet` that the engine runs on a processor,
-none is divided as long as there is a sample for each thread. What torch computes with more than one thread may depend
-on their number. On a GPU nothing does.
+Sums that threads divide among themselves are rounded in another way. The operators divide none in a way that depends on
+the number of threads, but torch does: so of a `UNet` that the engine runs the bits are the same, of others they may not
+be. On a GPU nothing depends on it.
 """
 
 import contextlib
@@ -15,11 +15,10 @@ from ..model import ConsistencyModel
 from ..unet import UNet
 
 
-def most_threads(model: ConsistencyModel, batch_size: int) -> int | None:
+def most_threads(model: ConsistencyModel) -> int | None:
     """The most threads whose number leaves no trace in the samples; None where that is any number."""
-    if model.device.type != "cpu":
-        return None
-    return batch_size if isinstance(model.unet, UNet) and accelerator_of(model.unet) is not None else 1
+    accelerated = isinstance(model.unet, UNet) and accelerator_of(model.unet) is not None
+    return None if accelerated or model.device.type != "cpu" else 1
 
 
 @contextlib.contextmanager

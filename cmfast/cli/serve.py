@@ -23,10 +23,6 @@ def serve(
     backend: options.Backend = "auto",
     accelerate: options.Accelerate = False,
     threads: options.Threads = None,
-    exact: Annotated[
-        bool,
-        typer.Option(help="Accelerated: at most a thread a sample, so that no bit depends on other requests."),
-    ] = True,
     max_batch: Annotated[int, typer.Option(min=1, help="Samples of one evaluation.")] = 64,
     max_wait: Annotated[float, typer.Option(min=0, help="Milliseconds that a sample waits for others to join.")] = 5.0,
     max_count: Annotated[int, typer.Option(min=1, help="Samples of one request; more are refused (400).")] = 64,
@@ -45,4 +41,4 @@ def serve(
 
     limits = Limits(max_batch, max_wait / 1000, max_count, max_queue, max_steps, receive=timeout, grace=grace)
     load = functools.partial(load_model, model, device, dtype, accelerate, backend)
-    server.serve(ModelSettings(load, name or model, backend, threads, exact), limits, host, port)
+    server.serve(ModelSettings(load, name or model, backend, threads), limits, host, port)

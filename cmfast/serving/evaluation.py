@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bulk.threads import most_threads
-from ..engine.accelerator import accelerator_of
 from ..model import ConsistencyModel
 from ..noise import GaussianNoise
 from ..pictures import to_pixels
@@ -39,11 +37,11 @@ class JoinedNoise:
 class Evaluator:
     """Evaluates batches of one model."""
 
-    def __init__(self, model: ConsistencyModel, threads: int | None, exact: bool) -> None:
-        """See `settings.ModelSettings` for the arguments."""
+    def __init__(self, model: ConsistencyModel, threads: int | None) -> None:
+        """See `settings.ModelSettings` for the arguments. The number of threads is torch's from then on."""
         self.model = model.eval()
-        self._threads = threads or torch.get_num_threads()
-        self._exact = exact and accelerator_of(model.unet) is not None
+        if threads is not None:
+            torch.set_num_threads(threads)
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Have all that evaluates batches of these sizes made."""
@@ -51,13 +49,11 @@ class Evaluator:
         for size in sizes:
             labels = None if self.model.num_classes is None else torch.zeros(size, dtype=torch.int64)
             x = torch.zeros(size, *self.model.sample_shape, dtype=self.model.state_dtype, device=self.model.device)
-            self._set_threads(size)
             with torch.no_grad():
                 self.model.denoise(x, level, None if labels is None else labels.to(self.model.device))
 
     def __call__(self, batch: Batch) -> list[np.ndarray]:
         """The samples of each piece, [count, C, *spatial]: uint8 where it wants pixels, else float32."""
-        self._set_threads(batch.size)
         with torch.no_grad():
             samples = self.model._sample_batch(
                 SAMPLERS[batch.plan.sampler],
@@ -78,10 +74,3 @@ class Evaluator:
             return None
         labels = [label for piece in batch.pieces for label in piece.labels or ()]
         return torch.tensor(labels + labels[-1:] * (batch.size - len(labels)), device=self.model.device)
-
-    def _set_threads(self, size: int) -> None:
-        """Compute a batch of that size with as many threads as it may have."""
-        most = most_threads(self.model, size) if self._exact else None
-        threads = self._threads if most is None else min(self._threads, most)
-        if threads != torch.get_num_threads():
-            torch.set_num_threads(threads)

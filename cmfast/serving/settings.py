@@ -18,14 +18,12 @@ class ModelSettings:
         name: of the model, as clients see it.
         backend: of the operators, as `cmfast.kernels.use_backend` takes it; "auto" chooses.
         threads: of the processor; None means torch's choice.
-        exact: evaluate small batches of an accelerated model with so few threads that their number leaves no trace.
     """
 
     load: Callable[[], ConsistencyModel]
     name: str
     backend: str = "auto"
     threads: int | None = None
-    exact: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def work(connection: Connection, settings: ModelSettings, sizes: Sequence[int]) 
             if settings.backend != "auto":
                 kernels.enter_context(use_backend(settings.backend))
             model = settings.load()
-            evaluate = Evaluator(model, settings.threads, settings.exact)
+            evaluate = Evaluator(model, settings.threads)
             evaluate.warm_up(sizes)
         except Exception as error:
             connection.send(_line(error))

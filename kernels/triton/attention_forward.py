@@ -82,9 +82,8 @@ def attention_forward_kernel(
         if not WHOLE_S:
             scores = tl.where((start + s < keys)[None, :], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
-        finite = tl.where(
-            higher == float("-inf"), 0.0, higher
-        )  # weights of 0 where all scores so far are -inf, not of NaN
+        # Where all scores so far are -inf: weights of 0, not of NaN.
+        finite = tl.where(higher == float("-inf"), 0.0, higher)
         p = tl.exp2(scores * factor - (finite * factor)[:, None])
         shrink = tl.exp2((highest - finite) * factor)
         total = total * shrink + tl.sum(p, 1)

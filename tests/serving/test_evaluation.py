@@ -40,7 +40,7 @@ def test_to_the_bit_where_the_model_is_accelerated(digits, plan):
     before = torch.get_num_threads()
     try:
         for threads in (1, 4):
-            evaluate = Evaluator(digits, threads, exact=True)
+            evaluate = Evaluator(digits, threads)
             for order in itertools.permutations(range(3), 2):
                 for size in (6, 8):
                     batch = Batch(plan, size, tuple(pieces()[i] for i in order))
@@ -50,15 +50,12 @@ def test_to_the_bit_where_the_model_is_accelerated(digits, plan):
         torch.set_num_threads(before)
 
 
-def test_small_batches_have_few_threads_unless_that_is_not_wanted(digits):
+def test_the_number_of_threads(digits):
     before = torch.get_num_threads()
     try:
-        for exact, expected in ((True, 2), (False, 4)):
-            Evaluator(digits, 4, exact)(Batch(PLANS[0], 2, pieces()[:1]))
+        for threads, expected in ((None, before), (4, 4)):
+            Evaluator(digits, threads)(Batch(PLANS[0], 2, pieces()[:1]))
             assert torch.get_num_threads() == expected
-        plain = Evaluator(models.model(), 4, True)
-        plain(Batch(PLANS[0], 2, pieces()[:1]))
-        assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
 
@@ -66,7 +63,7 @@ def test_small_batches_have_few_threads_unless_that_is_not_wanted(digits):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 4), (2, 16), (1, 3, 4, 4)])
 def test_samples_of_any_shape(shape):
     model = models.model(shape)
-    evaluate = Evaluator(model, 1, exact=True)
+    evaluate = Evaluator(model, 1)
     evaluate.warm_up((1, 2))
     for plan in PLANS:
         found = evaluate(Batch(plan, 8, pieces()))
@@ -78,7 +75,7 @@ def test_samples_of_any_shape(shape):
 def test_pixels_and_models_without_classes():
     model = models.model(classes=None)
     wanted = [Piece(0, 3, 0, 2, None, True), Piece(1, 3, 2, 1, None, False)]
-    pixels, numbers = Evaluator(model, 1, exact=True)(Batch(PLANS[0], 4, tuple(wanted)))
+    pixels, numbers = Evaluator(model, 1)(Batch(PLANS[0], 4, tuple(wanted)))
     samples = model.sample(3, seed=3, sigmas=(80.0,))
     np.testing.assert_array_equal(pixels, to_pixels(samples[:2]).numpy())
     np.testing.assert_array_equal(numbers, samples[2:].numpy())
