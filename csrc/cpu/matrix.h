@@ -109,30 +109,34 @@ CMFAST_INLINE void for_short_sums(int64_t words, const Product& to, Body body) {
 
 #if defined(CMFAST_TILES)
 
-// M by V tiles of C are tiles 0 to 3.
+template <int T>
+struct TileNumber {
+  static constexpr int value = T;
+};
+
+// body(number, where it lies) of M by V tiles of C, which are tiles 0 to 3.
+template <int M, int V, class Body>
+CMFAST_INLINE void for_tiles(const Product& to, Body body) {
+  float* const lower = to.c + TILE * to.row;
+  body(TileNumber<0>(), to.c);
+  if (V > 1) body(TileNumber<1>(), to.c + to.block);
+  if (M > 1) body(TileNumber<2>(), lower);
+  if (M > 1 && V > 1) body(TileNumber<3>(), lower + to.block);
+}
+
 template <int M, int V>
 CMFAST_INLINE void begin_tiles(const Product& to) {
-  if (!to.accumulate) {
-    tile_zero<0>();
-    if (V > 1) tile_zero<1>();
-    if (M > 1) tile_zero<2>();
-    if (M > 1 && V > 1) tile_zero<3>();
-    return;
-  }
   const int64_t stride = 4 * to.row;
-  tile_load<0>(to.c, stride);
-  if (V > 1) tile_load<1>(to.c + to.block, stride);
-  if (M > 1) tile_load<2>(to.c + TILE * to.row, stride);
-  if (M > 1 && V > 1) tile_load<3>(to.c + TILE * to.row + to.block, stride);
+  for_tiles<M, V>(to, [&](auto tile, float* at) __attribute__((always_inline)) {
+    if (to.accumulate) tile_load<tile.value>(at, stride);
+    else tile_zero<tile.value>();
+  });
 }
 
 template <int M, int V>
 CMFAST_INLINE void finish_tiles(const Product& to) {
   const int64_t stride = 4 * to.row;
-  tile_store<0>(to.c, stride);
-  if (V > 1) tile_store<1>(to.c + to.block, stride);
-  if (M > 1) tile_store<2>(to.c + TILE * to.row, stride);
-  if (M > 1 && V > 1) tile_store<3>(to.c + TILE * to.row + to.block, stride);
+  for_tiles<M, V>(to, [&](auto tile, float* at) __attribute__((always_inline)) { tile_store<tile.value>(at, stride); });
 }
 
 // Add 16 words of k: of A, whose tiles lie by themselves, and of B with so many bytes from row to row.

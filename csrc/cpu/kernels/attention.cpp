@@ -2,9 +2,11 @@
 // maximum and sum of each query's row (Milakov and Gimelshein 2018; Dao et al. 2022).
 //
 // The keys and values of each head are packed once into panels that the matrix products read from one end to the other.
-// A thread then has 64 queries at a time: each panel that the first-level cache holds serves all of them. bfloat16 inputs are multiplied as they are and summed in float32, the weights p rounded to bfloat16 before they
-// meet v; others are multiplied in float32, or rounded to bfloat16 first where that is asked for.
+// A thread then has 64 queries at a time: each panel that the first-level cache holds serves all of them. bfloat16 inputs
+// are multiplied as they are and summed in float32, the weights p rounded to bfloat16 before they meet v; others are
+// multiplied in float32, or rounded to bfloat16 first where that is asked for.
 #include "../functions.h"
+#include "../integers.h"
 #include "../isa.h"
 #include "../matrix.h"
 #include "../scratch.h"
@@ -13,10 +15,6 @@
 namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
-
-
-int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 
 template <bool PAIRS>
 struct Heads : Sizes<PAIRS> {

@@ -13,6 +13,7 @@
 // All products are of float32. The exponent is scaled by log2 e only after the subtraction: lse is rounded at its own
 // size, and to round it once more, scaled, would double the error of every p.
 #include "../functions.h"
+#include "../integers.h"
 #include "../isa.h"
 #include "../matrix.h"
 #include "../scratch.h"
@@ -27,9 +28,6 @@ constexpr int ROWS = Sizes<false>::ROWS, PANEL = Sizes<false>::PANEL;
 constexpr int64_t QUERIES = 2 * PANEL, KEYS = 96;  // of a block: whole panels, and whole groups of rows
 constexpr int64_t PIECES = 16;  // of work at least, so that threads have the same number of them
 constexpr int64_t SMALL = 3 << 13;  // products that one thread takes sooner than two
-
-int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 
 // Rows of an operand from some element on: row i, i < LANES, is at first + i % 8 · next + i / 8 · group.
 struct Lines {

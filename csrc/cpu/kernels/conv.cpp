@@ -16,6 +16,7 @@
 #include "../conv_input.h"
 #include "../conv_weights.h"
 #include "../faults.h"
+#include "../integers.h"
 #include "../isa.h"
 #include "../matrix.h"
 #include "../pointwise.h"
@@ -31,10 +32,6 @@ namespace {
 constexpr int64_t WIDEST = 16;         // tiles of a row in a block, where there are rows enough to make it large
 constexpr int64_t MANY = 1024;         // tiles of an image whose moments are taken of several rows of tiles together
 constexpr int64_t LINE = 16;           // floats of a cache line
-
-int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
-int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // M: outputs a side of a tile, 1 for the direct form.
 template <int M, bool PAIRS>

@@ -10,6 +10,7 @@
 // whose channels follow one another.
 #include "../faults.h"
 #include "../functions.h"
+#include "../integers.h"
 #include "../isa.h"
 #include "../running_moments.h"
 #include "../scratch.h"
@@ -20,9 +21,6 @@ namespace CMFAST_ISA {
 namespace {
 
 constexpr int64_t LONGEST_CHUNK = 256;
-
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
-int64_t at_least(int64_t x, int64_t limit) { return x > limit ? x : limit; }
 
 struct Norm {
   const NormArguments& p;

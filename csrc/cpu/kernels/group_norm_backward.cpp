@@ -12,6 +12,7 @@
 // whatever the number of threads.
 #include "../faults.h"
 #include "../functions.h"
+#include "../integers.h"
 #include "../isa.h"
 #include "../scratch.h"
 #include "../team.h"
@@ -23,8 +24,6 @@ namespace {
 constexpr int64_t CHUNK_OF_ROWS = 32, CHUNK_OF_PLANE = 16 * LANES;  // positions: a lane adds 32 of them, or 16
 constexpr int64_t KEPT = 1 << 15;   // elements of a sample or group whose dz stays in the second cache
 constexpr int64_t SMALL = 1 << 12;  // elements that one thread takes sooner than two
-
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
 
 // What the passes need of a sample, [C] each:
 //

@@ -8,6 +8,7 @@
 
 #include "../conv_input.h"
 #include "../faults.h"
+#include "../integers.h"
 #include "../isa.h"
 #include "../matrix.h"
 #include "../running_moments.h"
@@ -22,9 +23,6 @@ constexpr int64_t PART = 64;               // rows whose moments are taken toget
 constexpr int64_t LONGEST = 512;           // rows of a block
 constexpr int64_t OPERAND = 320 << 10;     // floats of a block: they stay in the last cache
 constexpr int64_t LINE = 16;               // words of a cache line
-
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
-int64_t ceil_divide(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 template <bool PAIRS>
 struct Pointwise : Sizes<PAIRS> {
