@@ -112,6 +112,28 @@ std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, s
   return run(&Kernels::consistency_step, p);
 }
 
+// Of torch's tensors and floats (None: none), the outputs empty ones; false where it has to be called with what Python
+// prepares.
+bool bound_consistency_step_of(py::handle x, py::handle model_output, py::handle noise, py::handle denoised,
+                               py::handle sample, py::handle model_input, py::handle a, py::handle b, py::handle alpha,
+                               py::handle beta, py::handle input_scale, std::optional<double> low,
+                               std::optional<double> high, std::optional<uint64_t> seed, uint32_t draw,
+                               uint32_t first_sample, int threads) {
+  if (recorded || !serves_by_default()) return false;
+  std::optional<StepArguments> p = step_arguments({x, model_output, noise, denoised, sample, model_input},
+                                                  {a, b, alpha, beta, input_scale});
+  if (!p || (low && high && !(*low < *high))) return false;
+  p->clip = low && high;
+  p->low = static_cast<float>(low.value_or(0));
+  p->high = static_cast<float>(high.value_or(0));
+  p->seeded = seed.has_value();
+  p->seed = seed.value_or(0);
+  p->draw = draw;
+  p->first_sample = first_sample;
+  p->threads = threads;
+  return run(&Kernels::consistency_step, *p).empty();
+}
+
 std::string bound_consistency_step_backward(Sizes shape, std::vector<std::optional<Tensor>> grads, Tensor x,
                                             Tensor model_output, Tensor dx, Tensor doutput,
                                             std::optional<Tensor> dnoise, std::vector<std::optional<Vector>> vectors,
@@ -246,6 +268,19 @@ std::string bound_attention(HeadsSizes sizes, int dtype, bool pairs, HeadsTensor
   p.scale = scale;
   p.threads = threads;
   return run(&Kernels::attention, p);
+}
+
+// Of torch's tensors, out an empty one; false where it has to be called with what Python prepares.
+bool bound_attention_of(py::handle out, py::handle q, py::handle k, py::handle v, float scale, int threads) {
+  if (recorded || !serves_by_default()) return false;
+  std::optional<AttentionArguments> p = attention_arguments(out, q, k, v);
+  if (!p) return false;
+  thread_local std::vector<float> lse;
+  lse.resize(p->samples * p->heads * p->queries);
+  p->lse = lse.data();
+  p->scale = scale;
+  p->threads = threads;
+  return run(&Kernels::attention, *p).empty();
 }
 
 std::string bound_attention_backward(HeadsSizes sizes, int dtype, HeadsTensor grad, HeadsTensor q, HeadsTensor k,
@@ -433,6 +468,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("consistency_step_backward", bound_consistency_step_backward);
   m.def("group_norm", bound_group_norm);
   m.def("group_norm_of", bound_group_norm_of);
+  m.def("attention_of", bound_attention_of);
+  m.def("consistency_step_of", bound_consistency_step_of);
   m.def("group_norm_backward", bound_group_norm_backward);
   m.def("attention", bound_attention);
   m.def("attention_backward", bound_attention_backward);

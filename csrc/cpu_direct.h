@@ -1,6 +1,7 @@
-// Group norm of torch's tensors as they are, where nothing has to be prepared: see kernels/direct.py.
+// Operators of torch's tensors as they are, where nothing has to be prepared: see kernels/direct.py.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "cpu/attention.h"
+#include "cpu/consistency.h"
 #include "cpu/group_norm.h"
 #include "cpu/isa.h"
 #include "torch_tensors.h"
@@ -125,6 +128,73 @@ inline std::optional<NormArguments> norm_arguments(py::handle y, py::handle h, p
   NormRow* each[] = {&p.weight, &p.bias, &p.add, &p.scale, &p.shift};
   for (int i = 0; i < 5; ++i)
     if (!read_row(rows[i], i < 2 ? 0 : p.samples, channels, each[i], &(*kept)[i])) return {};
+  return p;
+}
+
+inline bool same_shape(const dlpack::Tensor& a, const dlpack::Tensor& b) {
+  return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
+}
+
+// The arguments of the kernel, without where it writes the log-sum-exp; none where the tensors are not as it takes them.
+inline std::optional<AttentionArguments> attention_arguments(py::handle out, py::handle q, py::handle k, py::handle v) {
+  const py::handle given[] = {out, q, k, v};
+  AttentionArguments p;
+  AttentionTensor* into[] = {&p.out, &p.q, &p.k, &p.v};
+  std::optional<dlpack::Tensor> t[4];
+  for (int i = 0; i < 4; ++i) {
+    t[i] = described(given[i]);
+    if (!t[i] || t[i]->ndim != 4 || dtype_code(*t[i]) < 0 || dtype_code(*t[i]) != dtype_code(*t[0])) return {};
+    const int64_t* strides = t[i]->strides;
+    *into[i] = {t[i]->data, strides[0], strides[1], strides[2], strides[3]};
+  }
+  const int64_t *queries = t[1]->shape, *keys = t[2]->shape;
+  if (!same_shape(*t[0], *t[1]) || !same_shape(*t[2], *t[3])) return {};
+  if (queries[0] != keys[0] || queries[1] != keys[1] || queries[3] != keys[3]) return {};
+  p.samples = queries[0], p.heads = queries[1], p.queries = queries[2], p.keys = keys[2], p.head_size = queries[3];
+  if (p.samples * p.heads * p.queries * p.keys * p.head_size == 0) return {};
+  p.dtype = dtype_code(*t[0]);
+  return p;
+}
+
+// A number, or a float32 tensor [N]; None is `missing`.
+inline bool read_coefficient(py::handle given, int64_t samples, float missing, Coefficient* into) {
+  into->scalar = missing;
+  if (given.is_none()) return true;
+  if (PyFloat_Check(given.ptr()) || PyLong_Check(given.ptr())) {
+    into->scalar = (float)PyFloat_AsDouble(given.ptr());
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return true;
+  }
+  std::optional<dlpack::Tensor> t = described(given);
+  if (!t || t->ndim != 1 || t->shape[0] != samples || dtype_code(*t) != FLOAT32) return false;
+  into->vector = (const float*)t->data;
+  into->stride = t->strides[0];
+  return true;
+}
+
+// The arguments of the kernel without its range and its noise's seed; none where the tensors are not as it takes them.
+// Of `tensors` (x, model_output, noise, denoised, sample, model_input) and `coefficients` (a, b, alpha, beta, input_scale)
+// some may be None.
+inline std::optional<StepArguments> step_arguments(const std::array<py::handle, 6>& tensors,
+                                                   const std::array<py::handle, 5>& coefficients) {
+  StepArguments p;
+  StepTensor* into[] = {&p.x, &p.model_output, &p.noise, &p.denoised, &p.sample, &p.model_input};
+  std::optional<dlpack::Tensor> first;
+  for (int i = 0; i < 6; ++i) {
+    if (tensors[i].is_none()) continue;
+    std::optional<dlpack::Tensor> t = described(tensors[i]);
+    if (!t || t->ndim > MAX_DIMS || t->ndim < 2 || dtype_code(*t) < 0) return {};
+    if (!first) first = t;
+    if (!same_shape(*t, *first)) return {};
+    into[i]->data = t->data;
+    into[i]->dtype = dtype_code(*t);
+    std::copy(t->strides, t->strides + t->ndim, into[i]->strides);
+  }
+  p.dims = first->ndim;
+  std::copy(first->shape, first->shape + first->ndim, p.shape);
+  Coefficient* each[] = {&p.a, &p.b, &p.alpha, &p.beta, &p.input_scale};
+  for (int i = 0; i < 5; ++i)
+    if (!read_coefficient(coefficients[i], p.shape[0], i == 2 ? 1 : 0, each[i])) return {};  // alpha is 1 where it is missing
   return p;
 }
 

@@ -49,6 +49,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
         ValueError: shapes or dtypes that do not fit.
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
+    if backend is None and (out := direct.attention(q, k, v, scale)) is not None:
+        return out
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(
             "attention: expected q [N, H, T, D] and k, v [N, H, S, D], "
@@ -59,8 +61,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
     if k.shape[2] == 0:
         raise ValueError("attention: k and v must have at least one position, got S = 0")
     scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
-    if backend is None and (kernel := direct.kernel("attention", (q, k, v))) is not None:
-        return kernel(q, k, v, scale)[0]
     if needs_definition():
         require("attention", (q, k, v), backend)
         return reference.attention(q, k, v, scale)[0]

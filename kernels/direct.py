@@ -5,29 +5,16 @@ operands: 70 µs. A call of plain tensors that nothing traces, maps or different
 here returns None where the call is of another kind, which then takes the way that every call may take.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from . import backends, native
+from .layout import empty_in_order
 from .transforms import forward_mode
-
-
-def kernel(op: str, tensors: Sequence[Tensor | None]) -> Callable | None:
-    """The function of the `cpu` backend that serves an operator for such tensors."""
-    if not is_plain(tensors):
-        return None
-    if any(t is not None and not (t.is_cpu and t.dtype in native.DTYPES) for t in tensors):
-        return None
-    try:
-        extension = native.cpu()
-    except ImportError:
-        return None
-    if not extension.serves_by_default():
-        return None
-    return backends.function("cpu", op)
 
 
 def group_norm(
@@ -64,10 +51,59 @@ def group_norm(
     return y if done else None
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor | None:
+    """`cmfast.kernels.attention` of tensors of any strides."""
+    if not is_plain((q, k, v)) or not q.is_cpu or q.ndim != 4 or not q.numel():
+        return None
+    out = empty_in_order(q, q.shape)
+    try:
+        serve = native.cpu().attention_of
+    except ImportError:
+        return None
+    scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    return out if serve(out, q, k, v, scale, torch.get_num_threads()) else None
+
+
+def consistency_step(
+    x: Tensor,
+    model_output: Tensor,
+    coefficients: Sequence[float | Tensor | None],
+    clip: float | tuple[float, float] | None,
+    noise: Tensor | None,
+    seed: int | Tensor | None,
+    draw: int,
+    first_sample: int | Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """`cmfast.kernels.consistency_step` of numbers and float32 tensors: its a, b, alpha, beta and input_scale."""
+    *_, alpha, beta, input_scale = coefficients
+    if not is_plain((x, model_output, noise, *(c for c in coefficients if isinstance(c, Tensor)))):
+        return None
+    wants_sample = alpha is not None or beta is not None
+    if (beta is None and (noise is not None or seed is not None)) or not x.is_cpu or not x.numel():
+        return None
+    if (beta is not None and (noise is None) == (seed is None)) or (input_scale is not None and not wants_sample):
+        return None
+    if isinstance(seed, Tensor) or isinstance(first_sample, Tensor) or not 0 <= first_sample <= (1 << 32) - len(x):
+        return None
+    if not (seed is None or 0 <= seed < 1 << 64) or not 0 <= draw < 1 << 32:
+        return None
+    low, high = clip if isinstance(clip, tuple) else (None, None) if clip is None else (-clip, clip)
+    denoised = empty_in_order(x, x.shape)
+    sample = torch.empty_like(denoised) if wants_sample else None
+    model_input = torch.empty_like(denoised, dtype=model_output.dtype) if input_scale is not None else None
+    tensors = (x, model_output, noise, denoised, sample, model_input)
+    try:
+        serve = native.cpu().consistency_step_of
+    except ImportError:
+        return None
+    done = serve(*tensors, *coefficients, low, high, seed, draw, first_sample, torch.get_num_threads())
+    return (denoised, sample, model_input) if done else None
+
+
 def of_operator(name: str, arguments: Sequence) -> tuple[Tensor, ...] | None:
     """What torch.ops.cmfast gives for inference, by the short way: to whom a mode told of the call, and who times it.
 
-    The statistics of a group norm, which only its gradient reads, are empty.
+    What only a gradient reads, a group norm's statistics and attention's log-sum-exp, is empty.
     """
     *given, backend = arguments
     if backend is not None or torch.is_grad_enabled():
@@ -75,8 +111,8 @@ def of_operator(name: str, arguments: Sequence) -> tuple[Tensor, ...] | None:
     if name == "group_norm":
         y = group_norm(*given[:-1], "silu" if given[-1] else None)  # type: ignore[call-arg]
         return None if y is None else (y, _NOTHING, _NOTHING)
-    serve = kernel(name, given[:3]) if name == "attention" else None
-    return None if serve is None else serve(*given)
+    out = attention(*given) if name == "attention" else None
+    return None if out is None else (out, _NOTHING)
 
 
 def _concatenated(h: Tensor, skip: Tensor, layout: torch.memory_format) -> Tensor:

@@ -123,11 +123,12 @@ SITUATIONS = {
 
 @pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
 def test_whoever_has_to_know_of_a_call_does(situation):
-    x = normal(2, 32, 3, 3)
+    x, heads = normal(2, 32, 3, 3), normal(1, 2, 5, 8)
     assert direct.group_norm(*arguments(x)) is not None
     with situation():
         assert direct.group_norm(*arguments(x)) is None
-        assert direct.kernel("attention", (x, x, x)) is None
+        assert direct.attention(heads, heads, heads, None) is None
+        assert direct.consistency_step(x, x, (0.5, 0.5, None, None, None), None, None, None, 0, 0) is None
 
 
 def test_traced_and_mapped_calls_are_not_plain():
@@ -196,6 +197,66 @@ def test_other_tensors_take_the_long_way(make):
 )
 def test_what_the_kernel_does_not_take_as_it_is(changes):
     assert direct.group_norm(*arguments(normal(2, 32, 4, 4), **changes)) is None
+
+
+HEADS = normal(1, 2, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v"),
+    [
+        (HEADS, HEADS.half(), HEADS),
+        (HEADS, HEADS[..., :4], HEADS[..., :4]),
+        (HEADS, HEADS[:, :1], HEADS[:, :1]),
+        (HEADS, HEADS, HEADS[:, :, :3]),
+        (HEADS[0], HEADS[0], HEADS[0]),
+        (HEADS, HEADS[:, :, :0], HEADS[:, :, :0]),
+        (HEADS[:, :, :0], HEADS, HEADS),
+        (HEADS.double(), HEADS.double(), HEADS.double()),
+        (HEADS, HEADS, torch._neg_view(HEADS)),
+    ],
+    ids=lambda t: str(list(t.shape)),
+)
+def test_attention_of_what_its_kernel_does_not_take(q, k, v):
+    assert direct.attention(q, k, v, None) is None
+
+
+STEP = {"alpha": 1.0, "beta": 0.5, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_output": normal(2, 3, 4, 5)},
+        {"model_output": normal(2, 3, 4, 4).double()},
+        {"a": normal(3)},
+        {"a": normal(2).half()},
+        {"beta": normal(2).double()},
+        {"clip": (1.0, -1.0)},
+        {"clip": -1.0},
+        {"noise": normal(2, 3, 4, 4)},
+        {"seed": None},
+        {"beta": None},
+        {"seed": -1},
+        {"seed": 1 << 64},
+        {"seed": torch.tensor(3)},
+        {"draw": -1},
+        {"draw": 1 << 32},
+        {"first_sample": -1},
+        {"first_sample": (1 << 32) - 1},
+        {"first_sample": torch.tensor(0)},
+        {"alpha": None, "beta": None, "seed": None, "input_scale": 2.0},
+        {"seed": None, "noise": normal(2, 3, 4)},
+        {"seed": None, "noise": normal(2, 3, 4, 4).requires_grad_()},
+    ],
+    ids=str,
+)
+def test_a_step_that_its_kernel_does_not_take(changes):
+    x = normal(2, 3, 4, 4)
+    given = {"model_output": x, "a": 0.5, "b": 0.5, "clip": None, "noise": None, "input_scale": None} | STEP | changes
+    coefficients = [given[name] for name in ("a", "b", "alpha", "beta", "input_scale")]
+    rest = (given["clip"], given["noise"], given["seed"], given.get("draw", 0), given.get("first_sample", 0))
+    assert direct.consistency_step(x, given["model_output"], coefficients, *rest) is None
 
 
 def test_results_are_where_the_input_is():
