@@ -165,3 +165,19 @@ def test_the_first_keys_have_no_weight(keys, backend):
     out = attention(q, k, v, scale=0.3, backend=backend)
     assert out[:, 0].isnan().all()
     assert out[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", [p for p in served("conv2d") if p.values[0] == "cpu"])
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tile", [2, 4])
+def test_it_stays_within_the_tiles_that_read_it(tile, products, value, backend):
+    """Winograd's forms spread it, no farther."""
+    x = torch.randn(1, C, 16, 16, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(12, C, 3, 3, generator=torch.Generator().manual_seed(1))
+    x[0, 3, 8, 5] = value
+    prepared = prepare_conv(weight, padding=1, height=16, width=16, dtype=products, tile=tile, transformed=True)
+    y = conv2d(x, prepared, backend=backend).out[0].isfinite().all(0)
+    assert not y[7:10, 4:7].any()
+    y[7 // tile * tile : 9 // tile * tile + tile, 4 // tile * tile : 6 // tile * tile + tile] = True
+    assert y.all()
