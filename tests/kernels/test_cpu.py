@@ -133,7 +133,7 @@ def test_a_sample_has_the_same_bits_in_every_batch(op, size, outputs, backend):
     x = torch.randn(5, 20, *size).contiguous(memory_format=torch.channels_last)
     torch.set_num_threads(1)
     alone = [torch.cat(found) for found in zip(*(_alone(op, x[i : i + 1], outputs) for i in range(5)), strict=True)]
-    for threads in (1, 2, 3, 7):
+    for threads in (1, 3):
         torch.set_num_threads(threads)
         for first, last in ((0, 1), (1, 3), (0, 5)):
             for expected, actual in zip(alone, _alone(op, x[first:last], outputs), strict=True):
