@@ -112,22 +112,22 @@ std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, s
   return run(&Kernels::consistency_step, p);
 }
 
-// Of torch's tensors and floats (None: none), the outputs empty ones; false where it has to be called with what Python
+// Of torch's tensors (None: none) and floats, the outputs empty ones; false where it has to be called with what Python
 // prepares.
 bool bound_consistency_step_of(py::handle x, py::handle model_output, py::handle noise, py::handle denoised,
                                py::handle sample, py::handle model_input, py::handle a, py::handle b, py::handle alpha,
                                py::handle beta, py::handle input_scale, std::optional<double> low,
-                               std::optional<double> high, std::optional<uint64_t> seed, uint32_t draw,
+                               std::optional<double> high, std::optional<int64_t> seed, uint32_t draw,
                                uint32_t first_sample, int threads) {
   if (recorded || !serves_by_default()) return false;
   std::optional<StepArguments> p = step_arguments({x, model_output, noise, denoised, sample, model_input},
                                                   {a, b, alpha, beta, input_scale});
-  if (!p || (low && high && !(*low < *high))) return false;
+  if (!p) return false;
   p->clip = low && high;
   p->low = static_cast<float>(low.value_or(0));
   p->high = static_cast<float>(high.value_or(0));
   p->seeded = seed.has_value();
-  p->seed = seed.value_or(0);
+  p->seed = static_cast<uint64_t>(seed.value_or(0));
   p->draw = draw;
   p->first_sample = first_sample;
   p->threads = threads;

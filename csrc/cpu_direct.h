@@ -156,13 +156,10 @@ inline std::optional<AttentionArguments> attention_arguments(py::handle out, py:
   return p;
 }
 
-// A number, or a float32 tensor [N]; None is `missing`.
-inline bool read_coefficient(py::handle given, int64_t samples, float missing, Coefficient* into) {
-  into->scalar = missing;
-  if (given.is_none()) return true;
-  if (PyFloat_Check(given.ptr()) || PyLong_Check(given.ptr())) {
-    into->scalar = (float)PyFloat_AsDouble(given.ptr());
-    if (PyErr_Occurred()) throw py::error_already_set();
+// A float, or a float32 tensor [N].
+inline bool read_coefficient(py::handle given, int64_t samples, Coefficient* into) {
+  if (PyFloat_Check(given.ptr())) {
+    into->scalar = (float)PyFloat_AS_DOUBLE(given.ptr());
     return true;
   }
   std::optional<dlpack::Tensor> t = described(given);
@@ -173,8 +170,8 @@ inline bool read_coefficient(py::handle given, int64_t samples, float missing, C
 }
 
 // The arguments of the kernel without its range and its noise's seed; none where the tensors are not as it takes them.
-// Of `tensors` (x, model_output, noise, denoised, sample, model_input) and `coefficients` (a, b, alpha, beta, input_scale)
-// some may be None.
+// Of `tensors` (x, model_output, noise, denoised, sample, model_input) some may be None; `coefficients` are a, b, alpha,
+// beta and input_scale.
 inline std::optional<StepArguments> step_arguments(const std::array<py::handle, 6>& tensors,
                                                    const std::array<py::handle, 5>& coefficients) {
   StepArguments p;
@@ -194,7 +191,7 @@ inline std::optional<StepArguments> step_arguments(const std::array<py::handle, 
   std::copy(first->shape, first->shape + first->ndim, p.shape);
   Coefficient* each[] = {&p.a, &p.b, &p.alpha, &p.beta, &p.input_scale};
   for (int i = 0; i < 5; ++i)
-    if (!read_coefficient(coefficients[i], p.shape[0], i == 2 ? 1 : 0, each[i])) return {};  // alpha is 1 where it is missing
+    if (!read_coefficient(coefficients[i], p.shape[0], each[i])) return {};
   return p;
 }
 

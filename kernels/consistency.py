@@ -101,11 +101,6 @@ def consistency_step(
             coefficient that requires a gradient.
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
-    if backend is None:
-        coefficients = (a, b, alpha, beta, input_scale)
-        found = direct.consistency_step(x, model_output, coefficients, clip, noise, seed, draw, first_sample)
-        if found is not None:
-            return ConsistencyStep(*found)
     low, high = _clip_range(clip)
     wants_sample = alpha is not None or beta is not None
     _check(x, model_output, wants_sample, beta, noise, seed, draw, first_sample, input_scale)
@@ -116,6 +111,8 @@ def consistency_step(
         seed -= 1 << 64  # the schema's integers are signed
     wants_input = input_scale is not None
     rest = (scalars, low, high, noise, seed, draw, first_sample, wants_sample, wants_input)
+    if backend is None and (found := direct.consistency_step(x, model_output, vectors, *rest)) is not None:
+        return ConsistencyStep(*found)
     outputs: Sequence[Tensor]
     if needs_definition():
         require("consistency_step", _present(x, model_output, noise, *vectors), backend)

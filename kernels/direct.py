@@ -67,35 +67,31 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor | 
 def consistency_step(
     x: Tensor,
     model_output: Tensor,
-    coefficients: Sequence[float | Tensor | None],
-    clip: float | tuple[float, float] | None,
+    vectors: Sequence[Tensor | None],
+    scalars: Sequence[float],
+    low: float | None,
+    high: float | None,
     noise: Tensor | None,
     seed: int | Tensor | None,
     draw: int,
     first_sample: int | Tensor,
+    wants_sample: bool,
+    wants_input: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-    """`cmfast.kernels.consistency_step` of numbers and float32 tensors: its a, b, alpha, beta and input_scale."""
-    *_, alpha, beta, input_scale = coefficients
-    if not is_plain((x, model_output, noise, *(c for c in coefficients if isinstance(c, Tensor)))):
+    """`cmfast.kernels.consistency_step` of arguments that it has checked, where coefficients are numbers or float32."""
+    if not is_plain((x, model_output, noise, *vectors)) or not x.is_cpu or not x.numel():
         return None
-    wants_sample = alpha is not None or beta is not None
-    if (beta is None and (noise is not None or seed is not None)) or not x.is_cpu or not x.numel():
+    if isinstance(seed, Tensor) or isinstance(first_sample, Tensor):
         return None
-    if (beta is not None and (noise is None) == (seed is None)) or (input_scale is not None and not wants_sample):
-        return None
-    if isinstance(seed, Tensor) or isinstance(first_sample, Tensor) or not 0 <= first_sample <= (1 << 32) - len(x):
-        return None
-    if not (seed is None or 0 <= seed < 1 << 64) or not 0 <= draw < 1 << 32:
-        return None
-    low, high = clip if isinstance(clip, tuple) else (None, None) if clip is None else (-clip, clip)
     denoised = empty_in_order(x, x.shape)
     sample = torch.empty_like(denoised) if wants_sample else None
-    model_input = torch.empty_like(denoised, dtype=model_output.dtype) if input_scale is not None else None
-    tensors = (x, model_output, noise, denoised, sample, model_input)
+    model_input = torch.empty_like(denoised, dtype=model_output.dtype) if wants_input else None
     try:
         serve = native.cpu().consistency_step_of
     except ImportError:
         return None
+    coefficients = [scalar if vector is None else vector for vector, scalar in zip(vectors, scalars, strict=True)]
+    tensors = (x, model_output, noise, denoised, sample, model_input)
     done = serve(*tensors, *coefficients, low, high, seed, draw, first_sample, torch.get_num_threads())
     return (denoised, sample, model_input) if done else None
 

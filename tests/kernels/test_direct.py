@@ -1,7 +1,9 @@
 """Calls that go to a kernel without torch's dispatcher: the same results to the bit, and nothing that is not plain."""
 
 import contextlib
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from cmfast.kernels import attention, backends, consistency_step, direct, group_norm, native, use_backend
@@ -128,7 +130,8 @@ def test_whoever_has_to_know_of_a_call_does(situation):
     with situation():
         assert direct.group_norm(*arguments(x)) is None
         assert direct.attention(heads, heads, heads, None) is None
-        assert direct.consistency_step(x, x, (0.5, 0.5, None, None, None), None, None, None, 0, 0) is None
+        step = ([None] * 5, [0.5] * 5, None, None, None, None, 0, 0, False, False)
+        assert direct.consistency_step(x, x, *step) is None
 
 
 def test_traced_and_mapped_calls_are_not_plain():
@@ -221,42 +224,55 @@ def test_attention_of_what_its_kernel_does_not_take(q, k, v):
     assert direct.attention(q, k, v, None) is None
 
 
-STEP = {"alpha": 1.0, "beta": 0.5, "seed": 3}
-
-
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_output": normal(2, 3, 4, 5)},
         {"model_output": normal(2, 3, 4, 4).double()},
-        {"a": normal(3)},
-        {"a": normal(2).half()},
-        {"beta": normal(2).double()},
-        {"clip": (1.0, -1.0)},
-        {"clip": -1.0},
-        {"noise": normal(2, 3, 4, 4)},
-        {"seed": None},
-        {"beta": None},
-        {"seed": -1},
-        {"seed": 1 << 64},
+        {"vectors": [normal(2).half(), None, None, None, None]},
+        {"vectors": [None, None, None, normal(2).double(), None]},
+        {"noise": normal(2, 3, 4, 4).double()},
+        {"noise": normal(2, 3, 4, 4).requires_grad_()},
         {"seed": torch.tensor(3)},
-        {"draw": -1},
-        {"draw": 1 << 32},
-        {"first_sample": -1},
-        {"first_sample": (1 << 32) - 1},
         {"first_sample": torch.tensor(0)},
-        {"alpha": None, "beta": None, "seed": None, "input_scale": 2.0},
-        {"seed": None, "noise": normal(2, 3, 4)},
-        {"seed": None, "noise": normal(2, 3, 4, 4).requires_grad_()},
+        {"x": normal(0, 3, 4, 4)},
     ],
     ids=str,
 )
 def test_a_step_that_its_kernel_does_not_take(changes):
+    given = {"x": normal(2, 3, 4, 4), "model_output": normal(2, 3, 4, 4), "vectors": [None] * 5, "scalars": [0.5] * 5}
+    given |= {"low": None, "high": None, "noise": None, "seed": None, "draw": 0, "first_sample": 0}
+    assert direct.consistency_step(**given, wants_sample=True, wants_input=False) is not None
+    assert direct.consistency_step(**given | changes, wants_sample=True, wants_input=False) is None
+
+
+def test_whatever_a_number_is_written_as():
     x = normal(2, 3, 4, 4)
-    given = {"model_output": x, "a": 0.5, "b": 0.5, "clip": None, "noise": None, "input_scale": None} | STEP | changes
-    coefficients = [given[name] for name in ("a", "b", "alpha", "beta", "input_scale")]
-    rest = (given["clip"], given["noise"], given["seed"], given.get("draw", 0), given.get("first_sample", 0))
-    assert direct.consistency_step(x, given["model_output"], coefficients, *rest) is None
+    expected = consistency_step(x, x, 0.5, 2.0, clip=1.0, alpha=1.0, beta=0.25, seed=(1 << 64) - 1)
+    for number in (np.float32, Fraction, lambda value: value):
+        half, one, two, quarter = map(number, (0.5, 1, 2, 0.25))
+        for clip in (one, (-one, one), [-one, one]):
+            step = consistency_step(x, x, half, two, clip=clip, alpha=one, beta=quarter, seed=(1 << 64) - 1)
+            assert torch.equal(step.denoised, expected.denoised)
+            assert torch.equal(step.sample, expected.sample)
+
+
+@torch.no_grad()
+def test_the_short_way_checks_what_the_long_one_does():
+    x, coefficient = normal(2, 3, 4, 4), normal(2).requires_grad_()
+    with pytest.raises(ValueError, match="cannot require a gradient"):
+        consistency_step(x, x, coefficient, 0.5)
+    for wrong, message in (
+        ({"clip": -1.0}, "clip must be"),
+        ({"beta": 0.5}, "without the noise"),
+        ({"seed": 3}, "without beta"),
+        ({"beta": 0.5, "seed": 1 << 64}, "seed must be in"),
+        ({"beta": 0.5, "seed": 3, "draw": -1}, "draw must be in"),
+        ({"beta": 0.5, "seed": 3, "first_sample": (1 << 32) - 1}, "sample indices"),
+        ({"input_scale": 2.0}, "scales the sample"),
+        ({"alpha": normal(3)}, "a coefficient must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            consistency_step(x, x, 0.5, 0.5, **wrong)
 
 
 def test_results_are_where_the_input_is():
