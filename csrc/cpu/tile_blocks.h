@@ -3,14 +3,13 @@
 
 #include "conv.h"
 #include "faults.h"
-#include "integers.h"
+#include "image_blocks.h"
 #include "matrix.h"
 
 namespace cmfast {
 namespace CMFAST_ISA {
 
-// A block is some rows of an image, or several whole images. A part is what it has of one image.
-struct TileBlocks {
+struct TileBlocks : ImageBlocks {
   static constexpr int64_t DEEP = 2 * TILE;      // channels of a position in a plane
   static constexpr int64_t WIDEST = 128;         // columns of a block that has several rows
   static constexpr int64_t PLANES = 1 << 19;     // bytes of a block's planes: they stay in the second cache
@@ -21,9 +20,6 @@ struct TileBlocks {
 
   const ConvArguments& p;
   int64_t terms;                                 // of each operand: 2 where they are split
-  int64_t images;                                // of all samples
-  int64_t rows, columns, together;               // of a block: outputs, and whole images (1 where rows divide one)
-  int64_t blocks_y, blocks_x;                    // of an image
   int64_t plane_rows, plane_columns;             // of one remainder
   int64_t remainder, image, plane;               // positions from one to the next; each term has planes of its own
   int64_t units, panels;                         // of 32 channels and of the depth, of 32 outputs
@@ -32,6 +28,9 @@ struct TileBlocks {
   TileBlocks(const ConvArguments& p, int terms) : p(p), terms(terms) {
     const int64_t bytes = terms * DEEP * 2;  // of a position of a unit
     images = p.samples * p.out_depth;
+    per_sample = p.out_depth;
+    image_rows = p.out_height;
+    image_columns = p.out_width;
     units = p.shape.depth * (p.shape.tap_stride() / DEEP);
     panels = ceil_divide(p.shape.out_channels, PANEL);
     // Nothing here depends on the number of samples or threads: neither do the parts whose moments are merged.
@@ -40,8 +39,7 @@ struct TileBlocks {
     if (columns > widest) columns = ceil_divide(ceil_divide(columns, ceil_divide(columns, widest)), TILE) * TILE;
     rows = p.out_height;
     for (measure(); rows > 1 && units * image * bytes > terms * PLANES; measure()) rows = ceil_divide(rows, 2);
-    blocks_y = ceil_divide(p.out_height, rows);
-    blocks_x = ceil_divide(p.out_width, columns);
+    divide();
     together = 1;
     if (blocks_y * blocks_x == 1)
       while (together < images && 2 * together * rows * columns <= POSITIONS &&
@@ -58,8 +56,6 @@ struct TileBlocks {
     image = p.stride_y * p.stride_x * remainder;
   }
 
-  int64_t blocks() const { return blocks_y * blocks_x * ceil_divide(images, together); }
-
   // How many blocks are worked on at a time, each by threads / so many.
   int64_t at_a_time(int64_t threads) const {
     int64_t best = 1, shortest = INT64_MAX;
@@ -73,19 +69,6 @@ struct TileBlocks {
   // From output to output in the input.
   int64_t step_y() const { return FAULT(strides_swapped) ? p.stride_x : p.stride_y; }
   int64_t step_x() const { return FAULT(strides_swapped) ? p.stride_y : p.stride_x; }
-
-  // Where a part lies.
-  struct Part {
-    int64_t n, z, y, x, rows, columns;  // sample and image, first output and count
-  };
-
-  int64_t parts(int64_t block) const { return at_most(images - block / (blocks_x * blocks_y) * together, together); }
-
-  Part part(int64_t block, int64_t i) const {
-    int64_t x = block % blocks_x * columns, y = block / blocks_x % blocks_y * rows;
-    int64_t at = block / (blocks_x * blocks_y) * together + i;
-    return {at / p.out_depth, at % p.out_depth, y, x, at_most(p.out_height - y, rows), at_most(p.out_width - x, columns)};
-  }
 
   // Tiles of a part: of each row, or of all positions from its first output to the last.
   static bool whole_rows(const Part& b) { return b.columns % TILE == 0; }

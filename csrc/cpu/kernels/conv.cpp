@@ -16,6 +16,7 @@
 #include "../conv_input.h"
 #include "../conv_weights.h"
 #include "../faults.h"
+#include "../image_blocks.h"
 #include "../integers.h"
 #include "../isa.h"
 #include "../matrix.h"
@@ -35,7 +36,7 @@ constexpr int64_t LINE = 16;           // floats of a cache line
 
 // M: outputs a side of a tile, 1 for the direct form.
 template <int M, bool PAIRS>
-struct Convolution : Sizes<PAIRS> {
+struct Convolution : Sizes<PAIRS>, ImageBlocks {
   using Sizes<PAIRS>::ROWS, Sizes<PAIRS>::PANEL, Sizes<PAIRS>::LONGEST_SUM;
   static constexpr int SIDE = M == 1 ? 1 : M + 2, POINTS = SIDE * SIDE;
   static constexpr int64_t WORD = PAIRS ? 2 : 1;
@@ -45,11 +46,7 @@ struct Convolution : Sizes<PAIRS> {
 
   const ConvArguments& p;
   ConvInput input{p};
-  int64_t images;                        // of all samples
-  int64_t tiles_y, tiles_x;              // of an image
-  int64_t rows, columns, together;       // of a block: tile rows, tile columns, whole images (1 where rows divide one)
   int64_t part_rows, part_columns;       // of what the moments of a channel are taken of together
-  int64_t blocks_y, blocks_x;            // blocks of an image
   int64_t parts_y, parts_x;              // such parts of an image
   int64_t tiles;                         // of a block, whole rows of the left operand
   int64_t words, blocks_k;               // of a product
@@ -58,27 +55,27 @@ struct Convolution : Sizes<PAIRS> {
 
   explicit Convolution(const ConvArguments& p) : p(p) {
     images = p.samples * p.out_depth;
-    tiles_y = ceil_divide(p.out_height, M);
-    tiles_x = ceil_divide(p.out_width, M);
+    per_sample = p.out_depth;
+    image_rows = ceil_divide(p.out_height, M);  // of tiles
+    image_columns = ceil_divide(p.out_width, M);
     words = p.shape.words();
     blocks_k = ceil_divide(words, BLOCK);
     // So many tiles that the weights are used often once they are in the cache, and few enough to keep the points near.
     constexpr int64_t wanted = M == 4 ? 32 : 64;
-    columns = at_most(tiles_x, tiles_y * WIDEST < wanted ? wanted / tiles_y : WIDEST);
-    rows = at_most(tiles_y, ceil_divide(wanted, columns));
-    together = rows < tiles_y ? 1 : at_most(images, wanted / (tiles_y * columns) > 1 ? wanted / (tiles_y * columns) : 1);
+    columns = at_most(image_columns, image_rows * WIDEST < wanted ? wanted / image_rows : WIDEST);
+    rows = at_most(image_rows, ceil_divide(wanted, columns));
+    together = rows < image_rows ? 1 : at_most(images, at_least(wanted / (image_rows * columns), 1));
     // The same parts whatever the number of threads and samples, for the same bits. They divide the blocks.
-    part_rows = M == 1 && tiles_y * tiles_x > MANY ? rows : 1;
+    part_rows = M == 1 && image_rows * image_columns > MANY ? rows : 1;
     part_columns = at_most(columns, WIDEST);
-    while (!shared() && blocks() < p.threads && (together > 1 || rows > part_rows || columns > part_columns)) {
+    auto divisible = [&] { return together > 1 || rows > part_rows || columns > part_columns; };
+    for (divide(); !shared() && blocks() < p.threads && divisible(); divide()) {
       if (together > 1) together = ceil_divide(together, 2);
       else if (rows > part_rows) rows = ceil_divide(rows, 2);
       else columns = round_up(ceil_divide(columns, 2), part_columns);
     }
-    blocks_y = ceil_divide(tiles_y, rows);
-    blocks_x = ceil_divide(tiles_x, columns);
-    parts_y = ceil_divide(tiles_y, part_rows);
-    parts_x = ceil_divide(tiles_x, part_columns);
+    parts_y = ceil_divide(image_rows, part_rows);
+    parts_x = ceil_divide(image_columns, part_columns);
     tiles = round_up(together * rows * columns, ROWS);
     // A few lines more than needed: points a power of two apart would meet in the same sets of the cache.
     point_stride = tiles * blocks_k * BLOCK + 5 * LINE;
@@ -93,27 +90,11 @@ struct Convolution : Sizes<PAIRS> {
   int64_t strip_rows(int64_t tiles) const { return (tiles - 1) * step_y() + (M > 1 ? SIDE : p.shape.height); }
   int64_t strip_columns(int64_t tiles) const { return (tiles - 1) * step_x() + (M > 1 ? SIDE : p.shape.width); }
 
-  int64_t blocks() const {
-    return ceil_divide(tiles_y, rows) * ceil_divide(tiles_x, columns) * ceil_divide(images, together);
-  }
   int64_t panels() const { return ceil_divide(p.shape.out_channels, PANEL); }
 
   // Whether the threads share each block.
   bool shared() const {
     return p.threads > 1 && panels() >= p.threads && blocks() % p.threads && blocks() < 4 * p.threads;
-  }
-
-  // Where the tiles of a block that are of one image lie there, or some of them.
-  struct Part {
-    int64_t n, z, y, x, rows, columns;  // sample and image, first tile and count
-  };
-
-  int64_t parts(int64_t block) const { return at_most(images - block / (blocks_x * blocks_y) * together, together); }
-
-  Part part(int64_t block, int64_t i) const {
-    int64_t x = block % blocks_x * columns, y = block / blocks_x % blocks_y * rows;
-    int64_t image = block / (blocks_x * blocks_y) * together + i;
-    return {image / p.out_depth, image % p.out_depth, y, x, at_most(tiles_y - y, rows), at_most(tiles_x - x, columns)};
   }
 
   // ---- the left operands
@@ -388,7 +369,7 @@ struct Convolution : Sizes<PAIRS> {
 
   // Outputs of part k of a sample's moments: all of its images are divided alike.
   int64_t elements_of(int64_t k) const {
-    return outputs(part_of_moments({0, 0, 0, 0, tiles_y, tiles_x}, k / parts_x % parts_y * part_rows, k % parts_x * part_columns));
+    return outputs(part_of_moments({0, 0, 0, 0, image_rows, image_columns}, k / parts_x % parts_y * part_rows, k % parts_x * part_columns));
   }
 
   // ----
