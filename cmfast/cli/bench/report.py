@@ -125,9 +125,8 @@ def document(rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def entry(row: Row) -> dict[str, Any]:
-    """A row in JSON: its columns, and what a comparison needs of it."""
-    samples = {name: [float(f"{seconds:.6g}") for seconds in found] for name, found in row.samples.items()}
-    return {**row.flat(), "key": row.key, "samples": samples, "control": row.control}
+    """A row in JSON: its columns, and what a comparison needs of it; unrounded, so that it is shown again as it was."""
+    return {**row.flat(), "key": row.key, "samples": row.samples, "control": row.control}
 
 
 def _write(
