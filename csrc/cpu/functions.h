@@ -30,34 +30,28 @@ CMFAST_INLINE void exp2(Floats (&x)[N]) {
   for (int i = 0; i < N; ++i) x[i] = as_floats((bits(shifted[i]) << 23) + 0x3F800000u) * p[i];
 }
 
-// The same of x <= 0, to 2⁻²³.
+// 2^(x·factor − shift) of several registers, to 2⁻¹³ at least: of what is rounded to bfloat16. The polynomial is the best of
+// its degree on [0, 1].
 template <int N>
-CMFAST_INLINE void exp2_of_negative(Floats (&x)[N]) {
-  constexpr float coefficients[] = {0.00967554138f, 0.0555071327f, 0.240221197f, 0.693146967f, 1.00000007f};
-  Floats whole[N], p[N];
+CMFAST_INLINE void exp2_to_bfloat16(Floats (&x)[N], float factor, float shift) {
+  CMFAST_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = x[i] * factor - shift;
+#if defined(__AVX512F__)
+  constexpr float coefficients[] = {0.05201146f, 0.241442755f, 0.693003833f, 1.0000026f};
+  Floats fraction[N], p[N];
   CMFAST_UNROLL
   for (int i = 0; i < N; ++i) {
-    x[i] = max(all(-127.0f), x[i]);  // in this order NaN stays
-#if defined(__AVX512F__)
-    whole[i] = (Floats)_mm512_roundscale_ps((__m512)x[i], _MM_FROUND_TO_NEAREST_INT);
-    x[i] -= whole[i];
-#else
-    const float shift = 12582912.0f;
-    whole[i] = x[i] + shift;
-    x[i] -= whole[i] - shift;
-#endif
-    p[i] = all(0.0013276472f);
+    fraction[i] = (Floats)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF);  // 0 of the infinite
+    p[i] = all(0.013534168f);
   }
   CMFAST_UNROLL
   for (float c : coefficients)
     CMFAST_UNROLL
-    for (int i = 0; i < N; ++i) p[i] = p[i] * x[i] + c;
+    for (int i = 0; i < N; ++i) p[i] = p[i] * fraction[i] + c;
   CMFAST_UNROLL
-  for (int i = 0; i < N; ++i)
-#if defined(__AVX512F__)
-    x[i] = (Floats)_mm512_scalef_ps((__m512)p[i], (__m512)whole[i]);
+  for (int i = 0; i < N; ++i) x[i] = (Floats)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);  // by 2 to the integer below
 #else
-    x[i] = as_floats((bits(whole[i]) << 23) + 0x3F800000u) * p[i];
+  exp2(x);
 #endif
 }
 

@@ -180,6 +180,7 @@ FAULTS = {
     "gradient_of_variance_missed": ("group_norm_backward",),
     "tail_of_keys_attended": ("attention",),
     "sum_not_rescaled": ("attention",),
+    "values_not_rescaled": ("attention",),
     "last_queries_missed": ("attention",),
     "delta_missed": ("attention_backward",),
     "first_part_only": ("attention_backward",),

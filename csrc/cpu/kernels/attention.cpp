@@ -2,295 +2,190 @@
 // maximum and sum of each query's row (Milakov and Gimelshein 2018; Dao et al. 2022).
 //
 // The keys and values of each head are packed once into panels that the matrix products read from one end to the other.
-// A thread then has 64 queries at a time: each panel that the first-level cache holds serves all of them. bfloat16 inputs
-// are multiplied as they are and summed in float32, the weights p rounded to bfloat16 before they meet v; others are
-// multiplied in float32, or rounded to bfloat16 first where that is asked for.
+// A thread then has 64 queries at a time: each panel that the first-level cache holds serves all of them. With tiles it has
+// 32: while the scores of a block of keys become weights, the block before meets its values, and the queries meet the keys of
+// the block after, of this piece of queries or the next. bfloat16 inputs are multiplied as they are and summed in float32,
+// the weights p rounded to bfloat16 before they meet v; others are multiplied in float32, or rounded to bfloat16 first where
+// that is asked for.
+#include "../attention_heads.h"
+#include "../attention_softmax.h"
+#include "../faults.h"
 #include "../functions.h"
 #include "../integers.h"
 #include "../isa.h"
 #include "../matrix.h"
 #include "../scratch.h"
 #include "../team.h"
+#include "../tile_products.h"
 
 namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
 template <bool PAIRS>
-struct Heads : Sizes<PAIRS> {
-  using Sizes<PAIRS>::ROWS, Sizes<PAIRS>::PANEL, Sizes<PAIRS>::LONGEST_SUM, Sizes<PAIRS>::WHOLE, Sizes<PAIRS>::TILED;
+struct Attention : Heads<PAIRS> {
+  using Heads<PAIRS>::p, Heads<PAIRS>::size, Heads<PAIRS>::keys, Heads<PAIRS>::packed_k, Heads<PAIRS>::packed_v;
+  using Heads<PAIRS>::words_k, Heads<PAIRS>::words_v, Heads<PAIRS>::WORD, Heads<PAIRS>::ROWS, Heads<PAIRS>::PANEL;
+  using Heads<PAIRS>::WHOLE, Heads<PAIRS>::LONGEST_SUM;
+  using State = Softmax<PAIRS>;
+  static constexpr int64_t QUERIES = State::QUERIES, KEYS = State::KEYS, SCORES = State::SCORES, WEIGHTS = State::WEIGHTS;
+  static constexpr bool TILED = State::TILED;
 
-  const AttentionArguments& p;
-  int64_t size, keys;                    // the head size and the keys, filled up
-  uint32_t *packed_k, *packed_v;         // of each head: panels of keys [size][48], panels of channels [keys][48]
-  int64_t words_k, words_v;              // of each head
-  static constexpr int64_t WORD = PAIRS ? 2 : 1;  // elements
-  static constexpr int64_t QUERIES = TILED ? ROWS : 64;  // of a thread's piece of work at most, whole groups of rows
-  static constexpr int64_t KEYS = TILED ? 512 : 576;  // of a block, whole panels; for tiles, a row's fit the first cache
-  static constexpr int64_t SCORES = KEYS + 2 * BLOCK;  // of a query, and so far apart that rows do not meet in the cache
+  explicit Attention(const AttentionArguments& p) : Heads<PAIRS>(p) {}
 
-  Heads(const AttentionArguments& p) : p(p), size(round_up(p.head_size, WHOLE)), keys(round_up(p.keys, WHOLE)) {
-    words_k = words_v = size * keys / WORD;
-  }
+  float factor() const { return __builtin_fabsf(p.scale) * 1.44269504f; }  // of scores, in powers of 2
 
-  // A register of elements that are `stride` apart, of which `count` are to be had; 0 for the others.
-  CMFAST_INLINE Floats some(const void* data, int64_t at, int64_t stride, int64_t count) const {
-    return count > 0 ? gather(data, p.dtype, at, stride, (int)at_most(count, LANES)) : zeros();
-  }
-
-  // Of the matrix whose element (k, j) is data[at + k·down + j·across]: words k / WORD of a register of columns, of
-  // which there are `columns`, as there are `rows`.
-  CMFAST_INLINE Words row_of_words(const void* data, int64_t at, int64_t down, int64_t across, int64_t k, int64_t rows,
-                                   int64_t columns) const {
-    Floats row = some(data, at + k * down, across, k < rows ? columns : 0);
-    if constexpr (!PAIRS) return bits(row);
-    Floats next = some(data, at + (k + 1) * down, across, k + 1 < rows ? columns : 0);
-    return to_bfloat16(row) | to_bfloat16(next) << 16;
-  }
-
-  // The same of a column whose elements adjoin: words k / WORD on, by way of `line`.
-  CMFAST_INLINE Words column_of_words(const void* data, int64_t at, int64_t k, int64_t rows, uint16_t* line) const {
-    Floats first = some(data, at + k, 1, rows - k);
-    if constexpr (!PAIRS) return bits(first);
-    store_bfloat16(line, first);
-    store_bfloat16(line + LANES, some(data, at + k + LANES, 1, rows - k - LANES));
-    return *(const WordsThere*)line;
-  }
-
-  // Panels of that matrix.
-  void pack(uint32_t* to, const void* data, int64_t at, int64_t down, int64_t across, int64_t rows, int64_t columns,
-            int64_t padded_rows) const {
-    int64_t words = padded_rows / WORD;
-    alignas(64) uint16_t line[2 * LANES];
-    for (int64_t j = 0; j < columns; j += PANEL) {
-      int64_t width = at_most(round_up(columns - j, WHOLE), PANEL);
-      for (int64_t b = 0; b < width; b += LANES, at += LANES * across) {
-        int64_t here = columns - j - b;
-        if (down == 1 && across != 1) {
-          for (int64_t w = 0; w < words; w += LANES) {
-            Words square[LANES];
-            CMFAST_UNROLL
-            for (int64_t i = 0; i < LANES; ++i)
-              square[i] = column_of_words(data, at + i * across, w * WORD, i < here ? rows : 0, line);
-            transpose(square);
-            int64_t there = at_most(words - w, LANES);
-            for (int64_t i = 0; i < there; ++i) *(WordsThere*)(to + (w + i) * width + b) = square[i];
-          }
-        } else {
-          for (int64_t w = 0; w < words; ++w)
-            *(WordsThere*)(to + w * width + b) = row_of_words(data, at, down, across, w * WORD, rows, here);
-        }
-      }
-      to += words * width;
-    }
-  }
-
-  // The keys of a head, or its values.
-  void pack_head(int64_t head, bool keys_of_it) const {
-    int64_t n = head / p.heads, h = head % p.heads;
-    if (keys_of_it)
-      pack(packed_k + head * words_k, p.k.data, n * p.k.n + h * p.k.h, p.k.d, p.k.t, p.head_size, p.keys, size);
-    else pack(packed_v + head * words_v, p.v.data, n * p.v.n + h * p.v.h, p.v.t, p.v.d, p.keys, p.head_size, keys);
-  }
-
-  // A group of queries as the left operand, those beyond the last 0.
-  void pack_queries(float* to, int64_t at, int64_t count) const {
-    float sign = p.scale < 0 ? -1.0f : 1.0f;
-    for (int64_t k = 0; k < size; k += LANES)
-      for (int64_t m = 0; m < ROWS; ++m) {
-        int64_t lanes = m < count ? at_most(p.head_size - k, LANES) : 0;
-        Floats x = lanes > 0 ? sign * gather(p.q.data, p.dtype, at + m * p.q.t + k * p.q.d, p.q.d, (int)lanes) : zeros();
-        put_row(to, k, m, x);
-      }
-  }
-
-  // A register of a row of the left operand from element k on.
-  static CMFAST_INLINE void put_row(float* to, int64_t k, int64_t m, Floats x) {
-    if (PAIRS) store_bfloat16((uint16_t*)to + (k / 32 * ROWS + m) * 32 + k % 32, x);
-    else store(to + (k / BLOCK * ROWS + m) * BLOCK + k % BLOCK, x);
-  }
-
-  // Where a query's scores lie from key i on: sixteen of them are followed by as many of each other query of the group, so
-  // that weights can take their place. Those of tiles are a row.
-  static CMFAST_INLINE int64_t score(int64_t m, int64_t i) {
-    return TILED ? m * SCORES + i : (i / BLOCK * ROWS + m) * BLOCK + i % BLOCK;
-  }
-
-  template <int N>
-  static CMFAST_INLINE void exponentials(Floats (&x)[N]) {
-    if (TILED) exp2_of_negative(x);
-    else exp2(x);
-  }
-
-  // What is known of a piece of queries so far: the largest score of each, and lane by lane the sum of its weights.
-  struct Softmax {
-    alignas(64) float most[QUERIES];
-    Floats totals[QUERIES];
+  // Queries of a head that are worked on together, and what is known of them.
+  struct Piece {
+    int64_t head, first, count;
+    float *q, *out;  // the left operand; [count][size], not yet divided by the sums of weights
+    State softmax;
   };
 
-  // Rows and columns of LANES registers exchanged, one result a row: combine(register, register) of the columns.
-  template <class Combine>
-  static CMFAST_INLINE Floats across(Words (&rows)[LANES], Combine combine) {
-    transpose(rows);
-    Floats all_of_them = as_floats(rows[0]);
-    for (int i = 1; i < LANES; ++i) all_of_them = combine(all_of_them, as_floats(rows[i]));
-    return all_of_them;
+  void begin(Piece& piece, int64_t head, int64_t first, int64_t most) const {
+    int64_t n = head / p.heads, h = head % p.heads;
+    piece.head = head, piece.first = first, piece.count = at_most(p.queries - first, most);
+    if (FAULT(last_queries_missed) && piece.count % ROWS) --piece.count;
+    piece.softmax.begin();
+    for (int64_t i = 0; i < piece.count; i += ROWS)
+      this->pack_queries(piece.q + i * size, n * p.q.n + h * p.q.h + (first + i) * p.q.t, piece.count - i);
   }
 
-  static constexpr int TOGETHER = REGISTERS == 32 ? 4 : BLOCK / LANES;
-  static constexpr int64_t STEP = TOGETHER * LANES;
-
-  // The largest scores of a row, lane by lane.
-  static Floats largest_of_row(const float* scores, int64_t m, int64_t count) {
-    int64_t stepped = count / STEP * STEP;
-    Floats top[TOGETHER];  // each waits for itself alone
-    CMFAST_UNROLL
-    for (int j = 0; j < TOGETHER; ++j) top[j] = all(-__builtin_inff());
-    for (int64_t i = 0; i < stepped; i += STEP)
-      CMFAST_UNROLL
-      for (int j = 0; j < TOGETHER; ++j) top[j] = max(top[j], load(scores + score(m, i + j * LANES)));
-    for (int64_t i = stepped; i < count; i += LANES)
-      top[0] = max(top[0], (Ints)iota() < (int)(count - i) ? load(scores + score(m, i)) : top[0]);
-    CMFAST_UNROLL
-    for (int j = 1; j < TOGETHER; ++j) top[0] = max(top[0], top[j]);
-    return top[0];
-  }
-
-  // Turn a row of scores into weights, and give their sums lane by lane. Weights may lie where the scores do: one of two
-  // bytes lies before the scores that are still to be read.
-  static Floats weigh_row(const float* scores, float* to, int64_t m, int64_t count, float most, float factor) {
-    int64_t stepped = count / STEP * STEP;
-    Floats totals[TOGETHER];
-    CMFAST_UNROLL
-    for (int j = 0; j < TOGETHER; ++j) totals[j] = zeros();
-    for (int64_t i = 0; i < stepped; i += STEP) {
-      Floats weights[TOGETHER];
-      CMFAST_UNROLL
-      for (int j = 0; j < TOGETHER; ++j) weights[j] = (load(scores + score(m, i + j * LANES)) - most) * factor;
-      exponentials(weights);
-      CMFAST_UNROLL
-      for (int j = 0; j < TOGETHER; ++j) {
-        totals[j] += weights[j];
-        put_row(to, i + j * LANES, m, weights[j]);
+  void finish(const Piece& piece) const {
+    const State& known = piece.softmax;
+    int64_t n = piece.head / p.heads, h = piece.head % p.heads;
+    for (int64_t i = 0; i < piece.count; i += LANES) {
+      Words rows[LANES];
+      for (int j = 0; j < LANES; ++j) rows[j] = bits(known.totals[i + j]);
+      const Floats total = State::across(rows, [](Floats x, Floats y) { return x + y; });
+      alignas(64) float inverse[LANES], lse[LANES];
+      store(inverse, 1.0f / total);
+      store(lse, load(known.most + i) * __builtin_fabsf(p.scale) + log(total));
+      for (int64_t j = 0; j < at_most(piece.count - i, LANES); ++j) {
+        int64_t t = piece.first + i + j, at = n * p.out.n + h * p.out.h + t * p.out.t;
+        if (p.dtype == BFLOAT16 && p.out.d == 1 && p.head_size % LANES == 0)
+          for (int64_t k = 0; k < p.head_size; k += LANES)
+            store_bfloat16((uint16_t*)p.out.data + at + k, load(piece.out + (i + j) * size + k) * inverse[j]);
+        else for (int64_t k = 0; k < p.head_size; k += LANES)
+          scatter((void*)p.out.data, p.dtype, at + k * p.out.d, p.out.d, load(piece.out + (i + j) * size + k) * inverse[j],
+                  (int)at_most(p.head_size - k, LANES));
+        p.lse[piece.head * p.queries + t] = lse[j];
       }
     }
-    for (int64_t i = stepped; i < round_up(count, 2 * BLOCK); i += LANES) {
-      int left = (int)(FAULT(tail_of_keys_attended) ? LANES : count - i);
-      Floats weight[1] = {(load(scores + score(m, i)) - most) * factor};
-      exponentials(weight);
-      weight[0] = (Ints)iota() < left ? weight[0] : zeros();
-      totals[0] += weight[0];
-      put_row(to, i, m, weight[0]);
-    }
-    CMFAST_UNROLL
-    for (int j = 1; j < TOGETHER; ++j) totals[0] += totals[j];
-    return totals[0];
   }
 
-  // Queries `first` on, LANES of them or as many as there are: their scores of a block of keys become weights, and what was
-  // summed before is rescaled by the change of the largest score.
-  void softmax(float* scores, float* weights, int64_t first, int64_t queries, int64_t count, float* out,
-               Softmax& known) const {
-    constexpr int64_t GROUP = TILED ? KEYS / WORD : SCORES;
-    const float factor = __builtin_fabsf(p.scale) * 1.44269504f;
-    const int64_t here = at_most(queries - first, LANES);
-    auto of = [&](float* data, int64_t m, int64_t group) { return data + m / ROWS * ROWS * group; };
-    Words rows[LANES];
-    for (int64_t i = 0; i < LANES; ++i) {
-      int64_t m = first + (i < here ? i : 0);
-      rows[i] = bits(largest_of_row(of(scores, m, SCORES), m % ROWS, count));
-    }
-    const Floats before = load(known.most + first);
-    const Floats next = max(before, across(rows, [](Floats x, Floats y) { return max(x, y); }));
-    const Floats begun = before == -__builtin_inff() ? zeros() : all(1.0f);
-    const Floats change = begun == 0.0f ? zeros() : exp2((before - next) * factor);
-    alignas(64) float changes[LANES], tops[LANES];
-    store(known.most + first, next);
-    store(changes, change);
-    store(tops, next == -__builtin_inff() ? zeros() : next);  // weights of 0, not of NaN, where all scores so far are -inf
-    for (int64_t i = 0, m = first; i < here; ++i, ++m) {
-      Floats sums = weigh_row(of(scores, m, SCORES), of(weights, m, GROUP), m % ROWS, count, tops[i], factor);
-      known.totals[m] = (FAULT(sum_not_rescaled) ? known.totals[m] : known.totals[m] * changes[i]) + sums;
-      if (changes[i] != 1.0f && changes[i] != 0.0f)
-        for (int64_t k = 0; k < p.head_size; k += LANES) {
-          float* at = out + m * size + k;
-          store(at, load(at) * changes[i]);
-        }
-    }
-  }
+  // ---- the products of one block of keys after those of the other
 
-  // Floats that a thread needs: the queries, their scores, the sums.
-  int64_t rows() const { return QUERIES * (2 * size + SCORES + (TILED ? KEYS / WORD : 0)); }
-
-  void attend(int64_t head, int64_t first, int64_t piece, float* q) const {
-    int64_t n = head / p.heads, h = head % p.heads, count = at_most(p.queries - first, piece);
-    if (FAULT(last_queries_missed) && count % ROWS) --count;
-    float *scores = q + QUERIES * size, *out = scores + QUERIES * SCORES;
-    float* const weights = TILED ? out + QUERIES * size : scores;  // of a group of queries after that of another
-    constexpr int64_t GROUP = TILED ? KEYS / WORD : SCORES;
-    Softmax known;
-    for (int64_t i = 0; i < QUERIES; ++i) known.most[i] = -__builtin_inff(), known.totals[i] = zeros();
-    for (int64_t i = 0; i < count; i += ROWS)
-      pack_queries(q + i * size, n * p.q.n + h * p.q.h + (first + i) * p.q.t, count - i);
+  void attend(Piece& piece, float* scores) const {
+    const int64_t count = piece.count;
     for (int64_t from = 0; from < p.keys; from += KEYS) {
       int64_t here = at_most(p.keys - from, KEYS), padded = round_up(here, WHOLE);
       // What is read of keys and values stays in the first cache while it meets all queries.
       for (int64_t j = 0; j < padded; j += PANEL)
         for (int64_t i = 0; i < count; i += ROWS)
-          multiply_panel<PAIRS>((const uint32_t*)(q + i * size), packed_k + head * words_k + (from + j) * size / WORD,
-                                (int)at_most(padded - j, PANEL), (TILED ? size : p.head_size + WORD - 1) / WORD,
-                                {scores + i * SCORES + score(0, j), TILED ? SCORES : BLOCK, TILED ? BLOCK : ROWS * BLOCK, false},
-                                {nullptr, 0});
-      for (int64_t i = 0; i < count; i += LANES) softmax(scores, weights, i, count, here, out, known);
-      const uint32_t* v = packed_v + head * words_v;
+          multiply_panel<PAIRS>((const uint32_t*)(piece.q + i * size), packed_k + piece.head * words_k + (from + j) * size / WORD,
+                                (int)at_most(padded - j, PANEL), (p.head_size + WORD - 1) / WORD,
+                                {scores + i * SCORES + State::score(0, j), BLOCK, ROWS * BLOCK, false}, {nullptr, 0});
+      piece.softmax.block(scores, scores, count, here, factor(), [] {});
+      if (from > 0) piece.softmax.rescale(piece.out, count, p.head_size, size);
+      const uint32_t* v = packed_v + piece.head * words_v;
       for (int64_t j = 0; j < size; j += PANEL) {
         int64_t width = at_most(size - j, PANEL), columns = round_up(p.head_size - j, LANES);
         for (int64_t k = 0, words; k < padded / WORD; k += words) {
           words = at_most(padded / WORD - k, LONGEST_SUM);
           for (int64_t i = 0; i < count; i += ROWS)
-            multiply_panel<PAIRS>((const uint32_t*)(weights + i * GROUP) + k * ROWS, v + (from / WORD + k) * width,
-                                  (int)width, words, {out + i * size + j, size, BLOCK, from + k > 0}, {nullptr, 0},
+            multiply_panel<PAIRS>((const uint32_t*)(scores + i * WEIGHTS) + k * ROWS, v + (from / WORD + k) * width,
+                                  (int)width, words, {piece.out + i * size + j, size, BLOCK, from + k > 0}, {nullptr, 0},
                                   ROWS, (int)columns);
         }
         v += keys * width / WORD;
       }
     }
-    for (int64_t i = 0; i < count; i += LANES) {
-      Words rows[LANES];
-      for (int j = 0; j < LANES; ++j) rows[j] = bits(known.totals[i + j]);
-      const Floats total = across(rows, [](Floats x, Floats y) { return x + y; });
-      alignas(64) float inverse[LANES], lse[LANES];
-      store(inverse, 1.0f / total);
-      store(lse, load(known.most + i) * __builtin_fabsf(p.scale) + log(total));
-      for (int64_t j = 0; j < at_most(count - i, LANES); ++j) {
-        int64_t at = n * p.out.n + h * p.out.h + (first + i + j) * p.out.t;
-        for (int64_t k = 0; k < p.head_size; k += LANES)
-          scatter((void*)p.out.data, p.dtype, at + k * p.out.d, p.out.d, load(out + (i + j) * size + k) * inverse[j],
-                  (int)at_most(p.head_size - k, LANES));
-        p.lse[head * p.queries + first + i + j] = lse[j];
+    finish(piece);
+  }
+
+  // Floats that a thread needs: of pieces the queries and the sums, the scores, and for tiles the weights.
+  static constexpr int64_t PIECES = TILED ? 3 : 1;
+  int64_t floats() const {
+    return QUERIES * (PIECES * 2 * size + (TILED ? 2 * (SCORES + WEIGHTS) : SCORES));
+  }
+
+  // Pieces [begin, end), `groups` of each head and of `most` queries.
+  void attend_all(Share mine, int64_t groups, int64_t most, float* memory) const {
+    Piece pieces[PIECES];
+    for (Piece& piece : pieces) piece.q = memory, piece.out = memory + QUERIES * size, memory += 2 * QUERIES * size;
+    auto begin_piece = [&](int64_t i) { begin(pieces[i % PIECES], i / groups, i % groups * most, most); };
+    if constexpr (!TILED) {
+      for (int64_t i = mine.begin; i < mine.end; ++i) begin_piece(i), attend(pieces[i % PIECES], memory);
+    } else attend_by_tiles(mine, pieces, begin_piece, memory);
+  }
+
+#if defined(CMFAST_TILES)
+
+  // ---- the products by tiles: while a block's scores become weights, the weights of the block before meet their values,
+  // and the queries those keys that come next
+
+  TileProducts scores_of(const Piece& piece, int64_t block, float* scores) const {
+    const int64_t from = block * KEYS;
+    const uint32_t* k = packed_k + piece.head * words_k + from * size / WORD;
+    return {(const uint32_t*)piece.q, k, size / WORD, at_most(p.keys - from, KEYS), PANEL * size / WORD, scores, SCORES, false};
+  }
+
+  TileProducts values_of(const Piece& piece, int64_t block, const float* weights) const {
+    const int64_t from = block * KEYS, count = round_up(at_most(p.keys - from, KEYS), WHOLE);
+    const uint32_t* v = packed_v + piece.head * words_v + from / WORD * PANEL;
+    return {(const uint32_t*)weights, v, count / WORD, p.head_size, PANEL * keys / WORD, piece.out, size, block > 0};
+  }
+
+  template <class BeginPiece>
+  void attend_by_tiles(Share mine, Piece (&pieces)[PIECES], BeginPiece begin_piece, float* memory) const {
+    if (mine.begin == mine.end) return;
+    float* const scores[2] = {memory, memory + QUERIES * SCORES};
+    float* const weights[2] = {scores[1] + QUERIES * SCORES, scores[1] + QUERIES * (SCORES + WEIGHTS)};
+    const int64_t blocks = ceil_divide(p.keys, KEYS);
+    begin_piece(mine.begin);
+    TileProducts before{}, after = scores_of(pieces[mine.begin % PIECES], 0, scores[0]);
+    after.some(after.steps());
+    for (int64_t i = mine.begin, turn = 0; i < mine.end; ++i) {
+      Piece& piece = pieces[i % PIECES];
+      for (int64_t block = 0; block < blocks; ++block, ++turn) {
+        const bool last = block + 1 == blocks;
+        if (last && i + 1 < mine.end) begin_piece(i + 1);
+        after = last && i + 1 == mine.end
+                    ? TileProducts{}
+                    : scores_of(pieces[(i + last) % PIECES], last ? 0 : block + 1, scores[(turn + 1) % 2]);
+        TileProductsMeanwhile products{before, after, piece.count};
+        piece.softmax.block(scores[turn % 2], weights[turn % 2], piece.count, at_most(p.keys - block * KEYS, KEYS),
+                            factor(), products);
+        products.rest();
+        if (block > 0) piece.softmax.rescale(piece.out, piece.count, p.head_size, size);
+        else if (i > mine.begin) finish(pieces[(i - 1) % PIECES]);
+        before = values_of(piece, block, weights[turn % 2]);
       }
     }
+    before.some(before.steps());
+    finish(pieces[(mine.end - 1) % PIECES]);
   }
+
+#endif
 
   const char* run() {
     int64_t heads = p.samples * p.heads;
     packed_k = (uint32_t*)scratch(SCRATCH_INPUT, heads * (words_k + words_v) * 4);
-    float* floats = (float*)scratch(SCRATCH_ROWS, p.threads * rows() * 4);
-    if (!packed_k || !floats) return "no memory for the packed keys and values";
+    float* memory = (float*)scratch(SCRATCH_ROWS, p.threads * floats() * 4);
+    if (!packed_k || !memory) return "no memory for the packed keys and values";
     packed_v = packed_k + heads * words_k;
     bool small = heads * p.queries * p.keys * size < (3 << 16);  // a second thread would come when all is done
     int threads = small ? 1 : p.threads;
-    int64_t piece = QUERIES;  // of queries, so that threads have the same number of them
-    while (piece > 2 * ROWS && heads * ((p.queries + piece - 1) / piece) % threads) piece /= 2;
-    int64_t groups = (p.queries + piece - 1) / piece;
+    int64_t most = QUERIES;  // of a piece's queries, so that threads have the same number of them
+    while (most > 2 * ROWS && heads * ceil_divide(p.queries, most) % threads) most /= 2;
+    int64_t groups = ceil_divide(p.queries, most);
     auto body = [&](Team team) {
       TileUse tiles;
       Share mine = share(2 * heads, team);
-      for (int64_t i = mine.begin; i < mine.end; ++i) pack_head(i / 2, i % 2 == 0);
+      for (int64_t i = mine.begin; i < mine.end; ++i) this->pack_head(i / 2, i % 2 == 0);
       team.barrier();
-      mine = share(heads * groups, team);
-      for (int64_t i = mine.begin; i < mine.end; ++i)
-        attend(i / groups, i % groups * piece, piece, floats + team.rank * rows());
+      attend_all(share(heads * groups, team), groups, most, memory + team.rank * floats());
     };
     parallel(threads, body);
     return nullptr;
@@ -301,7 +196,7 @@ struct Heads : Sizes<PAIRS> {
 
 const char* attention(const AttentionArguments& p) {
   if (p.samples <= 0 || p.heads <= 0 || p.queries <= 0 || p.keys <= 0 || p.head_size <= 0) return "a size is not positive";
-  return p.pairs || p.dtype == BFLOAT16 ? Heads<true>(p).run() : Heads<false>(p).run();
+  return p.pairs || p.dtype == BFLOAT16 ? Attention<true>(p).run() : Attention<false>(p).run();
 }
 
 }  // namespace CMFAST_ISA
