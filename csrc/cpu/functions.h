@@ -64,6 +64,22 @@ CMFAST_INLINE Floats exp2(Floats x) {
 // x·sigmoid(x)
 CMFAST_INLINE Floats silu(Floats x) { return x * reciprocal(1.0f + exp2(x * -1.44269504f)); }
 
+// The same of several registers, to 2⁻¹³: of what is rounded to bfloat16.
+template <int N>
+CMFAST_INLINE void silu_to_bfloat16(Floats (&x)[N]) {
+#if defined(__AVX512F__)
+  Floats power[N];
+  CMFAST_UNROLL
+  for (int i = 0; i < N; ++i) power[i] = x[i];
+  exp2_to_bfloat16(power, -1.44269504f, 0.0f);
+  CMFAST_UNROLL
+  for (int i = 0; i < N; ++i) x[i] *= (Floats)_mm512_rcp14_ps((__m512)(1.0f + power[i]));
+#else
+  CMFAST_UNROLL
+  for (int i = 0; i < N; ++i) x[i] = silu(x[i]);
+#endif
+}
+
 // Its derivative, sigmoid(x)·(1 + x·(1 − sigmoid(x))).
 CMFAST_INLINE Floats silu_gradient(Floats x) {
   Floats sigmoid = reciprocal(1.0f + exp2(x * -1.44269504f));

@@ -115,8 +115,9 @@ struct TilePlanes : TileBlocks {
         const int64_t c = u * DEEP + v * LANES;
         x[v] = load(from + c * size, DTYPE, 0);
         if (gain) x[v] = x[v] * load(gain + c) + load(offset + c);
-        if (silus) x[v] = silu(x[v]);
+        if (silus && TERMS > 1) x[v] = silu(x[v]);
       }
+      if (silus && TERMS == 1) silu_to_bfloat16(x);
       CMFAST_UNROLL
       for (int v = 0; v < DEEP / LANES; ++v) put_terms(to + u * TERMS * next + v * LANES, x[v]);
     }
