@@ -48,10 +48,9 @@ def test_float32_is_accurate(name, isa):
     assert error(fast(*inputs), data["output"].double()) < 1e-5
 
 
-@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_network(kind, batch, isa):
-    unet, inputs = network(kind, batch)
+def test_every_kind_of_network(kind, isa):
+    unet, inputs = network(kind, batch=2)
     assert error(cmfast.accelerate(unet)(*inputs), exact(unet, inputs)) < 1e-5
 
 

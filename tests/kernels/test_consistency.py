@@ -430,8 +430,7 @@ def test_gradcheck(form):
 
 
 @pytest.mark.parametrize("backend", served("consistency_step"))
-@pytest.mark.parametrize("layout", ["c", "l"])
-@pytest.mark.parametrize("form", ["clip", "noise-vectors", "seed-vectors"])
+@pytest.mark.parametrize(("form", "layout"), [("clip", "c"), ("noise-vectors", "l"), ("seed-vectors", "c")])
 def test_opcheck(form, layout, backend):
     x, f, k = make((2, 3, 4, 4), DTYPES["fp32-bf16"], FORMS[form], layouts=layout * 2)
     vectors = [

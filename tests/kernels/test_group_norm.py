@@ -157,6 +157,8 @@ def test_shapes(shape, groups, dtype, layout, backend):
     ("shape", "groups", "pair", "backend"), each("group_norm", LARGE_SHAPES, INTERPRETED_LARGE_SHAPES)
 )
 def test_large_shapes(shape, groups, pair, dtype, layout, backend):
+    if is_interpreted(backend) and dtype == torch.float16:
+        pytest.skip("two dtypes are enough where launches are interpreted")
     x, arguments = make(shape, dtype, PARTS, layout=layout, pair=pair)
     check(x, groups, arguments, "silu", backend)
 
@@ -340,8 +342,7 @@ def test_gradients_of_each_input_alone(subset):
 
 
 @pytest.mark.parametrize("backend", served("group_norm"))
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("pair", [0, 5])
+@pytest.mark.parametrize(("pair", "layout"), [(0, "contiguous"), (5, "channels_last")])
 def test_opcheck(pair, layout, backend):
     x, a = make((2, 12, 4, 3), torch.float32, PARTS, layout=layout, pair=pair)
     h, skip = x if pair else (x, None)
