@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import subprocess
 import sys
 import types
@@ -19,6 +20,7 @@ from .fixture_files import network
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
 try:
+    from benchmarks.peers import never_slower
     from benchmarks.peers.case import Case, UnavailableError
     from benchmarks.peers.compare import peers_of, relative_error
     from benchmarks.peers.worker import PEERS, Peer, module_of
@@ -187,3 +189,48 @@ def test_peers_on_the_digits(tmp_path):
     assert row["note"] == "its output is wrong"
     assert float(row["error"]) > 0.1
     assert not row["seconds"]
+
+
+def written(path, network, dtype, batch, milliseconds):
+    """A file as `cmfast bench model --json` writes it, of two threads."""
+    rows = [
+        {
+            **{"key": {}, "samples": {}, "problem": "", "control": False},
+            **{"variant": name, "batch": batch, "evaluation_s": None if ms is None else ms / 1e3},
+        }
+        for name, ms in milliseconds.items()
+    ]
+    settings = {"command": "model", "network": network, "dtype": dtype}
+    path.write_text(
+        json.dumps({"settings": settings, "environment": {"processor": {"threads": 2}}, "date": "", "rows": rows})
+    )
+
+
+def test_slower_than_torch_is_said(tmp_path, monkeypatch, capsys):
+    ours = {"cmfast": 100, "cmfast-eager": 300}
+    written(tmp_path / "a-torch-1.json", "a", "float32", 1, ours | {"torch": 400, "torch-channels-last": 320})
+    written(tmp_path / "a-torch-2.json", "a", "bfloat16", 1, ours | {"torch": 900, "torch-channels-last": 330})
+    written(tmp_path / "b-torch-1.json", "b", "float32", 8, {"cmfast": 2100, "cmfast-eager": None, "torch": 4200})
+    monkeypatch.setattr(sys, "argv", ["never_slower", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        never_slower.main()
+    assert not end.value.code
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| a | bfloat16 | 1 | 2 | 100 | 300 | 320 | 0.31 | 0.94 |",  # where float32 is torch's best
+        "| a | float32 | 1 | 2 | 100 | 300 | 320 | 0.31 | 0.94 |",
+        "| b | float32 | 8 | 2 | 2100 |  | 4200 | 0.50 |  |",
+    ]
+    written(tmp_path / "a-torch-2.json", "a", "bfloat16", 1, ours | {"torch": 299})
+    with pytest.raises(SystemExit) as end:
+        never_slower.main()
+    assert end.value.code == 1
+    assert "| a | bfloat16 | 1 | 2 | 100 | 300 | 299 | 0.33 | 1.00 |" in capsys.readouterr().out
+
+
+def test_a_folder_without_times_of_torch(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["never_slower", str(tmp_path)])
+    with pytest.raises(SystemExit, match="has no files"):
+        never_slower.main()
+    written(tmp_path / "a-torch-1.json", "a", "float32", 1, {"cmfast": 100})
+    with pytest.raises(SystemExit, match="nothing of torch for a float32 1 2 threads"):
+        never_slower.main()

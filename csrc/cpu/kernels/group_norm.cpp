@@ -98,9 +98,12 @@ struct Norm {
 
   // ---- the output
 
-  CMFAST_INLINE Floats apply(Floats x, Floats middle, Floats factor, Floats moved, bool with_silu) const {
-    Floats y = (x - middle) * factor + moved;
-    return with_silu ? silu(y) : y;
+  template <bool SILU>
+  static CMFAST_INLINE Floats apply(Floats x, Floats middle, Floats factor, Floats moved, int dtype) {
+    Floats y[1] = {(x - middle) * factor + moved};
+    if (SILU && dtype == BFLOAT16) silu_to_bfloat16(y);
+    else if (SILU) y[0] = silu(y[0]);
+    return y[0];
   }
 
   template <bool SILU, int DTYPE>
@@ -114,12 +117,12 @@ struct Norm {
       int64_t from = n * t.n + i * t.p, to = n * p.y.n + i * p.y.p + base, c = 0;
       for (; c + LANES <= count; c += LANES)
         store(y, DTYPE, to + c,
-              apply(load(x, DTYPE, from + c), load(middles + c), load(factors + c), load(moves + c), SILU), LANES);
+              apply<SILU>(load(x, DTYPE, from + c), load(middles + c), load(factors + c), load(moves + c), DTYPE), LANES);
       if (c < count) {
         int lanes = (int)(count - c);
         store(y, DTYPE, to + c,
-              apply(load(x, DTYPE, from + c, lanes), load(middles + c, lanes), load(factors + c, lanes),
-                    load(moves + c, lanes), SILU),
+              apply<SILU>(load(x, DTYPE, from + c, lanes), load(middles + c, lanes), load(factors + c, lanes),
+                          load(moves + c, lanes), DTYPE),
               lanes);
       }
     }
@@ -131,7 +134,7 @@ struct Norm {
     Floats middle = all(centre[row]), factor = all(gain[row]), moved = all(offset[row]);
     for (int64_t i = 0; i < p.positions; i += LANES) {
       int lanes = (int)at_most(p.positions - i, LANES);
-      Floats y = apply(load(t.data, p.dtype, from + i, lanes), middle, factor, moved, SILU);
+      Floats y = apply<SILU>(load(t.data, p.dtype, from + i, lanes), middle, factor, moved, p.dtype);
       store((void*)p.y.data, p.dtype, to + i, y, lanes);
     }
   }
