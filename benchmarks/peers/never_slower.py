@@ -6,7 +6,8 @@ Reads the JSON files `*-torch-*.json` of a processor's folder, which `cmfast ben
         --peers cmfast,cmfast-eager,torch,torch-channels-last --json imagenet64-torch-bf16-2-threads.json
 
 and prints a Markdown table. Torch's time is the least of its default memory format and channels-last, in the dtype that
-was asked for and in float32, whichever somebody would have taken. The exit status is 1 where a ratio is above 1.
+was asked for and in float32, whichever somebody would have taken; cmfast's operators alone, whose convolutions
+are torch's, are compared with torch in their own dtype. The exit status is 1 where a ratio is above 1.
 """
 
 import argparse
@@ -24,7 +25,7 @@ HEAD = ("network", "dtype", "batch", "threads", "cmfast, ms", "its operators alo
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """One evaluation of a network: seconds of ours, by variant, and of torch at its best.
+    """One evaluation of a network: seconds of ours, by variant, and those of torch that each is compared with.
 
     None of what was not measured.
     """
@@ -34,12 +35,13 @@ class Compared:
     batch: int
     threads: int
     ours: tuple[float | None, ...]
-    torch: float
+    torch: tuple[float, ...]
 
     @property
     def ratios(self) -> list[float | None]:
         """Ours over torch's."""
-        return [None if seconds is None else seconds / self.torch for seconds in self.ours]
+        pairs = zip(self.ours, self.torch, strict=True)
+        return [None if seconds is None else seconds / other for seconds, other in pairs]
 
 
 def read(files: Sequence[Path]) -> Iterator[Compared]:
@@ -53,18 +55,19 @@ def read(files: Sequence[Path]) -> Iterator[Compared]:
                 case = (settings["network"], settings["dtype"], row["batch"], threads)
                 seconds.setdefault(case, {})[row["variant"]] = row["evaluation_s"]
     for case, found in sorted(seconds.items()):
-        exact = seconds.get((case[0], "float32", *case[2:]), {})
-        times = [of[name] for of in (found, exact) for name in TORCH if name in of]
+        times = [found[name] for name in TORCH if name in found]
         if not times:
             raise ValueError(f"{', '.join(map(str, files))}: nothing of torch for {' '.join(map(str, case))} threads")
-        yield Compared(*case, tuple(found.get(name) for name in OURS), min(times))
+        exact = seconds.get((case[0], "float32", *case[2:]), {})
+        best = min([*times, *(exact[name] for name in TORCH if name in exact)])
+        yield Compared(*case, tuple(found.get(name) for name in OURS), (best, min(times)))
 
 
 def table(rows: Sequence[Compared]) -> str:
     """Those rows in Markdown."""
     lines = [HEAD, ("---",) * len(HEAD)]
     for row in rows:
-        ms = ["" if s is None else f"{1e3 * s:.3g}" if s < 1 else f"{1e3 * s:.0f}" for s in (*row.ours, row.torch)]
+        ms = ["" if s is None else f"{1e3 * s:.3g}" if s < 1 else f"{1e3 * s:.0f}" for s in (*row.ours, row.torch[0])]
         ratios = ["" if ratio is None else f"{ratio:.2f}" for ratio in row.ratios]
         lines.append((row.network, row.dtype, str(row.batch), str(row.threads), *ms, *ratios))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
