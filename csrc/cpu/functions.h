@@ -30,8 +30,8 @@ CMFAST_INLINE void exp2(Floats (&x)[N]) {
   for (int i = 0; i < N; ++i) x[i] = as_floats((bits(shifted[i]) << 23) + 0x3F800000u) * p[i];
 }
 
-// 2^(x·factor − shift) of several registers, to 2⁻¹³ at least: of what is rounded to bfloat16. The polynomial is the best of
-// its degree on [0, 1].
+// 2^(x·factor − shift) of several registers, to 2⁻¹⁸: of what is rounded to bfloat16. The polynomial is the best of its
+// degree on [0, 1].
 template <int N>
 CMFAST_INLINE void exp2_to_bfloat16(Floats (&x)[N], float factor, float shift) {
   CMFAST_UNROLL

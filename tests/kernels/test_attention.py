@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from cmfast.kernels import BackendError, attention, split_qkv
+from cmfast.kernels import BackendError, attention, native, split_qkv
 from cmfast.kernels.layout import empty_in_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,9 +62,10 @@ def order(x):
     return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
-def assert_logsumexp(actual, exact, products):
-    """As float32 has it; where weights are rounded to bfloat16, they need not be computed to more than 2⁻¹⁸."""
-    torch.testing.assert_close(actual, exact.float(), rtol=5e-7, atol=4e-6 if products == torch.bfloat16 else 1e-6)
+def assert_logsumexp(actual, exact, products, backend):
+    """As float32 has it; by tiles, weights are computed to 2⁻¹⁸ and then rounded to bfloat16."""
+    by_tiles = backend == "cpu" and products == torch.bfloat16 and native.cpu().build_info()["isa"] == "amx"
+    torch.testing.assert_close(actual, exact.float(), rtol=5e-7, atol=4e-6 if by_tiles else 1e-6)
 
 
 def check(q, k, v, backend, scale=None):
@@ -74,7 +75,7 @@ def check(q, k, v, backend, scale=None):
     actual = torch.ops.cmfast.attention(q, k, v, scale, backend)
     assert order(actual[0]) == order(empty_in_order(q, q.shape))
     assert_as_accurate("out", actual[0], exact[0], plain)
-    assert_logsumexp(actual[1], exact[1], q.dtype)
+    assert_logsumexp(actual[1], exact[1], q.dtype, backend)
 
 
 def check_gradients(grad, q, k, v, backend, scale=None):
@@ -145,7 +146,7 @@ def test_products_of_bfloat16(shape, dtype, packing, backend):
     plain = worse(exact, *(rounded_attention(*narrow, scale, scale_first=first)[0] for first in (False, True)))
     assert_as_accurate("out", actual[0], exact, plain.to(dtype))
     lse = torch.ops.cmfast.attention(*(x.double() for x in narrow), scale, "reference")[1]
-    assert_logsumexp(actual[1], lse, torch.bfloat16)
+    assert_logsumexp(actual[1], lse, torch.bfloat16, backend)
 
 
 def test_products_of_another_dtype_are_refused():
