@@ -68,7 +68,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def cpu_kernels(check: str) -> ModuleType:
-    """A build of the CPU kernels with a check of csrc/toolchain.py: seeded faults, or sanitizers."""
+    """A build of the CPU kernels with a check of csrc/toolchain.py: seeded faults in it, or sanitizers."""
     return load("_cpu", cpu_module(check))
 
 

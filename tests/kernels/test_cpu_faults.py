@@ -218,7 +218,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def faulty():
-    module = emulation.cpu_kernels("faults")
+    module = emulation.cpu_kernels("twin")
     with native.stand_in(module, "_cpu"):
         yield module
         module.set_fault(-1)
