@@ -145,7 +145,7 @@ class UNet(nn.Module):
             nn.Linear(c.model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
         )
         if c.num_classes is not None:
-            self.label_emb = nn.Embedding(c.num_classes, emb_channels)
+            self.label_emb = _embedding(c.num_classes, emb_channels)
 
         def level(ds: int, in_channels: int, out_channels: int) -> list[nn.Module]:
             attend = [AttentionBlock(c, out_channels)] if ds in c.attention_resolutions else []
@@ -241,6 +241,12 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     angles = timesteps.to(dtype)[:, None] * frequencies
     sinusoids = torch.cat((torch.cos(angles), torch.sin(angles)), dim=1)
     return F.pad(sinusoids, (0, 1)) if dim % 2 else sinusoids
+
+
+def _embedding(count: int, channels: int) -> nn.Embedding:
+    """An embedding; of one on the meta device, torch would import its compiler to draw no numbers."""
+    weight = torch.empty(count, channels)
+    return nn.Embedding(count, channels, _weight=weight if weight.is_meta else nn.init.normal_(weight))
 
 
 class Block(nn.Sequential):

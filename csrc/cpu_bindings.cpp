@@ -7,6 +7,7 @@
 
 #include "cpu/checksum.h"
 #include "cpu/faults.h"
+#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
 #include "cpu/program.h"
 #include "cpu_direct.h"
@@ -447,6 +448,10 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("checksum", [](Address data, int64_t bytes, int threads) {
     py::gil_scoped_release unlocked;
     return checksum(at(data), bytes, threads);
+  });
+  m.def("move_to_huge_pages", [](Address data, int64_t bytes) {
+    py::gil_scoped_release unlocked;
+    return move_to_huge_pages(at(data), bytes);
   });
   py::class_<Snapshot>(m, "Snapshot", py::module_local())
       .def(py::init<const std::vector<py::dict>&>())

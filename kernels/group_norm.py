@@ -159,14 +159,14 @@ def _group_norm_backward(grad, h, skip, num_groups, weight, bias, add, scale, sh
 @torch.library.register_fake("cmfast::group_norm")
 def _group_norm_fake(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend):
     statistics = h.new_empty((h.shape[0], num_groups), dtype=accumulation_dtype(h.dtype))
-    return empty_in_order(h, concatenated_shape(h, skip)), statistics, torch.empty_like(statistics)
+    return empty_in_order(h, concatenated_shape(h, skip)), statistics, statistics.new_empty(statistics.shape)
 
 
 @torch.library.register_fake("cmfast::group_norm_backward")
 def _group_norm_backward_fake(grad, h, skip, num_groups, weight, bias, add, scale, shift, silu, mean, rstd, backend):
     shape = concatenated_shape(h, skip)
     sums = h.new_empty(shape[:2], dtype=accumulation_dtype(h.dtype))
-    return empty_in_order(h, shape), sums, torch.empty_like(sums)
+    return empty_in_order(h, shape), sums, sums.new_empty(sums.shape)
 
 
 def concatenated_shape(h: Tensor, skip: Tensor | None) -> list[int]:

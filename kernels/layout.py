@@ -15,7 +15,7 @@ def empty_in_order(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None
     contiguous order is one, it is that.
     """
     if like.is_contiguous():
-        if shape == like.shape:  # faster, of small tensors
+        if shape == like.shape and not like.is_meta:  # faster, of small tensors
             return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
         return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
     order = _memory_order(like)

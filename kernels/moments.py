@@ -143,4 +143,4 @@ def _channel_moments_fake(x, backend):
 @torch.library.register_fake("cmfast::fold_group_norm")
 def _fold_group_norm_fake(first, second, *rest):
     gain = first.new_empty((len(first), first.shape[2] + (0 if second is None else second.shape[2])))
-    return gain, torch.empty_like(gain)
+    return gain, gain.new_empty(gain.shape)

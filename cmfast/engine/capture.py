@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from . import without_data
 from .graph import Graph
 from .layers import Layers
 from .patterns import attention, circular_padding, linear
@@ -79,10 +80,11 @@ def output_dtypes(
     floating = [t.dtype for t in (*tensors, *named.values()) if t.is_floating_point()]
     if all(dtype == torch.float32 for dtype in floating):
         return list(computed)
-    empty = {name: torch.empty_like(t, device="meta") for name, t in named.items()}
-    given = structure.build([torch.empty_like(t, device="meta") for t in tensors])
+    empty = {name: without_data.like(t) for name, t in named.items()}
+    given = structure.build([without_data.like(t) for t in tensors])
     try:
-        return [t.dtype for t in flatten(torch.func.functional_call(module, empty, *given))[0]]
+        with _WithoutData():
+            return [t.dtype for t in flatten(torch.func.functional_call(module, empty, *given))[0]]
     except (NotImplementedError, RuntimeError):
         first = next(dtype for dtype in floating)
         return [first if dtype.is_floating_point else dtype for dtype in computed]
@@ -121,7 +123,18 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Recorder(TorchDispatchMode):
+class _WithoutData(TorchDispatchMode):
+    """Operators run on tensors without data."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, to keep it from what is within this mode
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return without_data.call(func, args, kwargs or {})
+
+
+class _Recorder(_WithoutData):
     def __init__(self, layers: Layers) -> None:
         super().__init__()
         self.layers = layers
@@ -154,7 +167,7 @@ class _Recorder(TorchDispatchMode):
         return self.nodes[id(tensor)]
 
     def _keep(self, node: fx.Node, tensor: Tensor) -> Tensor:
-        node.meta["val"] = _without_data(tensor)
+        node.meta["val"] = tensor if tensor.is_meta else without_data.like(tensor)
         if not tensor.is_meta:
             self.known[node] = tensor
         self.nodes[id(tensor)] = node
@@ -179,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         else:  # what is asked for on the device of a value that is known
             kwargs = {k: torch.device("meta") if isinstance(v, torch.device) else v for k, v in kwargs.items()}
         try:
-            result = func(*args, **kwargs)
+            result = without_data.call(func, args, kwargs)
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error).lower():
                 raise
@@ -191,7 +204,7 @@ class _Recorder(TorchDispatchMode):
         node.meta["layer"] = self.layers.current
         if isinstance(result, Tensor):
             return self._keep(node, result)
-        node.meta["val"] = [_without_data(part) for part in result]
+        node.meta["val"] = [part if part.is_meta else without_data.like(part) for part in result]
         for i, part in enumerate(result):
             item = self.graph.call_function(operator.getitem, (node, i))
             item.meta["layer"] = self.layers.current
@@ -224,12 +237,6 @@ def _of_numbers(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
 def _is_other(x: Any) -> bool:
     """Whether it is a device that is neither the CPU nor that of tensors without data."""
     return isinstance(x, torch.device) and x.type not in ("cpu", "meta")
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    if tensor.is_meta:
-        return tensor
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _is_random(func: Any, args: Any, kwargs: Any) -> bool:

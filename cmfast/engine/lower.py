@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from . import by_torch, dtypes
+from . import by_torch, dtypes, without_data
 from .graph import STRIDED, Graph, arguments
 from .layouts import READERS, ROWS, images
 from .steps import Step, Steps
@@ -129,8 +129,10 @@ class _Lowering:
         name = name or _name(target)
         computed = by_torch.InMemoryOrder(target) if target in by_torch.IN_MEMORY_ORDER else target
         computed, given, dtype = dtypes.agree(computed, target, given, self.kernels.dtype)
-        without_data = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
-        result = computed(**pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), without_data))
+        alike = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
+        result = without_data.call(
+            computed, (), pytree.tree_map_only(torch.device, lambda _: torch.device("meta"), alike)
+        )
         single = isinstance(result, Tensor)
         parts = [result] if single else list(result)
         if all(self.steps.owns(part) for part in parts):
@@ -143,7 +145,9 @@ class _Lowering:
             if readers.get(i) in self.as_images:
                 outs.append(self.steps.image(part.shape, part.dtype))
             else:
-                outs.append(self.steps.keep(_dense(part) if i in rows else torch.empty_like(part)))
+                outs.append(
+                    self.steps.keep(_dense(part) if i in rows or part.is_contiguous() else torch.empty_like(part))
+                )
         self.steps.add(Step(node.name, name, by_torch.Computed.of(computed), (outs, given), reason))
         return outs[0] if single else outs
 

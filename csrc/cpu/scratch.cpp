@@ -1,10 +1,9 @@
 #include "scratch.h"
 
-#include <sys/mman.h>
-
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+
+#include "huge_pages.h"
 
 namespace cmfast {
 namespace {
@@ -20,16 +19,6 @@ struct Buffer {
 thread_local Buffer buffers[SCRATCH_SLOTS];
 
 }  // namespace
-
-void huge_pages(void* data, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-  uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / HUGE_PAGE * HUGE_PAGE;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
-}
 
 void* scratch(Slot slot, int64_t bytes) {
   Buffer& buffer = buffers[slot];

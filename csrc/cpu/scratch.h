@@ -13,7 +13,4 @@ enum Slot { SCRATCH_INPUT, SCRATCH_PRODUCTS, SCRATCH_ROWS, SCRATCH_WEIGHTS, SCRA
 // fresh pages cost more than most kernels.
 void* scratch(Slot slot, int64_t bytes);
 
-// Ask for huge pages of memory that is not yet written: a long read of small ones waits for their addresses.
-void huge_pages(void* data, int64_t bytes);
-
 }  // namespace cmfast

@@ -1,9 +1,13 @@
 """Large memory in huge pages, where the system has them: of small ones, finding a page takes time at each of them."""
 
 import mmap
+import threading
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .. import native
 
 _HUGE = 2 << 20
 
@@ -17,3 +21,21 @@ def empty(bytes_: int) -> Tensor:
     whole = torch.frombuffer(block, dtype=torch.uint8)
     begin = -whole.data_ptr() % _HUGE
     return whole[begin : begin + bytes_]
+
+
+def mapped(path: Path, bytes_: int) -> Tensor:
+    """The first bytes of a file, as a uint8 tensor that is there at once: the system reads what is looked at.
+
+    Meanwhile a thread reads all of it into huge pages, which take the place of the file's. Nobody may write to the file
+    before that is done, nor to the tensor.
+
+    Raises:
+        OSError: the file cannot be read.
+        EOFError: it is shorter.
+    """
+    if path.stat().st_size < bytes_:
+        raise EOFError(f"{path} ends too soon: it has {path.stat().st_size} bytes, {bytes_} were expected")
+    tensor = torch.from_file(str(path), shared=False, size=bytes_, dtype=torch.uint8)
+    move = native.cpu().move_to_huge_pages
+    threading.Thread(target=lambda: move(tensor.data_ptr(), tensor.nbytes), daemon=True).start()
+    return tensor

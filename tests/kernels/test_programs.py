@@ -1,6 +1,7 @@
 """Programs of recorded calls, and what else the engine takes from the CPU kernels."""
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,36 @@ def flags_of(address):
         elif of_ours and line.startswith("VmFlags:"):
             return {*line.split()[1:]}
     return set()
+
+
+def test_a_mapped_file_is_the_same_while_it_moves_to_huge_pages(tmp_path):
+    data = torch.randint(0, 256, ((70 << 20) + 12345,), dtype=torch.uint8)
+    (tmp_path / "data").write_bytes(data.numpy().data)
+    size = data.numel() - 7
+    mapped = torch.from_file(str(tmp_path / "data"), shared=False, size=size, dtype=torch.uint8)
+    done = []
+    thread = threading.Thread(
+        target=lambda: done.append(native.cpu().move_to_huge_pages(mapped.data_ptr(), mapped.nbytes))
+    )
+    thread.start()
+    expected, found = checksum(data[:size]), set()
+    while thread.is_alive():
+        found.add(checksum(mapped))
+    found.add(checksum(mapped))
+    assert found == {expected}
+    page = 2 << 20
+    first, last = mapped.data_ptr() + page - 1, mapped.data_ptr() + size
+    assert done[0] in (0, (last // page - first // page) * page)  # nothing where the system has no huge pages
+    (tmp_path / "data").unlink()
+    assert torch.equal(mapped, data[:size])
+
+
+def test_a_mapped_file_is_there_at_once(tmp_path):
+    (tmp_path / "data").write_bytes(bytes(range(256)) * 20_000)
+    mapped = memory.mapped(tmp_path / "data", 256 * 19_999)
+    assert torch.equal(mapped, torch.arange(256, dtype=torch.uint8).repeat(19_999))
+    with pytest.raises(EOFError, match="data ends too soon: it has 5120000 bytes, 5120001 were expected"):
+        memory.mapped(tmp_path / "data", 5120001)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, (4 << 20) - 1, 4 << 20, (9 << 20) + 12])

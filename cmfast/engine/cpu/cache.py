@@ -1,10 +1,8 @@
 """Packed weights in a folder: a file for each network and dtype of products, named by a checksum of the weights."""
 
-import concurrent.futures
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,13 +11,14 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ...checkpoints.tensors import write_safetensors
 from ...files import whole_file
 from ...kernels import native
 from ...kernels.cpu import memory
 from ...kernels.cpu.conv import packing
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LINE = 64  # bytes of a cache line
 
 
 def fingerprint(tensors: Mapping[str, Tensor], packed: Iterable[str], products: torch.dtype) -> str:
@@ -37,7 +36,7 @@ def fingerprint(tensors: Mapping[str, Tensor], packed: Iterable[str], products: 
 
 
 class Stored:
-    """The packed weights in a file that `write` wrote: each is read when it is wanted.
+    """The packed weights in a file that `write` wrote: the file is mapped when one is wanted.
 
     Attributes:
         path: of the file; where there is none, there are no weights.
@@ -46,6 +45,7 @@ class Stored:
     def __init__(self, path: Path) -> None:
         """Raises ValueError where the file is not one of packed weights, or not whole."""
         self.path = path
+        self._mapped: Tensor | None = None
         self._places: dict[str, tuple[torch.dtype, int, int]] = {}
         if not path.exists():
             return
@@ -66,29 +66,26 @@ class Stored:
         return name in self._places
 
     def read(self, name: str) -> Tensor:
-        """Read by all threads at once, straight into memory of huge pages. Raises OSError, and EOFError at the end."""
+        """What the file has under this name, in memory that is not to be written to. Raises OSError, and EOFError."""
         dtype, begin, size = self._places[name]
-        raw = memory.empty(size)
-        target = memoryview(raw.numpy())
-        threads = torch.get_num_threads()
-        bounds = [size * i // threads for i in range(threads + 1)]
-        with self.path.open("rb") as stream, concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            parts = [pool.submit(_fill, stream.fileno(), target[a:b], begin + a) for a, b in itertools.pairwise(bounds)]
-            for part in parts:
-                part.result()
-        return raw.view(dtype)
-
-
-def _fill(file: int, target: memoryview, begin: int) -> None:
-    done = 0
-    while done < len(target):
-        count = os.preadv(file, [target[done:]], begin + done)
-        if not count:
-            raise EOFError("a file of packed weights ends too soon")
-        done += count
+        if self._mapped is None:
+            self._mapped = memory.mapped(self.path, max(begin + size for _, begin, size in self._places.values()))
+        tensor = self._mapped[begin : begin + size]
+        return (tensor if begin % _LINE == 0 else tensor.clone()).view(dtype)
 
 
 def write(path: Path, packed: Mapping[str, Tensor]) -> None:
-    """Write packed weights, whole or not at all."""
-    with whole_file(path) as file:
-        write_safetensors(file, packed)
+    """Write packed weights, whole or not at all: a safetensors file in which each begins a cache line, where it can."""
+    # Those that end within a line are the last.
+    tensors = dict(sorted(packed.items(), key=lambda item: item[1].nbytes % _LINE > 0))
+    ends = [0, *itertools.accumulate(t.nbytes for t in tensors.values())]
+    entries = {
+        name: {"dtype": _NAMES[t.dtype], "shape": list(t.shape), "data_offsets": place}
+        for (name, t), place in zip(tensors.items(), itertools.pairwise(ends), strict=True)
+    }
+    header = json.dumps(entries).encode()
+    header += b" " * (-(8 + len(header)) % _LINE)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in tensors.values():
+            file.write(tensor.detach().flatten().view(torch.uint8).numpy().data)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cmfast.engine.cpu.cache import Stored, fingerprint, write
 
@@ -49,7 +50,9 @@ def test_weights_come_back_as_they_were_written(tmp_path, threads, count):
         found = stored.read(name)
         assert found.dtype == tensor.dtype
         assert torch.equal(found, tensor.flatten())
+        assert found.data_ptr() % 64 == 0 or name == "c"  # which comes after one that ends within a cache line
     assert "d" not in stored
+    assert all(torch.equal(packed[name], t) for name, t in load_file(tmp_path / "w.safetensors").items())
 
 
 def test_a_file_that_is_not_there_has_no_weights(tmp_path):
@@ -61,6 +64,6 @@ def test_files_of_something_else_are_said(tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"w.safetensors is not a whole file of packed weights .*: delete it"):
         Stored(path)
-    write(path, {"a": torch.zeros(3, dtype=torch.int64)})  # a dtype that nothing is packed in
+    save_file({"a": torch.zeros(3, dtype=torch.int64)}, path)  # a dtype that nothing is packed in
     with pytest.raises(ValueError, match=r"not a whole file of packed weights"):
         Stored(path)
