@@ -7,8 +7,8 @@
 
 #include "cpu/checksum.h"
 #include "cpu/faults.h"
-#include "cpu/huge_pages.h"
 #include "cpu/isa.h"
+#include "cpu/mapped_file.h"
 #include "cpu/program.h"
 #include "cpu_direct.h"
 #include "cpu_snapshots.h"
@@ -449,10 +449,17 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
     py::gil_scoped_release unlocked;
     return checksum(at(data), bytes, threads);
   });
-  m.def("move_to_huge_pages", [](Address data, int64_t bytes) {
-    py::gil_scoped_release unlocked;
-    return move_to_huge_pages(at(data), bytes);
-  });
+  py::class_<MappedFile>(m, "MappedFile", py::buffer_protocol(), py::module_local())
+      .def(py::init([](const std::string& path, int64_t bytes) {
+        auto file = std::make_unique<MappedFile>(path, bytes);
+        if (!file->error()) return file;
+        errno = file->error();
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, path.c_str());
+        throw py::error_already_set();
+      }))
+      .def_buffer([](MappedFile& file) { return py::buffer_info((uint8_t*)file.data(), file.bytes()); })
+      .def_property_readonly("moved", &MappedFile::moved)
+      .def_property_readonly("settled", &MappedFile::settled);
   py::class_<Snapshot>(m, "Snapshot", py::module_local())
       .def(py::init<const std::vector<py::dict>&>())
       .def("first_difference", &Snapshot::first_difference)

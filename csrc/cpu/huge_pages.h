@@ -5,12 +5,18 @@
 
 namespace cmfast {
 
+constexpr int64_t HUGE_PAGE = 2 << 20;
+
+// Begin and end of the huge pages that are whole within memory; the end is not behind the begin where there are none.
+struct HugePages {
+  char *begin, *end;
+};
+inline HugePages huge_pages_within(void* data, int64_t bytes) {
+  auto first = (uintptr_t)data, last = first + bytes;
+  return {(char*)((first + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE), (char*)(last / HUGE_PAGE * HUGE_PAGE)};
+}
+
 // Ask for huge pages of memory that is not yet written.
 void huge_pages(void* data, int64_t bytes);
-
-// Put copies in huge pages in the place of memory that is only read, such as that of a mapped file, whoever reads it
-// meanwhile. Its first and last bytes, which fill no huge page, stay where they are; all of it does where the system has
-// no huge pages or no memory left. How many bytes were moved.
-int64_t move_to_huge_pages(void* data, int64_t bytes);
 
 }  // namespace cmfast

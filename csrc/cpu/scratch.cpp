@@ -8,7 +8,7 @@
 namespace cmfast {
 namespace {
 
-constexpr int64_t LINE = 64, HUGE_PAGE = 2 << 20;
+constexpr int64_t LINE = 64;
 
 struct Buffer {
   void* data = nullptr;

@@ -1,7 +1,6 @@
 """Large memory in huge pages, where the system has them: of small ones, finding a page takes time at each of them."""
 
 import mmap
-import threading
 from pathlib import Path
 
 import torch
@@ -35,7 +34,4 @@ def mapped(path: Path, bytes_: int) -> Tensor:
     """
     if path.stat().st_size < bytes_:
         raise EOFError(f"{path} ends too soon: it has {path.stat().st_size} bytes, {bytes_} were expected")
-    tensor = torch.from_file(str(path), shared=False, size=bytes_, dtype=torch.uint8)
-    move = native.cpu().move_to_huge_pages
-    threading.Thread(target=lambda: move(tensor.data_ptr(), tensor.nbytes), daemon=True).start()
-    return tensor
+    return torch.frombuffer(native.cpu().MappedFile(str(path), bytes_), dtype=torch.uint8)

@@ -84,7 +84,7 @@ def test_factors_of_two_dtypes_are_refused_as_where_there_is_data():
     x, y = torch.ones(2, 3), torch.ones(3, 4, dtype=torch.bfloat16)
     with pytest.raises(RuntimeError, match="same dtype"):
         x @ y
-    with pytest.raises(RuntimeError, match="same dtype, got torch.float32 and torch.bfloat16"):
+    with pytest.raises(RuntimeError, match=r"same dtype, got torch\.float32 and torch\.bfloat16"):
         without_data.call(aten.mm.default, (x.to("meta"), y.to("meta")), {})
 
 

@@ -1,7 +1,8 @@
 """Programs of recorded calls, and what else the engine takes from the CPU kernels."""
 
 import re
-import threading
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,22 +123,39 @@ def test_a_mapped_file_is_the_same_while_it_moves_to_huge_pages(tmp_path):
     data = torch.randint(0, 256, ((70 << 20) + 12345,), dtype=torch.uint8)
     (tmp_path / "data").write_bytes(data.numpy().data)
     size = data.numel() - 7
-    mapped = torch.from_file(str(tmp_path / "data"), shared=False, size=size, dtype=torch.uint8)
-    done = []
-    thread = threading.Thread(
-        target=lambda: done.append(native.cpu().move_to_huge_pages(mapped.data_ptr(), mapped.nbytes))
-    )
-    thread.start()
-    expected, found = checksum(data[:size]), set()
-    while thread.is_alive():
+    file = native.cpu().MappedFile(str(tmp_path / "data"), size)
+    mapped, expected, found = torch.frombuffer(file, dtype=torch.uint8), checksum(data[:size]), set()
+    while not file.settled:
         found.add(checksum(mapped))
     found.add(checksum(mapped))
     assert found == {expected}
     page = 2 << 20
     first, last = mapped.data_ptr() + page - 1, mapped.data_ptr() + size
-    assert done[0] in (0, (last // page - first // page) * page)  # nothing where the system has no huge pages
+    assert file.moved in (0, (last // page - first // page) * page)  # nothing where the system has no huge pages
     (tmp_path / "data").unlink()
+    del file
     assert torch.equal(mapped, data[:size])
+
+
+def test_a_file_is_given_up_while_it_moves(tmp_path):
+    (tmp_path / "data").write_bytes(bytes(70 << 20))
+    for _ in range(10):
+        assert memory.mapped(tmp_path / "data", 70 << 20)[-1] == 0
+
+
+def test_a_process_ends_while_a_file_moves(tmp_path):
+    (tmp_path / "data").write_bytes(bytes(300 << 20))
+    code = f"""
+import os, sys, pathlib
+from cmfast.kernels.cpu import memory
+mapped = memory.mapped(pathlib.Path({str(tmp_path / "data")!r}), 300 << 20)
+if not os.fork():
+    assert mapped[-1] == 0
+    sys.exit()
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_a_mapped_file_is_there_at_once(tmp_path):
@@ -146,6 +164,8 @@ def test_a_mapped_file_is_there_at_once(tmp_path):
     assert torch.equal(mapped, torch.arange(256, dtype=torch.uint8).repeat(19_999))
     with pytest.raises(EOFError, match="data ends too soon: it has 5120000 bytes, 5120001 were expected"):
         memory.mapped(tmp_path / "data", 5120001)
+    with pytest.raises(OSError, match=str(tmp_path)):
+        memory.mapped(tmp_path, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, (4 << 20) - 1, 4 << 20, (9 << 20) + 12])
