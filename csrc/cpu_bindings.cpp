@@ -10,7 +10,13 @@
 #include "cpu/isa.h"
 #include "cpu/mapped_file.h"
 #include "cpu/program.h"
-#include "cpu_direct.h"
+#include "cpu_direct/attention.h"
+#include "cpu_direct/channel_norm.h"
+#include "cpu_direct/consistency.h"
+#include "cpu_direct/conv.h"
+#include "cpu_direct/group_norm.h"
+#include "cpu_direct/moments.h"
+#include "cpu_direct/timestep_embedding.h"
 #include "cpu_snapshots.h"
 
 namespace py = pybind11;
@@ -55,6 +61,16 @@ std::string run(const char* (*Kernels::*kernel)(const Arguments&), const Argumen
   if (!found) return unknown_isa(std::getenv("CMFAST_CPU_ISA"));
   const char* error = (found->*kernel)(arguments);
   return error ? error : "";
+}
+
+// Whether tensors may be read as they are: nothing is recorded, and nobody has chosen a backend.
+bool reads_tensors() { return !recorded && serves_by_default(); }
+
+// Run a kernel with what was read of torch's tensors; false where there is nothing, or the kernel does not take it: the
+// operator is then to be called with what Python prepares.
+template <class Arguments>
+bool run_of(const char* (*Kernels::*kernel)(const Arguments&), const std::optional<Arguments>& arguments) {
+  return arguments && run(kernel, *arguments).empty();
 }
 
 // ---- consistency step: a tensor is (address, dtype, strides), a vector of coefficients (address, stride)
@@ -118,21 +134,24 @@ std::string bound_consistency_step(Sizes shape, Tensor x, Tensor model_output, s
 bool bound_consistency_step_of(py::handle x, py::handle model_output, py::handle noise, py::handle denoised,
                                py::handle sample, py::handle model_input, py::handle a, py::handle b, py::handle alpha,
                                py::handle beta, py::handle input_scale, std::optional<double> low,
-                               std::optional<double> high, std::optional<int64_t> seed, uint32_t draw,
+                               std::optional<double> high, std::optional<uint64_t> seed, uint32_t draw,
                                uint32_t first_sample, int threads) {
-  if (recorded || !serves_by_default()) return false;
+  bool noisy = !noise.is_none() || seed, rescaled = !input_scale.is_none();
+  if (!reads_tensors() || (!noise.is_none() && seed) || noisy == beta.is_none() || (rescaled && sample.is_none()))
+    return false;
   std::optional<StepArguments> p = step_arguments({x, model_output, noise, denoised, sample, model_input},
                                                   {a, b, alpha, beta, input_scale});
   if (!p) return false;
   p->clip = low && high;
   p->low = static_cast<float>(low.value_or(0));
   p->high = static_cast<float>(high.value_or(0));
+  if (first_sample > (uint64_t{1} << 32) - p->shape[0]) return false;
   p->seeded = seed.has_value();
-  p->seed = static_cast<uint64_t>(seed.value_or(0));
+  p->seed = seed.value_or(0);
   p->draw = draw;
   p->first_sample = first_sample;
   p->threads = threads;
-  return run(&Kernels::consistency_step, *p).empty();
+  return run_of(&Kernels::consistency_step, p);
 }
 
 std::string bound_consistency_step_backward(Sizes shape, std::vector<std::optional<Tensor>> grads, Tensor x,
@@ -183,9 +202,16 @@ void set_rows(Arguments& p, const std::vector<std::optional<Vector>>& rows) {
   for (int i = 0; i < 5; ++i) *each[i] = norm_row(rows[i]);
 }
 
-std::string bound_group_norm(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes h,
-                             std::optional<Planes> skip, Planes y, std::vector<std::optional<Vector>> rows, float eps,
-                             bool silu, Address mean, Address rstd, int threads) {
+using Channels = std::tuple<Address, int64_t>;
+
+ChannelMoments channel_moments(const std::optional<Channels>& m) {
+  if (!m) return {};
+  return {at<const float>(std::get<0>(*m)), std::get<1>(*m)};
+}
+
+NormArguments norm_of_planes(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes h,
+                             std::optional<Planes> skip, Planes y, const std::vector<std::optional<Vector>>& rows,
+                             float eps, bool silu, int threads) {
   NormArguments p;
   p.samples = samples;
   p.positions = positions;
@@ -197,28 +223,51 @@ std::string bound_group_norm(int64_t samples, int64_t positions, int64_t groups,
   set_rows(p, rows);
   p.eps = eps;
   p.silu = silu;
+  p.threads = threads;
+  return p;
+}
+
+std::string bound_group_norm(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes h,
+                             std::optional<Planes> skip, Planes y, std::vector<std::optional<Vector>> rows, float eps,
+                             bool silu, Address mean, Address rstd, int threads) {
+  NormArguments p = norm_of_planes(samples, positions, groups, dtype, h, skip, y, rows, eps, silu, threads);
   p.mean = at<float>(mean);
   p.rstd = at<float>(rstd);
-  p.threads = threads;
   return run(&Kernels::group_norm, p);
+}
+
+std::optional<NormArguments> with(std::optional<NormArguments> p, float eps, bool silu, int threads) {
+  if (p) p->eps = eps, p->silu = silu, p->threads = threads;
+  return p;
 }
 
 // Of torch's tensors, y an empty one; false where it has to be called with what Python prepares.
 bool bound_group_norm_of(py::handle y, py::handle h, py::handle skip, int64_t groups, py::handle weight,
                          py::handle bias, py::handle add, py::handle scale, py::handle shift, float eps, bool silu,
                          int threads) {
-  if (recorded || !serves_by_default()) return false;
-  thread_local std::array<std::vector<float>, 5> rows;
-  std::optional<NormArguments> p = norm_arguments(y, h, skip, groups, {weight, bias, add, scale, shift}, &rows);
-  if (!p) return false;
-  thread_local std::vector<float> statistics;
-  statistics.resize(2 * p->samples * groups);
-  p->mean = statistics.data();
-  p->rstd = p->mean + p->samples * groups;
-  p->eps = eps;
-  p->silu = silu;
-  p->threads = threads;
-  return run(&Kernels::group_norm, *p).empty();
+  if (!reads_tensors()) return false;
+  std::optional<NormArguments> p = norm_arguments(y, h, skip, groups, {weight, bias, add, scale, shift});
+  return run_of(&Kernels::group_norm, with(p, eps, silu, threads));
+}
+
+// The same with the moments of h and of skip, of each (address, channels).
+std::string bound_apply_group_norm(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes h,
+                                   std::optional<Planes> skip, Planes y, std::vector<std::optional<Vector>> rows,
+                                   float eps, bool silu, Channels moments, std::optional<Channels> skip_moments,
+                                   int threads) {
+  NormArguments p = norm_of_planes(samples, positions, groups, dtype, h, skip, y, rows, eps, silu, threads);
+  p.moments = channel_moments(moments);
+  p.skip_moments = channel_moments(skip_moments);
+  return run(&Kernels::group_norm, p);
+}
+
+bool bound_apply_group_norm_of(py::handle y, py::handle h, py::handle skip, py::handle first, py::handle second,
+                               int64_t groups, py::handle weight, py::handle bias, py::handle add, py::handle scale,
+                               py::handle shift, float eps, bool silu, int threads) {
+  if (!reads_tensors()) return false;
+  std::optional<NormArguments> p =
+      apply_arguments(y, h, skip, first, second, groups, {weight, bias, add, scale, shift});
+  return run_of(&Kernels::group_norm, with(p, eps, silu, threads));
 }
 
 std::string bound_group_norm_backward(int64_t samples, int64_t positions, int64_t groups, int dtype, Planes grad,
@@ -273,7 +322,7 @@ std::string bound_attention(HeadsSizes sizes, int dtype, bool pairs, HeadsTensor
 
 // Of torch's tensors, out an empty one; false where it has to be called with what Python prepares.
 bool bound_attention_of(py::handle out, py::handle q, py::handle k, py::handle v, float scale, int threads) {
-  if (recorded || !serves_by_default()) return false;
+  if (!reads_tensors()) return false;
   std::optional<AttentionArguments> p = attention_arguments(out, q, k, v);
   if (!p) return false;
   thread_local std::vector<float> lse;
@@ -281,7 +330,7 @@ bool bound_attention_of(py::handle out, py::handle q, py::handle k, py::handle v
   p->lse = lse.data();
   p->scale = scale;
   p->threads = threads;
-  return run(&Kernels::attention, *p).empty();
+  return run_of(&Kernels::attention, p);
 }
 
 std::string bound_attention_backward(HeadsSizes sizes, int dtype, HeadsTensor grad, HeadsTensor q, HeadsTensor k,
@@ -323,11 +372,6 @@ bool tiles_here() {
   return found && found->tiles;
 }
 
-// Packed weights begin with a cache line that says how they lie: whoever reads them may be another instruction set, or
-// another processor.
-constexpr int64_t HEADER_WORDS = 16;
-constexpr uint32_t PLAIN_HEADER = 0x636D7031, TILED_HEADER = 0x636D7431;
-
 ConvTensor conv_tensor(const std::optional<Image>& t) {
   if (!t) return {};
   auto [data, channels, n, z, y, x] = *t;
@@ -345,10 +389,9 @@ std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, 
                          std::optional<Image> skip, std::optional<Image> residual, int residual_resample, Image out,
                          Address gain, Address offset, bool silu, int gate, bool relu, Address weights,
                          Address bias, Address moments, int threads) {
-  const uint32_t* packed = at<const uint32_t>(weights);
-  if (*packed != PLAIN_HEADER && *packed != TILED_HEADER) return "the packed weights are not what `pack` wrote";
   ConvArguments p;
-  p.shape = conv_shape(shape, *packed == TILED_HEADER);
+  p.shape = conv_shape(shape, false);
+  if (!read_weights(at<const uint32_t>(weights), &p)) return "the packed weights are not what `pack` wrote";
   p.samples = samples;
   std::tie(p.depth, p.height, p.width) = in_sizes;
   std::tie(p.out_depth, p.out_height, p.out_width) = out_sizes;
@@ -366,24 +409,38 @@ std::string bound_conv2d(Shape shape, int64_t samples, Three<int64_t> in_sizes, 
   p.silu = silu;
   p.gate = gate;
   p.relu = relu;
-  p.weights = packed + HEADER_WORDS;
   p.bias = at<const float>(bias);
   p.moments = at<float>(moments);
   p.threads = threads;
   return run(&Kernels::conv2d, p);
 }
 
-// ---- moments of channels: [N, 2, C] of a tensor is (address, channels)
-
-using Channels = std::tuple<Address, int64_t>;
-
-ChannelMoments channel_moments(const std::optional<Channels>& m) {
-  if (!m) return {};
-  return {at<const float>(std::get<0>(*m)), std::get<1>(*m)};
+// Of torch's tensors (None: none), out and moments empty ones; false where it has to be called with what Python prepares.
+bool bound_conv2d_of(py::handle out, py::handle moments, py::handle h, py::handle skip, py::handle residual,
+                     py::handle gain, py::handle offset, bool silu, bool relu, int resample, int gate,
+                     int residual_resample, py::handle weight, py::handle bias, py::handle packed, int tile,
+                     bool transformed, py::tuple stride, py::tuple padding, bool pairs, int threads) {
+  if (!reads_tensors()) return false;
+  ConvOptions options{tile, transformed, pairs, std::move(stride), std::move(padding), resample, gate,
+                      residual_resample, silu, relu};
+  std::optional<ConvArguments> p =
+      conv_arguments({out, moments, h, skip, weight, bias, packed, gain, offset, residual}, options);
+  if (p) p->threads = threads;
+  return run_of(&Kernels::conv2d, p);
 }
+
+// ---- moments of channels: [N, 2, C] of a tensor is (address, channels)
 
 std::string bound_moments(int64_t samples, int64_t positions, int dtype, Planes x, Address moments, int threads) {
   return run(&Kernels::moments, {samples, positions, dtype, norm_tensor(x), at<float>(moments), threads});
+}
+
+// Of torch's tensors, moments an empty one; false where it has to be called with what Python prepares.
+bool bound_moments_of(py::handle moments, py::handle x, int threads) {
+  if (!reads_tensors()) return false;
+  std::optional<MomentsArguments> p = moments_arguments(moments, x);
+  if (p) p->threads = threads;
+  return run_of(&Kernels::moments, p);
 }
 
 std::string bound_fold_group_norm(int64_t samples, int64_t positions, int64_t groups, Channels h,
@@ -400,6 +457,17 @@ std::string bound_fold_group_norm(int64_t samples, int64_t positions, int64_t gr
   p.gain = at<float>(gain);
   p.offset = at<float>(offset);
   return run(&Kernels::fold_group_norm, p);
+}
+
+// Of torch's tensors, gain and offset empty ones; false where it has to be called with what Python prepares.
+bool bound_fold_group_norm_of(py::handle gain, py::handle offset, py::handle first, py::handle second, int64_t size,
+                              int64_t groups, py::handle weight, py::handle bias, py::handle add, py::handle scale,
+                              py::handle shift, float eps, int) {
+  if (!reads_tensors()) return false;
+  std::optional<FoldArguments> p =
+      fold_arguments(gain, offset, first, second, size, groups, {weight, bias, add, scale, shift});
+  if (p) p->eps = eps;
+  return run_of(&Kernels::fold_group_norm, p);
 }
 
 std::string bound_channel_norm(int64_t samples, int64_t positions, int dtype, Planes x, Planes y,
@@ -420,6 +488,41 @@ std::string bound_channel_norm(int64_t samples, int64_t positions, int dtype, Pl
   p.silu = silu;
   p.threads = threads;
   return run(&Kernels::channel_norm, p);
+}
+
+// Of torch's tensors, y an empty one; false where it has to be called with what Python prepares.
+bool bound_channel_norm_of(py::handle y, py::handle x, py::handle weight, py::handle bias, double eps, bool centred,
+                           double least, py::handle scale, py::handle shift, bool silu, int threads) {
+  if (!reads_tensors() || eps < 0 || least < 0) return false;
+  std::optional<ChannelNormArguments> p = channel_norm_arguments(y, x, {weight, bias, scale, shift});
+  if (!p) return false;
+  p->eps = (float)eps;
+  p->least = (float)least;
+  p->centred = centred;
+  p->silu = silu;
+  p->threads = threads;
+  return run_of(&Kernels::channel_norm, p);
+}
+
+// ---- sinusoids of timesteps
+
+std::string bound_timestep_embedding(int64_t samples, int64_t count, Vector t, Address frequencies, float scale,
+                                     bool sin_first, Address y, int threads) {
+  auto [from, stride] = t;
+  return run(&Kernels::timestep_embedding, {samples, count, at<const float>(from), stride, at<const float>(frequencies),
+                                            scale, sin_first, at<float>(y), threads});
+}
+
+// Of torch's tensors, y an empty one; false where it has to be called with what Python prepares.
+bool bound_timestep_embedding_of(py::handle y, py::handle t, py::handle frequencies, float scale, bool sin_first,
+                                 int threads) {
+  if (!reads_tensors()) return false;
+  std::optional<TimestepArguments> p = timestep_arguments(y, t, frequencies);
+  if (!p) return false;
+  p->scale = scale;
+  p->sin_first = sin_first;
+  p->threads = threads;
+  return run_of(&Kernels::timestep_embedding, p);
 }
 
 // ---- programs
@@ -482,6 +585,12 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("group_norm_of", bound_group_norm_of);
   m.def("attention_of", bound_attention_of);
   m.def("consistency_step_of", bound_consistency_step_of);
+  m.def("apply_group_norm_of", bound_apply_group_norm_of);
+  m.def("conv2d_of", bound_conv2d_of);
+  m.def("moments_of", bound_moments_of);
+  m.def("fold_group_norm_of", bound_fold_group_norm_of);
+  m.def("channel_norm_of", bound_channel_norm_of);
+  m.def("timestep_embedding_of", bound_timestep_embedding_of);
   m.def("group_norm_backward", bound_group_norm_backward);
   m.def("attention", bound_attention);
   m.def("attention_backward", bound_attention_backward);
@@ -491,6 +600,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("moments", bound_moments);
   m.def("fold_group_norm", bound_fold_group_norm);
   m.def("channel_norm", bound_channel_norm);
+  m.def("apply_group_norm", bound_apply_group_norm);
+  m.def("timestep_embedding", bound_timestep_embedding);
 #ifdef CMFAST_FAULTS
 #define CMFAST_FAULT_STRING(name) #name,
   static const char* const names[] = {CMFAST_FAULT_NAMES(CMFAST_FAULT_STRING)};

@@ -14,6 +14,7 @@ x is [N, C, *spatial], or a pair (h, skip) that stands for their concatenation a
 import torch
 from torch import Tensor
 
+from . import direct
 from .backends import resolve
 from .conv_arguments import resampled_sizes
 from .group_norm import concatenated_shape
@@ -67,6 +68,10 @@ def apply_group_norm(
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
     first, second = moments if isinstance(moments, tuple | list) else (moments, None)
+    if backend is None:
+        rest = (num_groups, weight, bias, eps, add, scale, shift, activation, resample)
+        if (y := direct.apply_group_norm(h, skip, first, second, *rest)) is not None:
+            return y
     _check_input(h, skip, activation, resample)
     _check_moments(h, skip, first, second)
     _check_rows(h, skip, num_groups, weight, bias, add, scale, shift)
@@ -128,8 +133,8 @@ def _check_rows(
         raise ValueError(f"apply_group_norm: num_groups must divide the number of channels, got {num_groups} for {c}")
     rows = (("weight", weight, (c,)), ("bias", bias, (c,)))
     films = (("add", add, (n, c)), ("scale", scale, (n, c)), ("shift", shift, (n, c)))
-    for name, t, shape in (*rows, *films):
-        if t is not None and (t.shape != shape or not t.is_floating_point()):
+    for name, t, shape in (*rows, *(film for film in films if film[1] is not None)):
+        if t is None or t.shape != shape or not t.is_floating_point():
             raise ValueError(f"apply_group_norm: {name} must be floating point {list(shape)}, got {describe(t)}")
 
 

@@ -12,6 +12,7 @@ Normalization", equation 4. Tokens [R, C] are images of no spatial dimension.
 import torch
 from torch import Tensor
 
+from . import direct
 from .backends import resolve
 from .layout import describe, empty_in_order
 from .transforms import refuse_gradients
@@ -55,6 +56,10 @@ def channel_norm(
         RuntimeError: an input requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
+    if backend is None:
+        y = direct.channel_norm(x, weight, bias, eps, centred, least, scale, shift, activation)
+        if y is not None:
+            return y
     if x.ndim < 2 or not x.is_floating_point() or not x.shape[1]:
         raise ValueError(f"channel_norm: x must be a floating-point tensor [N, C, *spatial], got {describe(x)}")
     n, c = x.shape[:2]

@@ -102,28 +102,31 @@ def consistency_step(
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     low, high = _clip_range(clip)
+    if backend is None:
+        rest = (low, high, noise, seed, draw, first_sample)
+        found = direct.consistency_step(x, model_output, a, b, alpha, beta, input_scale, *rest)
+        if found is not None:
+            return ConsistencyStep(*found)
     wants_sample = alpha is not None or beta is not None
     _check(x, model_output, wants_sample, beta, noise, seed, draw, first_sample, input_scale)
     coefficients = (a, b, 1.0 if alpha is None else alpha, 0.0 if beta is None else beta, input_scale)
-    vectors = [_vector(c, x) if isinstance(c, Tensor) else None for c in coefficients]
-    scalars = [0.0 if c is None or isinstance(c, Tensor) else float(c) for c in coefficients]
     if seed is not None and not isinstance(seed, Tensor) and seed >= 1 << 63:
         seed -= 1 << 64  # the schema's integers are signed
     wants_input = input_scale is not None
-    rest = (scalars, low, high, noise, seed, draw, first_sample, wants_sample, wants_input)
-    if backend is None and (found := direct.consistency_step(x, model_output, vectors, *rest)) is not None:
-        return ConsistencyStep(*found)
+    vectors = [_vector(c, x) if isinstance(c, Tensor) else None for c in coefficients]
+    scalars = [0.0 if c is None or isinstance(c, Tensor) else float(c) for c in coefficients]
+    arguments = (scalars, low, high, noise, seed, draw, first_sample, wants_sample, wants_input)
     outputs: Sequence[Tensor]
     if needs_definition():
         require("consistency_step", _present(x, model_output, noise, *vectors), backend)
-        outputs = reference.consistency_step(x, model_output, vectors, *rest)
+        outputs = reference.consistency_step(x, model_output, vectors, *arguments)
     elif transformed() or (
         torch.is_grad_enabled()
         and (x.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad))
     ):
-        outputs = apply(_ConsistencyStep, x, model_output, *rest, backend, *vectors)
+        outputs = apply(_ConsistencyStep, x, model_output, *arguments, backend, *vectors)
     else:
-        outputs = _operator(x, model_output, vectors, *rest, backend)
+        outputs = _operator(x, model_output, vectors, *arguments, backend)
     return ConsistencyStep(outputs[0], outputs[1] if wants_sample else None, outputs[2] if wants_input else None)
 
 

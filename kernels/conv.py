@@ -23,17 +23,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import direct
 from .backends import BackendError, available, chosen, resolve
-from .conv_arguments import ConvArguments, output_sizes, resampled_sizes
+from .conv_arguments import GATES, RESAMPLES, ConvArguments, output_sizes, resampled_sizes
 from .conv_forms import ConvForm, choose_form
 from .conv_weights import pack
 from .group_norm import concatenated_shape
 from .layout import describe, empty_image
 from .transforms import refuse_gradients
-
-_RESAMPLE = (None, "nearest", "average")
-#: Activations of a gate.
-GATES = ("gelu", "gelu_tanh", "silu")
 
 
 class PreparedConv(NamedTuple):
@@ -207,6 +204,8 @@ def conv2d(
     h, skip = x if isinstance(x, tuple | list) else (x, None)
     given = (gain, offset, silu, gate, residual, residual_resample, relu, moments)
     arguments = ConvArguments(h, skip, *prepared, resample, *given)
+    if backend is None and (found := direct.conv2d(arguments)) is not None:
+        return ConvOutput(found[0], found[1] if moments else None)
     _check(arguments)
     refuse_gradients("conv2d", "prepared weights serve inference", h, skip, gain, offset, residual)
     out, sums = torch.ops.cmfast.conv2d(*arguments, backend)
@@ -238,7 +237,7 @@ def _check(a: ConvArguments) -> None:
         if t is not None and (t.shape != (n, c) or not t.is_floating_point()):
             raise ValueError(f"conv2d: {name} must be a floating-point tensor [{n}, {c}], got {describe(t)}")
     for name, value in (("resample", a.resample), ("residual_resample", a.residual_resample)):
-        if value not in _RESAMPLE:
+        if value not in RESAMPLES:
             raise ValueError(f'conv2d: {name} must be None, "nearest" or "average", got {value!r}')
     shape = a.output_shape()
     if min(shape[2:]) < 1:
@@ -260,7 +259,7 @@ def _check(a: ConvArguments) -> None:
 
 def _check_gate(a: ConvArguments) -> None:
     if a.gate not in GATES:
-        raise ValueError(f"conv2d: gate must be None or one of {', '.join(GATES)}, got {a.gate!r}")
+        raise ValueError(f"conv2d: gate must be None or one of {', '.join(filter(None, GATES))}, got {a.gate!r}")
     if a.skip is None or a.skip.shape != a.h.shape:
         got = "no pair" if a.skip is None else f"{describe(a.h)} and {describe(a.skip)}"
         raise ValueError(f"conv2d: with a gate, x must be a pair (h, gate) of one shape, got {got}")

@@ -6,6 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: What is done to the resolution, and the activation of a gate; in the order of the kernels' codes.
+RESAMPLES = (None, "nearest", "average")
+GATES = (None, "gelu", "gelu_tanh", "silu")
+
 
 class ConvArguments(NamedTuple):
     """What torch.ops.cmfast.conv2d takes but for the backend, in the order of its schema: see `cmfast.kernels.conv2d`.
@@ -35,9 +39,14 @@ class ConvArguments(NamedTuple):
 
     def output_shape(self) -> list[int]:
         """[N, Cout, *sizes]; a size below 1 where the kernel does not fit in."""
-        sizes = resampled_sizes(self.h.shape[2:], self.resample)
-        outputs = output_sizes(sizes, self.weight.shape[2:], self.stride, self.padding)
-        return [self.h.shape[0], self.weight.shape[0], *outputs]
+        return output_shape(self.h.shape, self.weight.shape, self.stride, self.padding, self.resample)
+
+
+def output_shape(
+    h: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], resample: str | None
+) -> list[int]:
+    """[N, Cout, *sizes] of an input and weights of these shapes; a size below 1 where the kernel does not fit in."""
+    return [h[0], weight[0], *output_sizes(resampled_sizes(h[2:], resample), weight[2:], stride, padding)]
 
 
 def output_sizes(

@@ -18,6 +18,8 @@ def empty_in_order(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None
         if shape == like.shape and not like.is_meta:  # faster, of small tensors
             return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
         return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+    if shape == like.shape and _is_channels_last_image(like):
+        return torch.empty_like(like, dtype=dtype, memory_format=torch.channels_last)
     order = _memory_order(like)
     dense = torch.empty([shape[d] for d in order], dtype=dtype or like.dtype, device=like.device)
     return dense.permute([order.index(d) for d in range(like.ndim)])
@@ -36,14 +38,18 @@ def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> 
     return dense.permute([order.index(d) for d in range(like.ndim)])
 
 
+def _is_channels_last_image(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_meta
+
+
 def _memory_order(x: Tensor) -> list[int]:
     """The dimensions of x, that of the largest stride first."""
     return sorted(range(x.ndim), key=x.stride, reverse=True)
 
 
-def describe(t: Tensor) -> str:
+def describe(t: Tensor | None) -> str:
     """Shape and dtype, for errors."""
-    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+    return "None" if t is None else f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}"
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -76,4 +82,6 @@ def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised image of `shape` in the order of the image `like`: channels last where its channels adjoin."""
+    if shape == like.shape and _is_channels_last_image(like):
+        return torch.empty_like(like, memory_format=torch.channels_last)  # faster, of small tensors
     return empty_channels_last(like, shape) if channels_adjoin(like) else like.new_empty(tuple(shape))

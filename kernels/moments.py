@@ -12,6 +12,7 @@ Computing the Sample Variance", equation 2.1.
 import torch
 from torch import Tensor
 
+from . import direct
 from .backends import resolve
 from .layout import describe
 from .transforms import refuse_gradients
@@ -32,6 +33,8 @@ def channel_moments(x: Tensor, *, backend: str | None = None) -> Tensor:
         RuntimeError: x requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
+    if backend is None and (found := direct.channel_moments(x)) is not None:
+        return found
     if x.ndim < 2 or not x.is_floating_point() or 0 in x.shape[1:]:
         raise ValueError(f"channel_moments: x must be a floating-point tensor [N, C, *spatial], got {describe(x)}")
     refuse_gradients("channel_moments", "it serves inference", x)
@@ -77,6 +80,10 @@ def fold_group_norm(
         BackendError: the backend asked for cannot serve the call.
     """
     first, second = moments if isinstance(moments, tuple | list) else (moments, None)
+    if backend is None:
+        found = direct.fold_group_norm(first, second, size, num_groups, weight, bias, eps, add, scale, shift)
+        if found is not None:
+            return found
     _check(first, second, size, num_groups, weight, bias, add, scale, shift)
     refuse_gradients("fold_group_norm", "it serves inference", first, second, weight, bias, add, scale, shift)
     return torch.ops.cmfast.fold_group_norm(
@@ -109,8 +116,8 @@ def _check(
         raise ValueError(f"fold_group_norm: num_groups must divide the number of channels, got {num_groups} for {c}")
     rows = (("weight", weight, (c,)), ("bias", bias, (c,)))
     films = (("add", add, (n, c)), ("scale", scale, (n, c)), ("shift", shift, (n, c)))
-    for name, t, shape in (*rows, *films):
-        if t is not None and (t.shape != shape or not t.is_floating_point()):
+    for name, t, shape in (*rows, *(film for film in films if film[1] is not None)):
+        if t is None or t.shape != shape or not t.is_floating_point():
             raise ValueError(f"fold_group_norm: {name} must be floating point {list(shape)}, got {describe(t)}")
 
 

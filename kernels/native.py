@@ -17,6 +17,8 @@ from torch import Tensor
 
 #: Codes of the dtypes that the kernels have.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+#: Dtypes of timesteps that are counted.
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 _REBUILD = "run `pip install --force-reinstall --no-deps cmfast` from source, or `pip install -e .` in a checkout"
 _NOT_BUILT = {

@@ -10,6 +10,7 @@ Vaswani et al. 2017, "Attention Is All You Need", section 3.5. OpenAI's networks
 import torch
 from torch import Tensor
 
+from . import direct
 from .backends import resolve
 from .layout import describe
 from .transforms import refuse_gradients
@@ -43,6 +44,8 @@ def timestep_embedding(
         RuntimeError: an input requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
+    if backend is None and (y := direct.timestep_embedding(t, frequencies, scale, sin_first)) is not None:
+        return y
     if t.ndim != 1 or t.is_complex() or t.dtype == torch.bool:
         raise ValueError(f"timestep_embedding: t must be a tensor [N] of numbers, got {describe(t)}")
     if frequencies.ndim != 1 or not frequencies.is_floating_point():

@@ -104,7 +104,7 @@ def watching() -> Iterator[Served]:
         return count
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(direct, "is_plain", return_value=False))  # all take the long way
+        stack.enter_context(mock.patch.object(direct.plain, "is_plain", return_value=False))  # all take the long way
         stack.enter_context(mock.patch.object(backends, "function", chosen))
         stack.enter_context(mock.patch.object(native, "run", counted("cpu", native.run)))
         stack.enter_context(mock.patch.object(native, "launch", counted("cuda", native.launch)))

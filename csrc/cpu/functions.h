@@ -1,6 +1,7 @@
 // Elementary functions of a vector, to a rounding or two.
 #pragma once
 
+#include "faults.h"
 #include "vector.h"
 
 namespace cmfast {
@@ -138,6 +139,32 @@ CMFAST_INLINE void cos_sin_turns(Floats u, Floats& cosine, Floats& sine) {
   sine = (quadrant & 1) != 0 ? c : s;
   cosine = as_floats(bits(cosine) ^ ((quadrant + 1) & 2) << 30);
   sine = as_floats(bits(sine) ^ (quadrant & 2) << 30);
+}
+
+// cos and sin of any angle. Less the nearest multiple of π/2 it is at most π/4, in float64 exact: π/2 is taken in two
+// parts, the first of 33 bits, so that its multiples up to 2²⁰ are exact. The polynomials are those of the Cephes library.
+// Angles beyond, and what is no number, are the C library's.
+CMFAST_INLINE void cos_sin(Floats angle, Floats& cosine, Floats& sine) {
+  constexpr double two_over_pi = 0.6366197723675814, half_pi = 0x1.921fb544p+0, rest = 0x1.0b4611a626331p-34;
+  constexpr double shift = 6755399441055744.0;  // 1.5·2⁵²: adding it leaves the nearest integer in the last bits
+  constexpr float farthest = 1 << 20;
+  Floats size = as_floats(bits(angle) & 0x7FFFFFFFu);
+  Doubles wide = __builtin_convertvector(size <= farthest ? angle : zeros(), Doubles);
+  Doubles nearest = (wide * two_over_pi + shift) - shift;
+  Floats r = __builtin_convertvector((wide - nearest * half_pi) - nearest * rest, Floats), g = r * r;
+  Words quadrant = (Words)__builtin_convertvector(nearest, Ints) + (FAULT(quadrant_one_off) ? 1 : 0);
+  Floats s = r + r * (g * (-1.6666654611e-1f + g * (8.3321608736e-3f + g * -1.9515295891e-4f)));
+  Floats c = 1.0f + g * (-0.5f + g * (4.166664568298827e-2f + g * (-1.388731625493765e-3f + g * 2.443315711809948e-5f)));
+  cosine = (quadrant & 1) != 0 ? s : c;
+  sine = (quadrant & 1) != 0 ? c : s;
+  cosine = as_floats(bits(cosine) ^ ((quadrant + 1) & 2) << 30);
+  sine = as_floats(bits(sine) ^ (quadrant & 2) << 30);
+  if (sum(size <= farthest ? zeros() : all(1.0f)) == 0) return;
+  for (int i = 0; i < LANES; ++i) {
+    if (size[i] <= farthest) continue;
+    cosine[i] = __builtin_cosf(angle[i]);
+    sine[i] = __builtin_sinf(angle[i]);
+  }
 }
 
 }  // namespace CMFAST_ISA

@@ -18,14 +18,21 @@ struct NormRow {
   int64_t stride = 0;
 };
 
+// [N, 2, C]: the means, and the sums of squared deviations from them, of the channels of a tensor.
+struct ChannelMoments {
+  const float* data = nullptr;
+  int64_t channels = 0;
+};
+
 struct NormArguments {
   int64_t samples = 0, positions = 0, groups = 0;
   int dtype = 0;
   NormTensor h, skip, y;  // y has the channels of both
   NormRow weight, bias, add, scale, shift;
+  ChannelMoments moments, skip_moments;  // of h and of skip, where they are known
   float eps = 0;
   bool silu = false;
-  float *mean = nullptr, *rstd = nullptr;  // [N, groups]
+  float *mean = nullptr, *rstd = nullptr;  // [N, groups]; null where nobody reads them
   int threads = 1;
 };
 

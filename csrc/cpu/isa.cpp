@@ -60,7 +60,8 @@ constexpr const char *PANELS = "panels of 48", *TILED = "panels of 48, of bfloat
    isa::pack,                                                                                                         \
    plain::moments,                                                                                                    \
    plain::fold_group_norm,                                                                                            \
-   plain::channel_norm}
+   plain::channel_norm,                                                                                                \
+   plain::timestep_embedding}
 
 const Kernels* find(const char* name) {
   for (int i = 0; i < KERNELS_COUNT; ++i)

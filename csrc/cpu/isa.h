@@ -11,6 +11,7 @@
 #include "conv.h"
 #include "group_norm.h"
 #include "moments.h"
+#include "timestep_embedding.h"
 
 // Those that have products of bfloat16.
 #define CMFAST_PRODUCTS(isa)                        \
@@ -31,6 +32,7 @@
   const char* moments(const MomentsArguments&);                        \
   const char* fold_group_norm(const FoldArguments&);                   \
   const char* channel_norm(const ChannelNormArguments&);               \
+  const char* timestep_embedding(const TimestepArguments&);            \
   }
 
 namespace cmfast {
@@ -60,6 +62,7 @@ struct Kernels {
   const char* (*moments)(const MomentsArguments&);
   const char* (*fold_group_norm)(const FoldArguments&);
   const char* (*channel_norm)(const ChannelNormArguments&);
+  const char* (*timestep_embedding)(const TimestepArguments&);
 };
 
 // Fastest first, without an entry that this build lacks; with portable at the end, behind which is only the twin of amx.

@@ -14,12 +14,6 @@ struct MomentsArguments {
   int threads = 1;
 };
 
-// [N, 2, C] of a tensor.
-struct ChannelMoments {
-  const float* data = nullptr;
-  int64_t channels = 0;
-};
-
 struct FoldArguments {
   int64_t samples = 0, positions = 0, groups = 0;
   ChannelMoments h, skip;

@@ -33,6 +33,7 @@ typedef float Floats __attribute__((vector_size(4 * CMFAST_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * CMFAST_LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * CMFAST_LANES)));
 typedef uint64_t Longs __attribute__((vector_size(4 * CMFAST_LANES)));
+typedef double Doubles __attribute__((vector_size(8 * CMFAST_LANES)));  // of as many lanes
 typedef uint16_t Halves __attribute__((vector_size(2 * CMFAST_LANES)));
 
 // The same where they lie in memory: at any address, of any type.

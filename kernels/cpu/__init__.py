@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import native
+from .apply_group_norm import apply_group_norm
 from .attention import attention, attention_backward
 from .channel_norm import channel_norm
 from .consistency import consistency_step, consistency_step_backward
 from .conv import conv2d
 from .group_norm import group_norm, group_norm_backward
 from .moments import channel_moments, fold_group_norm
+from .timestep_embedding import timestep_embedding
 
 #: The operators that have kernels; each is a function of this module.
 _OPERATORS = (
@@ -28,10 +30,13 @@ _OPERATORS = (
     "conv2d",
     "channel_moments",
     "fold_group_norm",
+    "apply_group_norm",
     "channel_norm",
+    "timestep_embedding",
 )
 
 __all__ = [
+    "apply_group_norm",
     "attention",
     "attention_backward",
     "available",
@@ -43,11 +48,12 @@ __all__ = [
     "fold_group_norm",
     "group_norm",
     "group_norm_backward",
+    "timestep_embedding",
 ]
 
 
 def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
-    """Serve the operators above for float32, float16 and bfloat16 tensors of the CPU."""
+    """Serve the operators above for float32, float16 and bfloat16 tensors of the CPU; timesteps may be integers."""
     try:
         unusable = native.cpu().usable()
     except ImportError as error:
@@ -57,7 +63,7 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     if op not in _OPERATORS:
         return False, f"there is no CPU kernel for {op}"
     for t in tensors:
-        if t.dtype not in native.DTYPES:
+        if t.dtype not in native.DTYPES and not (op == "timestep_embedding" and t.dtype in native.INTEGERS):
             return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
         if t.device.type != "cpu":
             return False, f"a tensor is on {t.device.type}, and the CPU kernels serve CPU tensors"

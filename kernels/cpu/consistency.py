@@ -28,8 +28,8 @@ def consistency_step(
 ) -> list[Tensor]:
     """Serve `cmfast.kernels.consistency_step`; arguments and results are those of the reference."""
     denoised = empty_in_order(x, x.shape)
-    sample = empty_in_order(x, x.shape) if wants_sample else None
-    model_input = empty_in_order(x, x.shape, model_output.dtype) if wants_input else None
+    sample = torch.empty_like(denoised) if wants_sample else None
+    model_input = torch.empty_like(denoised, dtype=model_output.dtype) if wants_input else None
     if x.numel():
         vectors = [v if v is None else v.float() for v in vectors]  # a name that holds the copies until the call
         native.run(

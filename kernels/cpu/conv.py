@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..conv_arguments import ConvArguments, in_three
+from ..conv_arguments import GATES, RESAMPLES, ConvArguments, in_three
 from ..layout import channels_adjoin, channels_last, empty_channels_last
 from . import memory
 
 #: Counts the changes of what `pack` writes: weights that were packed by another number are not read.
 PACKING = 2
 
-_RESAMPLE = {None: 0, "nearest": 1, "average": 2}
-_GATE = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
 _Sizes = tuple[int, int, int]
 _Shape = tuple[int, int, _Sizes, int, bool, bool]
 
@@ -64,17 +62,17 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
         in_three(out.shape[2:]),
         in_three(a.stride),
         in_three(a.padding[::2], 0),
-        _RESAMPLE[a.resample],
+        RESAMPLES.index(a.resample),
         native.DTYPES[a.h.dtype],
         _image(a.h),
         _image(a.skip),
         _image(a.residual),
-        _RESAMPLE[a.residual_resample],
+        RESAMPLES.index(a.residual_resample),
         _image(out),
         native.address(a.gain),
         native.address(a.offset),
         a.silu,
-        _GATE[a.gate],
+        GATES.index(a.gate),
         a.relu,
         a.packed.data_ptr(),
         native.address(a.bias),

@@ -30,13 +30,13 @@ def group_norm(
     Others are copied first, into the order of the output.
     """
     y = make_output(h, concatenated_shape(h, skip))
-    if not _alike([y]):  # the samples are innermost: of an expanded h, say
+    if not alike([y]):  # the samples are innermost: of an expanded h, say
         result = group_norm(h.contiguous(), skip, num_groups, weight, bias, eps, add, scale, shift, silu)
         return to_order(result[0], h), *result[1:]
     mean = h.new_empty((h.shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if y.tensor.numel():
-        inputs = [_as_output(x, y) for x in (h, skip) if x is not None]
+        inputs = [as_output(x, y) for x in (h, skip) if x is not None]
         rows = [row(x) for x in (weight, bias, add, scale, shift)]
         _launch(y, mean, rstd, inputs, num_groups, rows, eps, silu)
     return in_order(y.tensor, h), mean, rstd
@@ -62,19 +62,19 @@ def group_norm_backward(
     """
     shape = concatenated_shape(h, skip)
     dx = make_output(h, shape)
-    if not _alike([dx]):
+    if not alike([dx]):
         rest = (skip, num_groups, weight, bias, add, scale, shift, silu, mean, rstd)
         result = group_norm_backward(grad, h.contiguous(), *rest)
         return to_order(result[0], h), *result[1:]
     sums = h.new_zeros if not dx.tensor.numel() else h.new_empty
     dz_sum, dzu_sum = (sums(shape[:2], dtype=torch.float32) for _ in range(2))
     if dx.tensor.numel():
-        inputs = [_as_output(x, dx) for x in (grad.to(h.dtype), h, skip) if x is not None]
+        inputs = [as_output(x, dx) for x in (grad.to(h.dtype), h, skip) if x is not None]
         rows = [row(x) for x in (weight, bias, add, scale, shift)]
         mean, rstd = mean.contiguous(), rstd.contiguous()
         native.run(
             "group_norm_backward",
-            *_sizes(dx, num_groups),
+            *sizes_of(dx, num_groups),
             planes(inputs[0]),
             planes(inputs[1]),
             planes(inputs[2]) if len(inputs) > 2 else None,
@@ -121,7 +121,7 @@ def _launch(
 ) -> None:
     native.run(
         "group_norm",
-        *_sizes(y, num_groups),
+        *sizes_of(y, num_groups),
         planes(inputs[0]),
         planes(inputs[1]) if len(inputs) > 1 else None,
         planes(y),
@@ -133,21 +133,21 @@ def _launch(
     )
 
 
-def _sizes(y: Operand, num_groups: int) -> tuple[int, int, int, int]:
+def sizes_of(y: Operand, num_groups: int) -> tuple[int, int, int, int]:
     """Samples, positions, groups and the code of the dtype."""
     shape = y.tensor.shape
     return shape[0], shape[2:].numel(), num_groups, native.DTYPES[y.tensor.dtype]
 
 
-def _as_output(x: Tensor, y: Operand) -> Operand:
+def as_output(x: Tensor, y: Operand) -> Operand:
     """View x as the kernels read it beside the output y; a copy in the order of y where it lies otherwise."""
     found = make_operand(x, y.tensor)
-    if _alike([found, y]):
+    if alike([found, y]):
         return found
     return make_operand(empty_in_order(y.tensor, x.shape).copy_(x), y.tensor)
 
 
-def _alike(operands: Sequence[Operand]) -> bool:
+def alike(operands: Sequence[Operand]) -> bool:
     """Whether the channels of all are adjacent, or the positions of all."""
     if all(x.tensor.is_contiguous() for x in operands):
         return True

@@ -25,8 +25,8 @@ def consistency_step(
 ) -> list[Tensor]:
     """Serve `cmfast.kernels.consistency_step`; arguments and results are those of the reference."""
     denoised = empty_in_order(x, x.shape)
-    sample = empty_in_order(x, x.shape) if wants_sample else None
-    model_input = empty_in_order(x, x.shape, model_output.dtype) if wants_input else None
+    sample = torch.empty_like(denoised) if wants_sample else None
+    model_input = torch.empty_like(denoised, dtype=model_output.dtype) if wants_input else None
     if x.numel():
         vectors = _float32(vectors)  # a name that holds the copies until the launch
         native.launch(
@@ -39,7 +39,7 @@ def consistency_step(
             _tensor(denoised),
             native.address(sample),
             native.address(model_input),
-            [_vector(v) for v in vectors],
+            _addresses(vectors),
             scalars,
             low,
             high,
@@ -77,7 +77,7 @@ def consistency_step_backward(
             native.address(d_output),
             native.address(d_noise),
             0 if noise_dtype is None else native.DTYPES[noise_dtype],
-            [_vector(v) for v in vectors],
+            _addresses(vectors),
             scalars,
             low,
             high,
@@ -89,8 +89,8 @@ def _tensor(t: Tensor | None) -> tuple[int, int, Sequence[int]] | None:
     return None if t is None else (t.data_ptr(), native.DTYPES[t.dtype], t.stride())
 
 
-def _vector(v: Tensor | None) -> tuple[int, int] | None:
-    return None if v is None else (v.data_ptr(), v.stride(0))
+def _addresses(vectors: Sequence[Tensor | None]) -> list[tuple[int, int] | None]:
+    return [None if v is None else (v.data_ptr(), v.stride(0)) for v in vectors]
 
 
 def _index(value: int | Tensor | None) -> tuple[int | None, int]:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..conv_arguments import ConvArguments
+from ..conv_arguments import RESAMPLES, ConvArguments
 from ..conv_weights import pack
 from ..layout import channels_adjoin, empty_channels_last
 from . import conv_plan
-
-_RESAMPLES = {None: 0, "nearest": 1, "average": 2}
 
 
 def serves(a: ConvArguments) -> tuple[bool, str]:
@@ -62,7 +60,7 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
         native.address(moments),
         native.address(workspace),
         (n, height, width, a.h.shape[1], 0 if skip is None else skip.shape[1], columns),
-        (native.DTYPES[out.dtype], a.resample == "nearest", a.silu, a.relu, _RESAMPLES[a.residual_resample]),
+        (native.DTYPES[out.dtype], a.resample == "nearest", a.silu, a.relu, RESAMPLES.index(a.residual_resample)),
         (plan.tile_width, plan.segment),
     )
 

@@ -16,12 +16,12 @@ import triton
 from torch import Tensor
 
 from ..backends import BackendError
-from ..conv_arguments import ConvArguments, in_three, resampled_sizes
+from ..conv_arguments import GATES, ConvArguments, in_three, resampled_sizes
 from ..conv_weights import pack
 from ..layout import channels_adjoin, channels_last, describe, empty_channels_last
 from . import conv_config
 from .conv_config import Config, configuration
-from .conv_input import GATES, conv_input_kernel
+from .conv_input import conv_input_kernel
 from .conv_product import AVERAGE, NEAREST, NO_RESIDUAL, PLAIN, conv_product_kernel
 from .launch import Launch, architecture
 
@@ -104,7 +104,7 @@ def plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
             *(c, channels, height, width, positions, tiles_p, tiles_c),
         ),
         dict(
-            GATE=GATES[a.gate],
+            GATE=GATES.index(a.gate),
             AFFINE=a.gain is not None,
             SILU=a.silu,
             POOL=pool,

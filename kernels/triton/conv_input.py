@@ -6,11 +6,11 @@ u = x · gain + offset, or h · act(gate);  u = u · sigmoid(u);  u = average po
 import triton
 import triton.language as tl
 
+from ..conv_arguments import GATES
 from .attention_tiles import multiple, narrow
 
-GATES = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}
-_GELU = tl.constexpr(GATES["gelu"])
-_GELU_TANH = tl.constexpr(GATES["gelu_tanh"])
+_GELU = tl.constexpr(GATES.index("gelu"))
+_GELU_TANH = tl.constexpr(GATES.index("gelu_tanh"))
 
 
 @triton.jit

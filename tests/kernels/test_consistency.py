@@ -196,7 +196,13 @@ def guarded_outputs(backend, layout):
         outputs.append(guarded(zeros, layout, guard=3.0))
         return outputs[-1]
 
-    with mock.patch.object(module, "empty_in_order", empty_inside):
+    def like_another(like, dtype=None):
+        return empty_inside(like, like.shape, dtype)
+
+    with (
+        mock.patch.object(module, "empty_in_order", empty_inside),
+        mock.patch.object(torch, "empty_like", like_another),
+    ):
         yield outputs
     for output in outputs:
         memory = output.as_strided((output.numel() + 2 * GUARD,), (1,), 0)

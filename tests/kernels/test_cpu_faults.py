@@ -7,7 +7,17 @@ import torch
 from cmfast.kernels import native
 from cmfast.kernels.conv_forms import SPLIT
 
-from . import emulation, test_attention, test_channel_norm, test_consistency, test_conv, test_group_norm, test_moments
+from . import (
+    emulation,
+    test_apply_group_norm,
+    test_attention,
+    test_channel_norm,
+    test_consistency,
+    test_conv,
+    test_group_norm,
+    test_moments,
+    test_timestep_embedding,
+)
 
 pytestmark = pytest.mark.skipif(
     bool(emulation.missing()) or "CMFAST_SANITIZE" in os.environ,
@@ -124,6 +134,16 @@ def channel_norm_cases():
         test_channel_norm.check(x, arguments, "cpu", **form)
 
 
+def apply_group_norm_cases():
+    for layout in ("c", "l"):
+        x, moments, rows, arguments = test_apply_group_norm.make((2, 30, 7, 9), torch.float32, layout, 13)
+        test_apply_group_norm.check(x, moments, 3, rows, arguments, "cpu")
+
+
+def timestep_embedding_cases():
+    test_timestep_embedding.check(torch.tensor([1.0, 30.0]), test_timestep_embedding.frequencies_of(37), "cpu")
+
+
 def tiles_cases():
     """The direct form by tiles, which amx alone has."""
     previous = native.cpu().build_info()["isa"]
@@ -162,6 +182,8 @@ CASES = {
     "moments": moments_cases,
     "fold_group_norm": fold_cases,
     "channel_norm": channel_norm_cases,
+    "apply_group_norm": apply_group_norm_cases,
+    "timestep_embedding": timestep_embedding_cases,
     "tiles": tiles_cases,
 }
 #: The operators whose cases must notice each fault.
@@ -173,8 +195,8 @@ FAULTS = {
     "gradient_of_input_missed": ("consistency_step_backward",),
     "strides_of_x": ("consistency_step",),
     "tail_of_channels_missed": ("group_norm", "moments", "pointwise", "channel_norm", "group_norm_backward"),
-    "variance_not_merged": ("group_norm", "fold_group_norm"),
-    "second_input_from_zero": ("group_norm", "group_norm_backward"),
+    "variance_not_merged": ("group_norm", "fold_group_norm", "apply_group_norm"),
+    "second_input_from_zero": ("group_norm", "group_norm_backward", "apply_group_norm"),
     "last_sums_missed": ("group_norm_backward",),
     "gradient_of_mean_missed": ("group_norm_backward",),
     "gradient_of_variance_missed": ("group_norm_backward",),
@@ -196,7 +218,8 @@ FAULTS = {
     "moments_not_merged": ("conv2d", "moments", "pointwise", "tiles"),
     "last_rows_missed": ("pointwise",),
     "part_across_samples": ("pointwise",),
-    "second_moments_from_zero": ("fold_group_norm",),
+    "second_moments_from_zero": ("fold_group_norm", "apply_group_norm"),
+    "quadrant_one_off": ("timestep_embedding",),
     "tail_of_kernels_missed": ("conv2d",),
     "first_kernels_missed": ("conv2d",),
     "mean_not_subtracted": ("channel_norm",),

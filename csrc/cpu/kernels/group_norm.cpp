@@ -6,6 +6,8 @@
 // (Chan, Golub and LeVeque 1983), in one order whatever the number of threads. `add` moves a channel's mean, and is
 // added nowhere else.
 //
+// Moments that are given are those of one chunk, the whole of a sample, and the first pass is left out.
+//
 // In NHWC a register holds neighbouring channels, in NCHW neighbouring positions of a channel. A pair is two inputs
 // whose channels follow one another.
 #include "../faults.h"
@@ -25,7 +27,8 @@ constexpr int64_t LONGEST_CHUNK = 256;
 struct Norm {
   const NormArguments& p;
   int64_t channels, chunk, chunks;
-  float *means, *deviations;        // [N, chunks, C]
+  int64_t part, parts;              // the chunks that statistics are of
+  float *means, *deviations;        // [N, parts, C]
   float *centre, *gain, *offset;    // [N, C]
   bool channels_last;
 
@@ -53,6 +56,13 @@ struct Norm {
     }
   }
 
+  void statistics_of_moments(const ChannelMoments& m, int64_t base, int64_t n) const {
+    if (!m.data) return;
+    const float* from = m.data + n * 2 * m.channels;
+    __builtin_memcpy(means + n * channels + base, from, m.channels * sizeof(float));
+    __builtin_memcpy(deviations + n * channels + base, from + m.channels, m.channels * sizeof(float));
+  }
+
   // ---- a group's mean and deviation, and what its channels are multiplied by and moved by
 
   float row(const NormRow& r, int64_t n, int64_t c, float otherwise) const {
@@ -62,18 +72,18 @@ struct Norm {
   void merge(int64_t n, int64_t g) const {
     int64_t size = channels / p.groups, from = g * size;
     double total = 0, mean, deviation = 0;
-    const float* m = means + n * chunks * channels;
-    const float* s = deviations + n * chunks * channels;
-    for (int64_t k = 0; k < chunks; ++k) {
-      int64_t count = at_most(chunk, p.positions - k * chunk);
-      double part = 0;
-      for (int64_t c = from; c < from + size; ++c) part += (double)m[k * channels + c] + row(p.add, n, c, 0);
-      total += part * (double)count;
+    const float* m = means + n * parts * channels;
+    const float* s = deviations + n * parts * channels;
+    for (int64_t k = 0; k < parts; ++k) {
+      int64_t count = at_most(part, p.positions - k * part);
+      double sum = 0;
+      for (int64_t c = from; c < from + size; ++c) sum += (double)m[k * channels + c] + row(p.add, n, c, 0);
+      total += sum * (double)count;
     }
     double elements = (double)size * (double)p.positions;
     mean = total / elements;
-    for (int64_t k = 0; k < chunks; ++k) {
-      int64_t count = at_most(chunk, p.positions - k * chunk);
+    for (int64_t k = 0; k < parts; ++k) {
+      int64_t count = at_most(part, p.positions - k * part);
       double apart = 0;
       for (int64_t c = from; c < from + size; ++c) {
         double distance = (double)m[k * channels + c] + row(p.add, n, c, 0) - mean;
@@ -83,8 +93,8 @@ struct Norm {
       if (!FAULT(variance_not_merged)) deviation += apart * (double)count;
     }
     double rstd = 1.0 / __builtin_sqrt(deviation / elements + p.eps);
-    p.mean[n * p.groups + g] = (float)mean;
-    p.rstd[n * p.groups + g] = (float)rstd;
+    if (p.mean) p.mean[n * p.groups + g] = (float)mean;
+    if (p.rstd) p.rstd[n * p.groups + g] = (float)rstd;
     // (x + add − mean)·rstd is taken as (x − centre)·gain: of a large mean, what is left is small and exact.
     for (int64_t c = from; c < from + size; ++c) {
       double film = 1.0 + row(p.scale, n, c, 0);
@@ -158,10 +168,22 @@ struct Norm {
     }
   }
 
+  void statistics(Team team) const {
+    if (!p.moments.data) {
+      for_share(
+          team, [&](const auto&... work) { statistics_of_rows(work...); },
+          [&](const auto&... work) { statistics_of_plane(work...); });
+      return;
+    }
+    Share mine = share(p.samples, team);
+    for (int64_t n = mine.begin; n < mine.end; ++n) {
+      statistics_of_moments(p.moments, 0, n);
+      statistics_of_moments(p.skip_moments, FAULT(second_moments_from_zero) ? 0 : p.h.channels, n);
+    }
+  }
+
   void run(Team team) const {
-    for_share(
-        team, [&](const auto&... work) { statistics_of_rows(work...); },
-        [&](const auto&... work) { statistics_of_plane(work...); });
+    statistics(team);
     team.barrier();
     Share mine = share(p.samples * p.groups, team);
     for (int64_t i = mine.begin; i < mine.end; ++i) merge(i / p.groups, i % p.groups);
@@ -191,7 +213,7 @@ bool adjacent_positions(const NormTensor& t, int64_t positions) { return !t.data
 }  // namespace
 
 const char* group_norm(const NormArguments& p) {
-  Norm norm{p, p.h.channels + p.skip.channels, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, false};
+  Norm norm{p, p.h.channels + p.skip.channels, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, false};
   int64_t channels = norm.channels;
   if (p.samples <= 0 || channels <= 0 || p.positions <= 0) return "the input has no elements";
   if (p.groups <= 0 || channels % p.groups) return "the number of groups must divide that of the channels";
@@ -204,7 +226,9 @@ const char* group_norm(const NormArguments& p) {
   // Sixteen pieces or more for the threads to share, but not so short that merging them counts.
   norm.chunk = at_most(at_least((p.positions + 15) / 16, 16), LONGEST_CHUNK);
   norm.chunks = (p.positions + norm.chunk - 1) / norm.chunk;
-  int64_t partial = p.samples * norm.chunks * channels, rows = p.samples * channels;
+  norm.part = p.moments.data ? p.positions : norm.chunk;
+  norm.parts = p.moments.data ? 1 : norm.chunks;
+  int64_t partial = p.samples * norm.parts * channels, rows = p.samples * channels;
   norm.means = (float*)scratch(SCRATCH_STATISTICS, (2 * partial + 3 * rows) * 4);
   if (!norm.means) return "no memory for the statistics";
   norm.deviations = norm.means + partial;

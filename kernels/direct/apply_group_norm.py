@@ -1,0 +1,33 @@
+"""Group norm by given moments without torch's dispatcher."""
+
+from torch import Tensor
+
+from ..layout import empty_image
+from . import plain
+
+
+def apply_group_norm(
+    h: Tensor,
+    skip: Tensor | None,
+    first: Tensor,
+    second: Tensor | None,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    add: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+    resample: str | None,
+) -> Tensor | None:
+    """`cmfast.kernels.apply_group_norm` without resampling, of what `group_norm` takes and contiguous moments."""
+    if not plain.is_plain((h, skip, first, second, weight, bias, add, scale, shift)) or not h.is_cpu:
+        return None
+    if resample is not None or activation not in (None, "silu") or h.ndim < 2 or not h.numel():
+        return None
+    if skip is not None and skip.ndim != h.ndim:
+        return None
+    y = empty_image(h, h.shape if skip is None else (h.shape[0], h.shape[1] + skip.shape[1], *h.shape[2:]))
+    given = (h, skip, first, second, num_groups, weight, bias, add, scale, shift)
+    return y if plain.ran("apply_group_norm_of", y, *given, eps, activation is not None) else None

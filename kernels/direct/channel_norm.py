@@ -1,0 +1,32 @@
+"""Layer norm and RMS norm without torch's dispatcher."""
+
+from torch import Tensor
+
+from ..layout import empty_in_order, to_order
+from . import plain
+
+
+def channel_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    least: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str | None,
+) -> Tensor | None:
+    """`cmfast.kernels.channel_norm`. A tensor whose channels are not adjacent in memory is copied first."""
+    if not plain.is_plain((x, weight, bias, scale, shift)) or not x.is_cpu or x.ndim < 2 or not x.numel():
+        return None
+    if activation not in (None, "silu"):
+        return None
+    image = plain.with_adjacent_channels(x)
+    y = empty_in_order(image, image.shape)
+    numbers = (eps, centred, least)
+    if not plain.ran("channel_norm_of", y, image, weight, bias, *numbers, scale, shift, activation is not None):
+        return None
+    if image is x:
+        return y
+    return y.contiguous() if x.is_contiguous() else to_order(y, x)

@@ -1,0 +1,17 @@
+"""The sinusoids of timesteps without torch's dispatcher."""
+
+import torch
+from torch import Tensor
+
+from ..native import DTYPES, INTEGERS
+from . import plain
+
+
+def timestep_embedding(t: Tensor, frequencies: Tensor, scale: float, sin_first: bool) -> Tensor | None:
+    """`cmfast.kernels.timestep_embedding` in float32."""
+    if not plain.is_plain((t, frequencies)) or not t.is_cpu or t.ndim != 1 or frequencies.ndim != 1:
+        return None
+    if (t.dtype not in DTYPES and t.dtype not in INTEGERS) or frequencies.dtype not in DTYPES:
+        return None
+    y = torch.empty((t.shape[0], 2 * frequencies.shape[0]), dtype=torch.float32, device="cpu")
+    return y if plain.ran("timestep_embedding_of", y, t.float(), frequencies.float(), scale, sin_first) else None
