@@ -17,8 +17,7 @@ from torch import Tensor
 from . import direct
 from .backends import resolve
 from .conv_arguments import resampled_sizes
-from .group_norm import concatenated_shape
-from .layout import describe, empty_image
+from .layout import concatenated_shape, describe, empty_image
 from .transforms import refuse_gradients
 
 

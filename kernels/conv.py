@@ -28,8 +28,7 @@ from .backends import BackendError, available, chosen, resolve
 from .conv_arguments import GATES, RESAMPLES, ConvArguments, output_sizes, resampled_sizes
 from .conv_forms import ConvForm, choose_form
 from .conv_weights import pack
-from .group_norm import concatenated_shape
-from .layout import describe, empty_image
+from .layout import concatenated_shape, describe, empty_image
 from .transforms import refuse_gradients
 
 

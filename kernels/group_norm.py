@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import direct, reference
 from .backends import require, resolve
-from .layout import accumulation_dtype, describe, empty_in_order
+from .layout import accumulation_dtype, concatenated_shape, describe, empty_in_order
 from .transforms import (
     apply,
     apply_folded,
@@ -167,11 +167,6 @@ def _group_norm_backward_fake(grad, h, skip, num_groups, weight, bias, add, scal
     shape = concatenated_shape(h, skip)
     sums = h.new_empty(shape[:2], dtype=accumulation_dtype(h.dtype))
     return empty_in_order(h, shape), sums, sums.new_empty(sums.shape)
-
-
-def concatenated_shape(h: Tensor, skip: Tensor | None) -> list[int]:
-    """The shape [N, C1 + C2, *spatial] that the pair stands for."""
-    return [h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]]
 
 
 def _present(*tensors: Tensor | None) -> Sequence[Tensor]:

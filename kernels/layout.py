@@ -25,6 +25,11 @@ def empty_in_order(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None
     return dense.permute([order.index(d) for d in range(like.ndim)])
 
 
+def concatenated_shape(h: Tensor, skip: Tensor | None) -> list[int]:
+    """The shape [N, C1 + C2, *spatial] that the pair stands for."""
+    return [h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]]
+
+
 def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The fresh tensor `result` in the layout of `empty_in_order` and in `dtype`; copied only where it differs.
 
@@ -73,6 +78,13 @@ def channels_adjoin(x: Tensor) -> bool:
 def channels_last(x: Tensor) -> Tensor:
     """The image x [N, C, *spatial] with its channels innermost in memory; copied where they are not."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def with_adjacent_channels(x: Tensor) -> Tensor:
+    """The image x, or a copy of it whose channels are adjacent in memory."""
+    if channels_adjoin(x):
+        return x
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else channels_last(x)  # faster, of small ones
 
 
 def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -58,7 +58,7 @@ def _pointwise(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ten
 
 
 def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
-    ndim = tensors[0].ndim
+    ndim = tensors[0].ndim if tensors else 0
     if not ndim or not all(t.ndim == ndim and _is_plain(t) for t in tensors):
         return None
     if not -ndim <= dim < ndim:

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 #include "huge_pages.h"
 
@@ -24,10 +25,14 @@ MappedFile::MappedFile(const std::string& path, int64_t bytes) : bytes_(bytes), 
   if (file >= 0) close(file);
   if (error_) return;
   data_ = found;
-  mover_ = std::thread([this] {
-    move();
+  try {
+    mover_ = std::thread([this] {
+      move();
+      settled_ = true;
+    });
+  } catch (const std::system_error&) {  // there may be no more threads: then it stays where it is
     settled_ = true;
-  });
+  }
 }
 
 MappedFile::~MappedFile() {

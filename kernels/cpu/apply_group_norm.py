@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from .. import native
-from ..group_norm import concatenated_shape
-from ..layout import empty_image
+from ..layout import concatenated_shape, empty_image
 from ..reference.conv import resampled
 from ..tiles import make_operand
 from .group_norm import as_output, sizes_of

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import native
 from ..conv_arguments import GATES, RESAMPLES, ConvArguments, in_three
-from ..layout import channels_adjoin, channels_last, empty_channels_last
+from ..layout import channels_adjoin, empty_channels_last, with_adjacent_channels
 from . import memory
 
 #: Counts the changes of what `pack` writes: weights that were packed by another number are not read.
@@ -42,8 +42,8 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
     out = empty_channels_last(a.h, shape)
     sums = torch.empty((n, 2, channels) if a.moments else 0, dtype=torch.float32)
     if n:
-        h = a.h if ordered else channels_last(a.h)
-        a = a._replace(h=h, skip=_channels_last(a.skip), residual=_channels_last(a.residual))
+        skip, residual = (t if t is None else with_adjacent_channels(t) for t in (a.skip, a.residual))
+        a = a._replace(h=with_adjacent_channels(a.h), skip=skip, residual=residual)
         a = a._replace(gain=_float32(a.gain), offset=_float32(a.offset), bias=_float32(a.bias))
         launch_conv2d(out, sums if a.moments else None, a)
     return out if ordered else out.contiguous(), sums
@@ -82,10 +82,6 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
 
 def _shape(weight: Sequence[int], tile: int, transformed: bool, dtype: torch.dtype) -> _Shape:
     return weight[1], weight[0], in_three(weight[2:]), tile, transformed, dtype == torch.bfloat16
-
-
-def _channels_last(t: Tensor | None) -> Tensor | None:
-    return t if t is None or channels_adjoin(t) else channels_last(t)
 
 
 def _float32(t: Tensor | None) -> Tensor | None:

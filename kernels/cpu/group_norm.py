@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..group_norm import concatenated_shape
-from ..layout import empty_in_order, to_order
+from ..layout import concatenated_shape, empty_in_order, to_order
 from ..tiles import Operand, in_order, make_operand, make_output
 from .operands import planes, row, row_address
 

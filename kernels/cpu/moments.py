@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..layout import channels_adjoin, channels_last, empty_channels_last
+from ..layout import empty_channels_last, with_adjacent_channels
 from ..tiles import Operand, make_operand
 from .operands import planes, row, row_address
 
@@ -13,7 +13,7 @@ def channel_moments(x: Tensor) -> Tensor:
     """Serve `cmfast.kernels.channel_moments`. A tensor whose channels are not adjacent in memory is copied first."""
     moments = x.new_empty((x.shape[0], 2, x.shape[1]), dtype=torch.float32)
     if len(x):
-        x = x if channels_adjoin(x) else channels_last(x)
+        x = with_adjacent_channels(x)
         _launch_moments(moments, make_operand(x, empty_channels_last(x, x.shape)))
     return moments
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..group_norm import concatenated_shape
+from ..layout import concatenated_shape
 from ..tiles import Operand, adjacent_rows, in_order, make_operand, make_output
 
 

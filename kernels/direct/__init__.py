@@ -51,12 +51,12 @@ def of_operator(name: str, arguments: Sequence) -> Any:
 
 def _group_norm(*arguments: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     y = group_norm(*_activated(arguments, 9))
-    return None if y is None else (y, _NOTHING, _NOTHING)
+    return None if y is None else (y, plain.NOTHING, plain.NOTHING)
 
 
 def _attention(*arguments: Any) -> tuple[Tensor, Tensor] | None:
     out = attention(*arguments)
-    return None if out is None else (out, _NOTHING)
+    return None if out is None else (out, plain.NOTHING)
 
 
 def _conv2d(*arguments: Any) -> tuple[Tensor, Tensor] | None:
@@ -70,7 +70,6 @@ def _activated(arguments: Sequence, place: int) -> list[Any]:
     return named
 
 
-_NOTHING = torch.empty(0, device="cpu")
 _OF_OPERATORS: dict[str, Callable[..., Any]] = {
     "group_norm": _group_norm,
     "attention": _attention,

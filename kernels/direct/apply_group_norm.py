@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..layout import empty_image
+from ..layout import concatenated_shape, empty_image
 from . import plain
 
 
@@ -28,6 +28,6 @@ def apply_group_norm(
         return None
     if skip is not None and skip.ndim != h.ndim:
         return None
-    y = empty_image(h, h.shape if skip is None else (h.shape[0], h.shape[1] + skip.shape[1], *h.shape[2:]))
+    y = empty_image(h, h.shape if skip is None else concatenated_shape(h, skip))
     given = (h, skip, first, second, num_groups, weight, bias, add, scale, shift)
     return y if plain.ran("apply_group_norm_of", y, *given, eps, activation is not None) else None

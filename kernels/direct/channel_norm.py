@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..layout import empty_in_order, to_order
+from ..layout import empty_in_order, to_order, with_adjacent_channels
 from . import plain
 
 
@@ -22,7 +22,7 @@ def channel_norm(
         return None
     if activation not in (None, "silu"):
         return None
-    image = plain.with_adjacent_channels(x)
+    image = with_adjacent_channels(x)
     y = empty_in_order(image, image.shape)
     numbers = (eps, centred, least)
     if not plain.ran("channel_norm_of", y, image, weight, bias, *numbers, scale, shift, activation is not None):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..conv_arguments import GATES, RESAMPLES, ConvArguments, output_shape
-from ..layout import empty_channels_last
+from ..layout import empty_channels_last, with_adjacent_channels
 from . import plain
 
 
@@ -30,16 +30,16 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor] | None:
     layout = _layout(h.shape, weight.shape, stride, padding, resample)
     if layout is None:
         return None
-    image = plain.with_adjacent_channels(h)
-    skip = skip if skip is None else plain.with_adjacent_channels(skip)
-    residual = residual if residual is None else plain.with_adjacent_channels(residual)
+    image = with_adjacent_channels(h)
+    skip = skip if skip is None else with_adjacent_channels(skip)
+    residual = residual if residual is None else with_adjacent_channels(residual)
     out = image.new_empty_strided(*layout)
     sums = image.new_empty((len(image), 2, len(weight)), dtype=torch.float32) if moments else None
     codes = (RESAMPLES.index(resample), GATES.index(gate), RESAMPLES.index(residual_resample))
     prepared = (weight, bias, packed, tile, transformed, stride, padding, dtype == torch.bfloat16)
     if not plain.ran("conv2d_of", out, sums, image, skip, residual, gain, offset, silu, relu, *codes, *prepared):
         return None
-    return out if image is h else out.contiguous(), _NOTHING if sums is None else sums
+    return out if image is h else out.contiguous(), plain.NOTHING if sums is None else sums
 
 
 @functools.lru_cache(maxsize=256)
@@ -56,6 +56,3 @@ def _layout(
         return None
     out = empty_channels_last(torch.empty(0, device="meta"), shape)
     return out.shape, out.stride()
-
-
-_NOTHING = torch.empty(0, device="cpu")

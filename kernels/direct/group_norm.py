@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..layout import concatenated_shape
 from . import plain
 
 
@@ -29,12 +30,9 @@ def group_norm(
         layout = torch.channels_last
     else:
         return None
-    y = torch.empty_like(h, memory_format=layout) if skip is None else _concatenated(h, skip, layout)
+    if skip is None:
+        y = torch.empty_like(h, memory_format=layout)
+    else:
+        y = torch.empty(concatenated_shape(h, skip), dtype=h.dtype, device="cpu", memory_format=layout)
     rows = (weight, bias, add, scale, shift)
     return y if plain.ran("group_norm_of", y, h, skip, num_groups, *rows, eps, activation is not None) else None
-
-
-def _concatenated(h: Tensor, skip: Tensor, layout: torch.memory_format) -> Tensor:
-    """An uninitialised tensor for the pair's concatenation along the channels."""
-    shape = (h.shape[0], h.shape[1] + skip.shape[1], *h.shape[2:])
-    return torch.empty(shape, dtype=h.dtype, device=h.device, memory_format=layout)

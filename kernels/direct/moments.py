@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..layout import with_adjacent_channels
 from . import plain
 
 
@@ -11,7 +12,7 @@ def channel_moments(x: Tensor) -> Tensor | None:
     if not plain.is_plain((x,)) or not x.is_cpu or x.ndim < 2 or not x.numel():
         return None
     moments = torch.empty((x.shape[0], 2, x.shape[1]), dtype=torch.float32, device="cpu")
-    return moments if plain.ran("moments_of", moments, plain.with_adjacent_channels(x)) else None
+    return moments if plain.ran("moments_of", moments, with_adjacent_channels(x)) else None
 
 
 def fold_group_norm(

@@ -11,7 +11,6 @@ from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from .. import backends, native
-from ..layout import channels_adjoin, channels_last
 from ..transforms import forward_mode
 
 
@@ -35,13 +34,6 @@ def is_plain(tensors: Sequence[Tensor | None]) -> bool:
     return True
 
 
-def with_adjacent_channels(x: Tensor) -> Tensor:
-    """The image x, or a copy of it whose channels are adjacent in memory."""
-    if x.stride(1) == 1 or channels_adjoin(x):
-        return x
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else channels_last(x)
-
-
 def ran(name: str, *arguments: Any) -> bool:
     """Whether a launcher that reads torch's tensors took the call: false too where it was not built."""
     try:
@@ -51,6 +43,8 @@ def ran(name: str, *arguments: Any) -> bool:
 
 
 _TYPES = (Tensor, Parameter)
+#: In the place of a result that is not asked for.
+NOTHING = torch.empty(0, device="cpu")
 
 
 def _keys(*names: str) -> int:

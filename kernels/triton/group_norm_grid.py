@@ -6,7 +6,7 @@ import math
 import triton
 from torch import Tensor
 
-from ..group_norm import concatenated_shape
+from ..layout import concatenated_shape
 from ..tiles import Operand, adjacent_rows, make_operand, make_output
 
 # Programs that a launch should have at least: two for each of an H100's 132 multiprocessors. A constant, so that

@@ -68,6 +68,11 @@ def test_concatenations(shape):
     check(aten.cat.default, tensors=[torch.empty(shape, device="meta"), torch.empty((0,), device="meta")])
 
 
+def test_a_concatenation_of_nothing_is_refused_by_torch():
+    with pytest.raises(ValueError, match="expected a non-empty list of Tensors"):
+        without_data.call(aten.cat.default, ([],), {})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products(dtype):
     shapes = [(2, 3), (3, 4), (4, 3), (5, 2, 3), (5, 3, 4), (1, 3, 4), (4,)]

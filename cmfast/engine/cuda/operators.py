@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ...kernels.cuda.attention import launch_attention
 from ...kernels.cuda.group_norm import launch_group_norm
-from ...kernels.group_norm import concatenated_shape
-from ...kernels.layout import empty_in_order
+from ...kernels.layout import concatenated_shape, empty_in_order
 from ..steps import Step, Steps
 from .forms import Form
 from .launches import launched, planner
