@@ -150,6 +150,7 @@ CMFAST_INLINE void add_tiles(const void* upper, const void* lower, const void* b
   if (M > 1) tile_load<5>(lower, 64);
   if (M > 1) tile_multiply<2, 5, 6>();
   if (M > 1 && V > 1) tile_multiply<3, 5, 7>();
+  keep_awake();
 }
 
 // The same of operands that are sums of two terms each, the low one so many bytes behind the high one: all products but that
@@ -256,6 +257,21 @@ CMFAST_INLINE void store_bfloat16(uint16_t* to, Floats x) {
 #else
   *(HalvesThere*)to = __builtin_convertvector(to_bfloat16(x), Halves);
 #endif
+}
+
+// Adjacent registers, two at a time.
+template <int N>
+CMFAST_INLINE void store_bfloat16(uint16_t* to, const Floats (&x)[N]) {
+  CMFAST_UNROLL
+  for (int i = 0; i < N; i += 2) {
+#if defined(__AVX512BF16__)
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)x[i + 1], (__m512)x[i]);
+    __builtin_memcpy(to + i * LANES, &both, sizeof both);
+#else
+    store_bfloat16(to + i * LANES, x[i]);
+    store_bfloat16(to + (i + 1) * LANES, x[i + 1]);
+#endif
+  }
 }
 
 }  // namespace CMFAST_ISA

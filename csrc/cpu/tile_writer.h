@@ -58,6 +58,7 @@ struct TileWriter {
   CMFAST_INLINE void position(const float* products, const OutputPlace& at) {
     const ConvArguments& p = blocks.p;
     const int dtype = KIND == WHOLE_FLOAT32 ? (int)FLOAT32 : KIND == WHOLE_BFLOAT16 ? (int)BFLOAT16 : p.dtype;
+    Floats values[PANEL / LANES];
     CMFAST_UNROLL
     for (int v = 0; v < PANEL / LANES; ++v) {
       const int64_t c = o + v * LANES;
@@ -68,13 +69,14 @@ struct TileWriter {
       if (p.relu && FAULT(relu_before_residual)) value = max(zeros(), value);
       if (p.residual.data) value += residual(at.added + c, dtype, lanes);
       if (p.relu && !FAULT(relu_before_residual)) value = max(zeros(), value);  // NaN stays
-      if (KIND == WHOLE_BFLOAT16) store_bfloat16((uint16_t*)p.out.data + at.out + c, value);
-      else store((void*)p.out.data, dtype, at.out + c, value, lanes);
+      values[v] = value;
+      if (KIND != WHOLE_BFLOAT16) store((void*)p.out.data, dtype, at.out + c, value, lanes);
       if (!blocks.partial) continue;
       if (!begun) sums[v].begin(value);
       sums[v].add(value);
     }
     begun = true;
+    if (KIND == WHOLE_BFLOAT16) store_bfloat16((uint16_t*)p.out.data + at.out + o, values);
   }
 
   CMFAST_INLINE Floats residual(int64_t at, int dtype, int lanes) const {

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "tensors.h"
+#include "vector.h"
 
 namespace cmfast {
 namespace CMFAST_ISA {
@@ -57,6 +58,14 @@ CMFAST_INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
+
+// With every few products: processors switch the upper halves of their vector units off after some 2,000 cycles without
+// multiplications there, and the next store of a tile waits 1,000 cycles until they are on again.
+CMFAST_INLINE void keep_awake() {
+  Floats zero = zeros();
+  asm volatile("vfmadd231ps %0, %0, %0" : "+v"(zero));
+}
+
 #elif CMFAST_TILES == 2
 
 struct TileUse {
@@ -78,6 +87,8 @@ template <int T>
 static void tile_store(void* to, int64_t stride) {
   for (int m = 0; m < TILE; ++m) __builtin_memcpy((char*)to + m * stride, TileUse::now->words[T][m], 4 * TILE);
 }
+
+static inline void keep_awake() {}
 
 // A subnormal number counts as 0, as operand and as result.
 static inline float tile_float(uint32_t word) {

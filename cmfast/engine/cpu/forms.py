@@ -13,7 +13,8 @@ from ...kernels import native
 from ...kernels.conv_forms import SPLIT, ConvForm, choose_form, conv_forms, has_tiles
 from ..graph import arguments, shape
 
-#: With fewer channels on either side a convolution costs next to nothing, and stays in float32.
+#: With fewer channels on either side a convolution costs next to nothing, and stays in float32. By tiles fewer outputs
+#: cost no more than so many, and far less than reading a large image in float32 does.
 _FEW_CHANNELS = 16
 
 #: Outputs of a channel's image from which on bfloat16 products have tiles of 4. They cost more accuracy than tiles of
@@ -58,7 +59,8 @@ def choose(node: fx.Node, products: torch.dtype) -> ConvForm:
     a = arguments(node)
     weight, outputs = shape(a["weight"]), node.meta["val"][0].shape[2:]
     gains = multiplies(products) or math.prod(outputs) <= _FEW_POSITIONS
-    dtype = products if gains and min(weight[:2]) >= _FEW_CHANNELS else torch.float32
+    few = weight[1] if has_tiles() else min(weight[:2])
+    dtype = products if gains and few >= _FEW_CHANNELS else torch.float32
     large = ConvForm(4, True, torch.bfloat16)
     if (
         not has_tiles()

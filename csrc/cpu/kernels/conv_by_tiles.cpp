@@ -75,15 +75,20 @@ struct ConvByTiles : TileBlocks {
       const int64_t image_out = p.out.image(b.n, b.z);
       const int64_t image_added = p.residual.image(FAULT(residual_of_first_sample) ? 0 : b.n, b.z);
       const int64_t wide = b.columns - (FAULT(tile_edge_missed) && b.columns % TILE ? 1 : 0);
+      auto place = [&](int64_t y, int64_t x) -> OutputPlace {
+        return {image_out + (b.y + y) * p.out.y + (b.x + x) * p.out.x,
+                image_added + of_residual(b.y + y) * p.residual.y + of_residual(b.x + x) * p.residual.x};
+      };
       for (int64_t tile = 0; tile < found.of_part; ++tile, ++found.count) {
         int64_t at = position(b, tile), y = at / plane_columns, x = at % plane_columns;
         found.from[found.count] = planes + (i * image + at) * DEEP;
+        OutputPlace next = place(y, x);
         for (int64_t m = 0; m < TILE; ++m) {
           const bool is_output = x < wide && y < b.rows;
-          found.places[found.count * TILE + m] = {
-              is_output ? image_out + (b.y + y) * p.out.y + (b.x + x) * p.out.x : -1,
-              image_added + of_residual(b.y + y) * p.residual.y + of_residual(b.x + x) * p.residual.x};
-          if (++x == plane_columns) x = 0, ++y;
+          found.places[found.count * TILE + m] = {is_output ? next.out : -1, next.added};
+          if (++x == plane_columns) x = 0, ++y, next = place(y, x);
+          else if (p.residual_resample == RESAMPLE_NONE) next.out += p.out.x, next.added += p.residual.x;
+          else next = place(y, x);
         }
       }
     }

@@ -71,6 +71,14 @@ def test_few_channels_stay_in_float32(channels, dtype):
     assert choose(call((8, 8), *channels), F32).dtype == F32
 
 
+@pytest.mark.parametrize("tiles", [True], indirect=True)
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [((64, 3), BF16), ((16, 1), BF16), ((3, 64), F32), ((15, 64), F32)], ids=str
+)
+def test_tiles_multiply_few_outputs(tiles, channels, dtype):
+    assert choose(call((64, 64), *channels), BF16).dtype == dtype
+
+
 @pytest.mark.parametrize("options", [{"kernel": 1}, {"kernel": 5}, {"stride": 2}], ids=str)
 @pytest.mark.parametrize("products", [F32, BF16])
 def test_winograd_is_for_three_by_three_at_stride_one(options, products):
