@@ -164,7 +164,8 @@ _SMALLER = {
     "cmfast bench operators": "--ops timestep_embedding --passes 1 --rounds 1",
     "cmfast bench latency": "--rounds 1 --batch-size 2 --consistency-steps 1 --steps 2 --samplers euler",
     "cmfast eval": "--count 20 --resamples 2",
-    "cmfast train --method diffusion": "--set loop.iterations=2 --set loop.batch_size=4",
+    "cmfast train --method diffusion": "--set network.model_channels=32 --set loop.iterations=2 "
+    "--set loop.batch_size=4",
     "cmfast train --method distillation": "--set loop.iterations=2 --set loop.batch_size=4",
 }
 
