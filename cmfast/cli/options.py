@@ -13,7 +13,7 @@ from ..model import ConsistencyModel, load
 
 Model = Annotated[
     str,
-    typer.Option("--model", help="A bundled name (digits, drums, ...), a folder, a .pt file, or a hub id."),
+    typer.Option("--model", help="A bundled name (digits, fashion, drums, ...), a folder, a .pt file, or a hub id."),
 ]
 Count = Annotated[int, typer.Option("--count", min=1, help="How many samples.")]
 Sampler = Annotated[str | None, typer.Option(help="A sampler's name, such as heun; the model's own kind by default.")]
