@@ -97,48 +97,47 @@ struct TilePlanes : TileBlocks {
           for (int64_t u = 0; u < terms; ++u) __builtin_memcpy(to + u * next, to + u * next - DEEP, DEEP * 2);
           continue;
         }
-        put_position<DTYPE>(h + (at >> up) * p.h.x * size, r.n, line, 0, split, to, next);
-        put_position<DTYPE>(skip + (at >> up) * p.skip.x * size, r.n, line, split, count, to, next);
+        put_position<DTYPE>(h, at >> up, p.h.x, r.n, line, 0, split, to, next);
+        put_position<DTYPE>(skip, at >> up, p.skip.x, r.n, line, split, count, to, next);
       }
     }
   }
 
   // A unit of a later position: several are read in turns, which the processor does not foresee.
   template <int DTYPE>
-  CMFAST_INLINE void fetch(const char* from, int64_t u) const {
-    const int64_t size = DTYPE == FLOAT32 ? 4 : 2;
-    const char* later = from + (AHEAD * p.h.x + u * DEEP) * size;
+  CMFAST_INLINE static void fetch(const char* later) {
     __builtin_prefetch(later);
     if (DTYPE == FLOAT32) __builtin_prefetch(later + 64);
   }
 
-  // Units [begin, end) of one position of sample n, of the channels from `line` on.
+  // Units [begin, end) of position x of a row of sample n, whose positions are `apart`; of the channels from `line` on.
   template <int DTYPE>
-  CMFAST_INLINE void put_position(const char* from, int64_t n, int64_t line, int64_t begin, int64_t end, uint16_t* to,
-                                  int64_t next) const {
+  CMFAST_INLINE void put_position(const char* row, int64_t x, int64_t apart, int64_t n, int64_t line, int64_t begin,
+                                  int64_t end, uint16_t* to, int64_t next) const {
     const int64_t size = DTYPE == FLOAT32 ? 4 : 2, rows = n * p.channels() + line;
+    const char *from = row + x * apart * size, *later = from + AHEAD * apart * size;
     const float *gain = p.gain ? p.gain + rows : nullptr, *offset = p.gain ? p.offset + rows : nullptr;
     const bool silus = p.silu;
     if (TERMS == 1 && DTYPE == BFLOAT16 && !gain && !silus) {
       for (int64_t u = begin; u < end; ++u) {
-        fetch<DTYPE>(from, u);
+        fetch<DTYPE>(later + u * DEEP * size);
         __builtin_memcpy(to + u * next, from + u * DEEP * size, DEEP * size);
       }
       return;
     }
     for (int64_t u = begin; u < end; ++u) {
-      fetch<DTYPE>(from, u);
-      Floats x[DEEP / LANES];
+      fetch<DTYPE>(later + u * DEEP * size);
+      Floats values[DEEP / LANES];
       CMFAST_UNROLL
       for (int v = 0; v < DEEP / LANES; ++v) {
         const int64_t c = u * DEEP + v * LANES;
-        x[v] = load(from + c * size, DTYPE, 0);
-        if (gain) x[v] = x[v] * load(gain + c) + load(offset + c);
-        if (silus && TERMS > 1) x[v] = silu(x[v]);
+        values[v] = load(from + c * size, DTYPE, 0);
+        if (gain) values[v] = values[v] * load(gain + c) + load(offset + c);
+        if (silus && TERMS > 1) values[v] = silu(values[v]);
       }
-      if (silus && TERMS == 1) silu_to_bfloat16(x);
+      if (silus && TERMS == 1) silu_to_bfloat16(values);
       CMFAST_UNROLL
-      for (int v = 0; v < DEEP / LANES; ++v) put_terms(to + u * TERMS * next + v * LANES, x[v]);
+      for (int v = 0; v < DEEP / LANES; ++v) put_terms(to + u * TERMS * next + v * LANES, values[v]);
     }
   }
 

@@ -45,14 +45,8 @@ def test_a_pass_can_be_left_out(name):
 def test_a_pass_finds_nothing_twice(name):
     unet, inputs = network("three-levels")
     graph = capture(unet, inputs)
-    others = (
-        "tokens",
-        "transposed",
-        "padding",
-        "outputs",
-        "gates",
-        "scaling",
-    )  # it is written in cmfast's operators, on images
+    # It is written in cmfast's operators, on images.
+    others = ("tokens", "transposed", "padding", "outputs", "gates", "scaling")
     found = name == "timestep_embedding pattern" or not (name.endswith("pattern") or name in others)
     assert (run_until(graph, name) > 0) == found
     assert ALL[name](graph) == 0

@@ -43,11 +43,21 @@ def test_numbers_are_in_the_weights(name, bias):
     assert {step.operator for step in left} <= {"aten.mean.dim", "aten.add.Tensor"}
 
 
+def test_layers_of_other_widths_have_their_own_biases():
+    torch.manual_seed(0)
+    layers = {"first": nn.Conv2d(3, 8, 1, bias=False), "last": nn.Conv2d(8, 5, 1, bias=False)}
+    module = Layers(lambda m, x: m.last(m.first(x) + 0.5) + 0.5, **layers)
+    found, left, convs = accelerated(module, IMAGES)
+    assert relative(found, module, IMAGES) < 1e-6
+    assert (len(left), len(convs)) == (0, 2)
+
+
 KEPT = {
     "zero": lambda m, x: m.conv(x) * 0,  # not a number stays one
     "large": lambda m, x: m.conv(x) * 17,  # in float16 weights would not be exact, or be infinite
     "small": lambda m, x: m.conv(x) / 17,
     "infinite": lambda m, x: m.conv(x) * float("inf"),
+    "plus infinity": lambda m, x: m.conv(x) + float("inf"),
     "a tensor": lambda m, x: m.conv(x) * x[:, :1],
     "another user": lambda m, x: (lambda y: (y * 2) * y)(m.conv(x)),
     "after relu": lambda m, x: torch.relu(m.conv(x)) * 2,

@@ -39,23 +39,23 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
     a = arguments(node)
     out, other = a["self"], a.get("other", 1.0)
     call = convolution_of(out)
-    if call is None or not isinstance(other, Real) or not (math.isfinite(other) and other):
+    if call is None or not isinstance(other, Real) or not other:
         return False
     conv = arguments(call)
     weight, bias = graph.tensor(conv["weight"]), conv["bias"]
     if weight is None or only_user(out) is None or len(call.users) > 1 or conv["residual"] is not None or conv["relu"]:
         return False
+    of_bias = weight.new_zeros(weight.shape[0]) if bias is None else graph.tensor(bias)
     scale, shift = map(float, _SCALE_AND_SHIFT[node.target](a))
-    if not 1 / _LARGEST <= abs(scale) <= _LARGEST:
+    if of_bias is None or not 1 / _LARGEST <= abs(scale) <= _LARGEST or not math.isfinite(shift):
         return False
-    name = f"{conv['weight'].target} * {scale!r}"
-    weights = conv["weight"] if scale == 1 else graph.attribute(name, weight * scale, node)
-    of_bias = graph.tensor(bias) if bias is not None else weight.new_zeros(weight.shape[0])
-    if of_bias is None:
-        return False
-    name = f"{bias.target if bias is not None else 'zeros'} * {scale!r} + {shift!r}"
-    biases = bias if bias is None and shift == 0 else graph.attribute(name, of_bias * scale + shift, node)
-    folded = graph.call(node, CONV, **(conv | {"weight": weights, "bias": biases}))
+    of_weight = conv["weight"].target
+    if scale != 1:
+        conv["weight"] = graph.attribute(f"{of_weight} * {scale!r}", weight * scale, node)
+    if bias is not None or shift:
+        name = f"zeros for {of_weight}" if bias is None else bias.target
+        conv["bias"] = graph.attribute(f"{name} * {scale!r} + {shift!r}", of_bias * scale + shift, node)
+    folded = graph.call(node, CONV, **conv)
     folded.meta["layer"] = layer(call)
     graph.replace(node, graph.item(folded, 0))
     return True
