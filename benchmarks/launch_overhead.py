@@ -4,23 +4,27 @@ On tensors so small that their kernels take next to nothing. On the processor: e
 torch's nearest. Images are channels last, as the kernels read them; of planes, torch makes copies that are. The kernels
 of conv2d are of one element: Winograd's transforms of larger ones are work.
 
-Of the GPU's backends: their functions, to which an operator's call goes, without a GPU. CUDA's launches are written
-down instead of being made, which needs cmfast._cuda. Triton's, of kernels compiled for sm_90, go through its run time
-to a driver that does nothing.
+Of the GPU's backends, without a GPU: each operator as it is called, first as from the third call on, which is
+remembered (kernels/remembered.py), then the long way, as the first call takes it. CUDA's launches are written down
+instead of being made, which needs cmfast._cuda. Triton's, of kernels compiled for sm_90, go through its run time to a
+driver that does nothing.
 
 Microseconds, the best of several runs, one thread.
 """
 
 import argparse
+import contextlib
 import os
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from cmfast.kernels import backends, native
-from cmfast.kernels.conv_arguments import ConvArguments
+from cmfast.kernels import remembered as memory
+from cmfast.kernels.conv_weights import pack
 from torch.nn import functional as F
 
 from cmfast import kernels
@@ -79,31 +83,47 @@ def on_the_processor() -> Calls:
     }
 
 
-def arguments() -> dict[str, tuple]:
-    """What a backend's functions take."""
-    x, row, rows, q = image(1, 32, 2, 2).bfloat16(), torch.randn(32), torch.randn(1, 32), torch.randn(1, 1, 16, 32)
-    moments, numbers = torch.randn(1, 2, 32).abs(), {"height": 2, "width": 2, "tile": 1, "dtype": torch.bfloat16}
-    prepared = kernels.prepare_conv(torch.randn(32, 32, 3, 3), row, padding=1, **numbers)
-    film = (None, rows, rows)
-    return {
-        "group_norm": (x, None, 32, row, row, 1e-5, *film, True),
-        "attention": (q, q, q, 0.2),
-        "consistency_step": (x, x, [None] * 5, [0.5] * 5, -1.0, 1.0, None, 7, 1, 0, True, True),
-        "conv2d": (ConvArguments(x, None, *prepared),),
-        "channel_moments": (x,),
-        "fold_group_norm": (moments, None, 4, 32, row, row, 1e-5, *film),
-        "apply_group_norm": (x, None, moments, None, 32, row, row, 1e-5, *film, True, None),
-        "channel_norm": (x, row, row, 1e-5, True, 0.0, rows, rows, True),
-        "timestep_embedding": (torch.tensor([3.0]), torch.randn(16), 1.0, False),
+def operators() -> dict[str, Callable[[str], Any]]:
+    """Each operator that a GPU serves, as it is called of a backend."""
+    x, q, k, v = image(1, 32, 2, 2).bfloat16(), *(torch.randn(1, 1, 16, 32).bfloat16() for _ in range(3))
+    weight, bias, output = torch.randn(32), torch.randn(32), torch.randn_like(x)
+    moments, t, frequencies = torch.randn(1, 2, 32).abs(), torch.tensor([3.0]), torch.randn(16)
+    film = {"scale": torch.randn(1, 32), "shift": torch.randn(1, 32), "activation": "silu"}
+    step = {"clip": 1.0, "alpha": 1.0, "beta": 0.5, "seed": 7, "input_scale": 2.0}
+    numbers = {"height": 64, "width": 64, "tile": 1, "dtype": torch.bfloat16}
+    large = torch.randn(160, 32, 3, 3)  # so many outputs make enough blocks for a GPU
+    prepared = kernels.prepare_conv(large, None, padding=1, **numbers)._replace(packed=pack(large, torch.bfloat16))
+    given = {
+        "group_norm": ((x, 32, weight, bias), film),
+        "attention": ((q, k, v), {}),
+        "consistency_step": ((x, output, 0.5, 0.5), step),
+        "conv2d": ((image(1, 32, 64, 64).bfloat16(), prepared), {}),
+        "channel_moments": ((x,), {}),
+        "fold_group_norm": ((moments, 4, 32, weight, bias), {"scale": film["scale"], "shift": film["shift"]}),
+        "apply_group_norm": ((x, moments, 32, weight, bias), film),
+        "channel_norm": ((x, weight, bias), film),
+        "timestep_embedding": ((t, frequencies), {}),
     }
+
+    def calling(name: str, positional: tuple, named: dict[str, Any]) -> Callable[[str], Any]:
+        operator = getattr(kernels, name)
+        return lambda backend: operator(*positional, **named, backend=backend)
+
+    return {name: calling(name, *operands) for name, operands in given.items()}
 
 
 def of_backend(name: str) -> Calls:
-    """The functions of a backend for the operators that it serves."""
-    given = arguments()
-    served = {op: operands for op, operands in given.items() if backends.available(name, op)[0]}
-    functions = {op: backends.function(name, op) for op in served}
-    return {f"{name}.{op}": lambda op=op: functions[op](*served[op]) for op in served}
+    """The operators that a backend serves, called of it by name."""
+    served = {op: call for op, call in operators().items() if backends.available(name, op)[0]}
+    return {f"{name}: {op}": lambda op=op: served[op](name) for op in served}
+
+
+@contextlib.contextmanager
+def as_on_a_gpu(*, remembered: bool) -> Iterator[None]:
+    """Within the block, calls of CPU tensors are remembered, or none are."""
+    with mock.patch.object(memory, "DEVICES", {1} if remembered else set()):
+        memory.forget()
+        yield
 
 
 def of_cuda() -> Calls:
@@ -112,7 +132,6 @@ def of_cuda() -> Calls:
         "native.launch of nothing": lambda: native.launch("nothing", x),
         "which backend serves": lambda: backends.available("cuda", "consistency_step", (x, x)),
         "three torch.empty_like": lambda: [torch.empty_like(x) for _ in range(3)],
-        **of_backend("cuda"),
     }
 
 
@@ -148,18 +167,28 @@ def main() -> None:
         for name, call in calls.items():
             print(f"{name:40} {measure(call):6.2f} µs", flush=True)
 
+    def show_backend(name: str, measure: Callable[[Callable[[], Any]], float]) -> None:
+        for op, call in of_backend(name).items():
+            times = []
+            for remembered in (True, False):
+                with as_on_a_gpu(remembered=remembered):
+                    times.append(measure(call))
+            print(f"{op:40} {times[0]:6.2f} µs, the long way {times[1]:6.2f} µs", flush=True)
+
     with torch.no_grad():
         show(on_the_processor(), microseconds)
         os.environ["CMFAST_GPU_ON_CPU"] = "1"
         ok, reason = backends.available("cuda", "consistency_step")
         show(of_cuda() if ok else {}, planned)
+        if ok:
+            show_backend("cuda", planned)
         print("" if ok else f"cuda: {reason}", end="")
         ok, reason = backends.available("triton", "consistency_step")
         if ok:
             from triton.runtime import driver
 
             driver.set_active(without_a_gpu())
-            show(of_backend("triton"), microseconds)
+            show_backend("triton", microseconds)
         else:
             print(f"triton: {reason}")
 

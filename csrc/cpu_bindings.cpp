@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "call_key.h"
 #include "cpu/checksum.h"
 #include "cpu/faults.h"
 #include "cpu/isa.h"
@@ -579,6 +580,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
   m.def("set_isa", [](const std::string& name) { return set_isa(name.c_str()) ? std::string() : unknown_isa(name); });
   m.def("usable", [] { return kernels() ? std::string() : unknown_isa(std::getenv("CMFAST_CPU_ISA")); });
   m.def("serves_by_default", serves_by_default);
+  m.def("call_key", call_key);
   m.def("consistency_step", bound_consistency_step);
   m.def("consistency_step_backward", bound_consistency_step_backward);
   m.def("group_norm", bound_group_norm);

@@ -14,7 +14,7 @@ x is [N, C, *spatial], or a pair (h, skip) that stands for their concatenation a
 import torch
 from torch import Tensor
 
-from . import direct
+from . import direct, remembered
 from .backends import resolve
 from .conv_arguments import resampled_sizes
 from .layout import concatenated_shape, describe, empty_image
@@ -67,10 +67,9 @@ def apply_group_norm(
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
     first, second = moments if isinstance(moments, tuple | list) else (moments, None)
-    if backend is None:
-        rest = (num_groups, weight, bias, eps, add, scale, shift, activation, resample)
-        if (y := direct.apply_group_norm(h, skip, first, second, *rest)) is not None:
-            return y
+    rest = (num_groups, weight, bias, eps, add, scale, shift, activation, resample, backend)
+    if (y := direct.apply_group_norm(h, skip, first, second, *rest)) is not None:
+        return y
     _check_input(h, skip, activation, resample)
     _check_moments(h, skip, first, second)
     _check_rows(h, skip, num_groups, weight, bias, add, scale, shift)
@@ -149,7 +148,8 @@ torch.library.define(
 def _apply_group_norm(*arguments):
     *others, backend = arguments
     tensors = [t for t in others if isinstance(t, Tensor)]
-    return resolve("apply_group_norm", tensors, backend)(*others)
+    serve = resolve("apply_group_norm", tensors, backend)
+    return remembered.serve("apply_group_norm", backend, others, serve, *others)
 
 
 @torch.library.register_fake("cmfast::apply_group_norm")

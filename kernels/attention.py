@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import direct, reference
+from . import direct, reference, remembered
 from .backends import require, resolve
 from .layout import accumulation_dtype, empty_in_order
 from .transforms import (
@@ -49,7 +49,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
         ValueError: shapes or dtypes that do not fit.
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
-    if backend is None and (out := direct.attention(q, k, v, scale)) is not None:
+    if (out := direct.attention(q, k, v, scale, backend)) is not None:
         return out
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(
@@ -123,7 +123,8 @@ torch.library.define(
 
 @torch.library.impl("cmfast::attention", "default")
 def _attention(q, k, v, scale, backend):
-    return resolve("attention", (q, k, v), backend)(q, k, v, scale)
+    serve = resolve("attention", (q, k, v), backend)
+    return remembered.serve("attention", backend, (q, k, v, scale), serve, q, k, v, scale)
 
 
 @torch.library.impl("cmfast::attention_backward", "default")

@@ -12,7 +12,7 @@ Normalization", equation 4. Tokens [R, C] are images of no spatial dimension.
 import torch
 from torch import Tensor
 
-from . import direct
+from . import direct, remembered
 from .backends import resolve
 from .layout import describe, empty_in_order
 from .transforms import refuse_gradients
@@ -56,10 +56,9 @@ def channel_norm(
         RuntimeError: an input requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
-    if backend is None:
-        y = direct.channel_norm(x, weight, bias, eps, centred, least, scale, shift, activation)
-        if y is not None:
-            return y
+    y = direct.channel_norm(x, weight, bias, eps, centred, least, scale, shift, activation, backend)
+    if y is not None:
+        return y
     if x.ndim < 2 or not x.is_floating_point() or not x.shape[1]:
         raise ValueError(f"channel_norm: x must be a floating-point tensor [N, C, *spatial], got {describe(x)}")
     n, c = x.shape[:2]
@@ -90,7 +89,8 @@ torch.library.define(
 def _channel_norm(*arguments):
     *others, backend = arguments
     tensors = [t for t in others if isinstance(t, Tensor)]
-    return resolve("channel_norm", tensors, backend)(*others)
+    serve = resolve("channel_norm", tensors, backend)
+    return remembered.serve("channel_norm", backend, others, serve, *others)
 
 
 @torch.library.register_fake("cmfast::channel_norm")

@@ -13,6 +13,7 @@ counter (e div 4, draw, high word of the seed, 0), where e is the element's inde
 """
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import NamedTuple
 
 import torch
@@ -125,9 +126,16 @@ def consistency_step(
         and (x.requires_grad or model_output.requires_grad or (noise is not None and noise.requires_grad))
     ):
         outputs = apply(_ConsistencyStep, x, model_output, *arguments, backend, *vectors)
+    elif _is_plain((x, model_output, noise, *vectors), (seed, draw, first_sample)):
+        outputs = _serve(x, model_output, vectors, *arguments, backend)
     else:
         outputs = _operator(x, model_output, vectors, *arguments, backend)
     return ConsistencyStep(outputs[0], outputs[1] if wants_sample else None, outputs[2] if wants_input else None)
+
+
+def _is_plain(tensors: Sequence[Tensor | None], integers: Sequence[Index | None]) -> bool:
+    """Whether the dispatcher has nothing to do for a call, nor to refuse in it."""
+    return direct.plain.is_plain(tensors) and all(type(i) in (int, Tensor, NoneType) for i in integers)
 
 
 def _clip_range(clip: float | tuple[float, float] | None) -> tuple[float | None, float | None]:
@@ -258,8 +266,12 @@ def _consistency_step(
 ):
     seed = seed if seed_tensor is None else seed_tensor
     first_sample = first_sample if first_sample_tensor is None else first_sample_tensor
-    tensors = _present(x, model_output, noise, *vectors)
-    serve = resolve("consistency_step", tensors, backend)
+    rest = (draw, first_sample, sample, model_input, backend)
+    return _serve(x, model_output, vectors, scalars, low, high, noise, seed, *rest)
+
+
+def _serve(x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend):
+    serve = resolve("consistency_step", _present(x, model_output, noise, *vectors), backend)
     return serve(x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input)
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import direct
+from . import direct, remembered
 from .backends import BackendError, available, chosen, resolve
 from .conv_arguments import GATES, RESAMPLES, ConvArguments, output_sizes, resampled_sizes
 from .conv_forms import ConvForm, choose_form
@@ -203,7 +203,7 @@ def conv2d(
     h, skip = x if isinstance(x, tuple | list) else (x, None)
     given = (gain, offset, silu, gate, residual, residual_resample, relu, moments)
     arguments = ConvArguments(h, skip, *prepared, resample, *given)
-    if backend is None and (found := direct.conv2d(arguments)) is not None:
+    if (found := direct.conv2d(arguments, backend)) is not None:
         return ConvOutput(found[0], found[1] if moments else None)
     _check(arguments)
     refuse_gradients("conv2d", "prepared weights serve inference", h, skip, gain, offset, residual)
@@ -286,7 +286,7 @@ def _conv2d(*arguments):
             )
         backend = "reference"
     tensors = [t for t in a._replace(packed=None) if isinstance(t, Tensor)]
-    return resolve("conv2d", tensors, backend, (a,))(a)
+    return remembered.serve("conv2d", arguments[-1], a, resolve("conv2d", tensors, backend, (a,)), a)
 
 
 @torch.library.register_fake("cmfast::conv2d")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import direct, reference
+from . import direct, reference, remembered
 from .backends import require, resolve
 from .layout import accumulation_dtype, concatenated_shape, describe, empty_in_order
 from .transforms import (
@@ -73,10 +73,9 @@ def group_norm(
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     h, skip = x if isinstance(x, tuple | list) else (x, None)
-    if backend is None:
-        y = direct.group_norm(h, skip, num_groups, weight, bias, eps, add, scale, shift, activation)
-        if y is not None:
-            return y
+    y = direct.group_norm(h, skip, num_groups, weight, bias, eps, add, scale, shift, activation, backend)
+    if y is not None:
+        return y
     _check(h, skip, num_groups, weight, bias, add, scale, shift, activation)
     args = (h, skip, num_groups, weight, bias, float(eps), add, scale, shift, activation == "silu", backend)
     if needs_definition():
@@ -147,7 +146,8 @@ torch.library.define(
 @torch.library.impl("cmfast::group_norm", "default")
 def _group_norm(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu, backend):
     serve = resolve("group_norm", _present(h, skip, weight, bias, add, scale, shift), backend)
-    return serve(h, skip, num_groups, weight, bias, eps, add, scale, shift, silu)
+    arguments = (h, skip, num_groups, weight, bias, eps, add, scale, shift, silu)
+    return remembered.serve("group_norm", backend, arguments, serve, *arguments)
 
 
 @torch.library.impl("cmfast::group_norm_backward", "default")

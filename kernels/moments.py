@@ -12,7 +12,7 @@ Computing the Sample Variance", equation 2.1.
 import torch
 from torch import Tensor
 
-from . import direct
+from . import direct, remembered
 from .backends import resolve
 from .layout import describe
 from .transforms import refuse_gradients
@@ -33,7 +33,7 @@ def channel_moments(x: Tensor, *, backend: str | None = None) -> Tensor:
         RuntimeError: x requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
-    if backend is None and (found := direct.channel_moments(x)) is not None:
+    if (found := direct.channel_moments(x, backend)) is not None:
         return found
     if x.ndim < 2 or not x.is_floating_point() or 0 in x.shape[1:]:
         raise ValueError(f"channel_moments: x must be a floating-point tensor [N, C, *spatial], got {describe(x)}")
@@ -80,10 +80,9 @@ def fold_group_norm(
         BackendError: the backend asked for cannot serve the call.
     """
     first, second = moments if isinstance(moments, tuple | list) else (moments, None)
-    if backend is None:
-        found = direct.fold_group_norm(first, second, size, num_groups, weight, bias, eps, add, scale, shift)
-        if found is not None:
-            return found
+    found = direct.fold_group_norm(first, second, size, num_groups, weight, bias, eps, add, scale, shift, backend)
+    if found is not None:
+        return found
     _check(first, second, size, num_groups, weight, bias, add, scale, shift)
     refuse_gradients("fold_group_norm", "it serves inference", first, second, weight, bias, add, scale, shift)
     return torch.ops.cmfast.fold_group_norm(
@@ -132,14 +131,15 @@ torch.library.define(
 
 @torch.library.impl("cmfast::channel_moments", "default")
 def _channel_moments(x, backend):
-    return resolve("channel_moments", [x], backend)(x)
+    return remembered.serve("channel_moments", backend, (x,), resolve("channel_moments", [x], backend), x)
 
 
 @torch.library.impl("cmfast::fold_group_norm", "default")
 def _fold_group_norm(*arguments):
     *others, backend = arguments
     tensors = [t for t in others if isinstance(t, Tensor)]
-    return resolve("fold_group_norm", tensors, backend)(*others)
+    serve = resolve("fold_group_norm", tensors, backend)
+    return remembered.serve("fold_group_norm", backend, others, serve, *others)
 
 
 @torch.library.register_fake("cmfast::channel_moments")

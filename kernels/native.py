@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import recorder
+
 #: Codes of the dtypes that the kernels have.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 #: Dtypes of timesteps that are counted.
@@ -86,6 +88,8 @@ def launch(name: str, like: Tensor, *arguments: Any) -> None:
     Raises RuntimeError with the launcher's message.
     """
     launcher = getattr(cuda(), name)
+    if (record := recorder.current()) is not None:
+        record.launched(launcher, (*arguments, recorder.STREAM, recorder.DEVICE))
     if not like.is_cuda:
         error = launcher(*arguments, 0, -1)
     else:
@@ -124,8 +128,11 @@ def recording(program: Any) -> Iterator[None]:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Where the tensor's elements are; 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()
+    """Where the tensor's elements are, for a launcher; 0 for none."""
+    if tensor is None:
+        return 0
+    record = recorder.current()
+    return tensor.data_ptr() if record is None else record.address(tensor)
 
 
 @functools.cache

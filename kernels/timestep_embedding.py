@@ -10,7 +10,7 @@ Vaswani et al. 2017, "Attention Is All You Need", section 3.5. OpenAI's networks
 import torch
 from torch import Tensor
 
-from . import direct
+from . import direct, remembered
 from .backends import resolve
 from .layout import describe
 from .transforms import refuse_gradients
@@ -44,7 +44,7 @@ def timestep_embedding(
         RuntimeError: an input requires a gradient, or a transformation of torch.func may ask for one.
         BackendError: the backend asked for cannot serve the call.
     """
-    if backend is None and (y := direct.timestep_embedding(t, frequencies, scale, sin_first)) is not None:
+    if (y := direct.timestep_embedding(t, frequencies, scale, sin_first, backend)) is not None:
         return y
     if t.ndim != 1 or t.is_complex() or t.dtype == torch.bool:
         raise ValueError(f"timestep_embedding: t must be a tensor [N] of numbers, got {describe(t)}")
@@ -65,7 +65,9 @@ torch.library.define(
 
 @torch.library.impl("cmfast::timestep_embedding", "default")
 def _timestep_embedding(t, frequencies, scale, sin_first, backend):
-    return resolve("timestep_embedding", (t, frequencies), backend)(t, frequencies, scale, sin_first)
+    serve = resolve("timestep_embedding", (t, frequencies), backend)
+    arguments = (t, frequencies, scale, sin_first)
+    return remembered.serve("timestep_embedding", backend, arguments, serve, *arguments)
 
 
 @torch.library.register_fake("cmfast::timestep_embedding")

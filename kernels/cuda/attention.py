@@ -17,7 +17,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
 
 def launch_attention(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
     """Write out and lse [N, H, T]."""
-    native.launch("attention", q, _sizes(q, k), scale, _tensor(q), _tensor(k), _tensor(v), _tensor(out), lse.data_ptr())
+    native.launch(
+        "attention", q, _sizes(q, k), scale, _tensor(q), _tensor(k), _tensor(v), _tensor(out), native.address(lse)
+    )
 
 
 def attention_backward(
@@ -35,8 +37,8 @@ def attention_backward(
         _sizes(q, k),
         scale,
         *(_tensor(x) for x in (grad, q, k, v, out)),
-        lse.data_ptr(),
-        delta.data_ptr(),
+        native.address(lse),
+        native.address(delta),
         *(_tensor(x) for x in (dq, dk, dv)),
     )
     return dq, dk, dv
@@ -48,4 +50,4 @@ def _sizes(q: Tensor, k: Tensor) -> tuple[int, ...]:
 
 
 def _tensor(x: Tensor) -> tuple[int, tuple[int, ...]]:
-    return x.data_ptr(), x.stride()
+    return native.address(x), x.stride()

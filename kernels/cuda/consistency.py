@@ -86,16 +86,16 @@ def consistency_step_backward(
 
 
 def _tensor(t: Tensor | None) -> tuple[int, int, Sequence[int]] | None:
-    return None if t is None else (t.data_ptr(), native.DTYPES[t.dtype], t.stride())
+    return None if t is None else (native.address(t), native.DTYPES[t.dtype], t.stride())
 
 
 def _addresses(vectors: Sequence[Tensor | None]) -> list[tuple[int, int] | None]:
-    return [None if v is None else (v.data_ptr(), v.stride(0)) for v in vectors]
+    return [None if v is None else (native.address(v), v.stride(0)) for v in vectors]
 
 
 def _index(value: int | Tensor | None) -> tuple[int | None, int]:
     """A host integer, and the address that the kernel reads it from instead, or 0."""
-    return (0, value.data_ptr()) if isinstance(value, Tensor) else (value, 0)
+    return (0, native.address(value)) if isinstance(value, Tensor) else (value, 0)
 
 
 def _float32(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:

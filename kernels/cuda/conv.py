@@ -54,8 +54,8 @@ def launch_conv2d(out: Tensor, moments: Tensor | None, a: ConvArguments) -> None
         "conv2d",
         a.h,
         [_image(t) for t in (h, skip, residual, out)],
-        [(0, 0) if t is None else (t.data_ptr(), t.stride(0)) for t in (gain, offset)],
-        packed.data_ptr(),
+        [(0, 0) if t is None else (native.address(t), t.stride(0)) for t in (gain, offset)],
+        native.address(packed),
         native.address(bias),
         native.address(moments),
         native.address(workspace),
@@ -122,4 +122,4 @@ def _rows(t: Tensor) -> Tensor:
 
 
 def _image(t: Tensor | None) -> tuple[int, int, int, int]:
-    return (0, 0, 0, 0) if t is None else (t.data_ptr(), t.stride(0), t.stride(2), t.stride(3))
+    return (0, 0, 0, 0) if t is None else (native.address(t), t.stride(0), t.stride(2), t.stride(3))

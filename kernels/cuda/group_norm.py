@@ -59,9 +59,9 @@ def launch_group_norm(
         h,
         problem,
         _strided(out),
-        mean.data_ptr(),
-        rstd.data_ptr(),
-        workspace.data_ptr(),
+        native.address(mean),
+        native.address(rstd),
+        native.address(workspace),
         floats,
         capability,
     )
@@ -99,11 +99,11 @@ def group_norm_backward(
             problem,
             _strided(dy),
             _strided(dx),
-            mean.data_ptr(),
-            rstd.data_ptr(),
-            dz_sum.data_ptr(),
-            dzu_sum.data_ptr(),
-            workspace.data_ptr(),
+            native.address(mean),
+            native.address(rstd),
+            native.address(dz_sum),
+            native.address(dzu_sum),
+            native.address(workspace),
             floats,
         )
     return in_order(dx.tensor, h), dz_sum, dzu_sum
@@ -123,7 +123,7 @@ def _problem(
     return (
         _strided(h),
         None if skip is None else _strided(skip),
-        [None if row is None else (row[0].data_ptr(), native.DTYPES[row[0].dtype], row[1]) for row in rows],
+        [None if row is None else (native.address(row[0]), native.DTYPES[row[0].dtype], row[1]) for row in rows],
         (n, math.prod(spatial), c, h.tensor.shape[1], num_groups),
         native.DTYPES[out.tensor.dtype],
         eps,
@@ -140,4 +140,4 @@ def _rows(
 
 
 def _strided(x: Operand) -> tuple[int, int, int, int]:
-    return x.tensor.data_ptr(), *x.strides
+    return native.address(x.tensor), *x.strides

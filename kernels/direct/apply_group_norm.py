@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .. import remembered
 from ..layout import concatenated_shape, empty_image
 from . import plain
 
@@ -20,13 +21,18 @@ def apply_group_norm(
     shift: Tensor | None,
     activation: str | None,
     resample: str | None,
+    backend: str | None = None,
 ) -> Tensor | None:
     """`cmfast.kernels.apply_group_norm` without resampling, of what `group_norm` takes and contiguous moments."""
-    if not plain.is_plain((h, skip, first, second, weight, bias, add, scale, shift)) or not h.is_cpu:
+    if not plain.is_plain((h, skip, first, second, weight, bias, add, scale, shift)):
         return None
-    if resample is not None or activation not in (None, "silu") or h.ndim < 2 or not h.numel():
+    if activation not in (None, "silu") or h.ndim < 2 or not h.numel():
         return None
-    if skip is not None and skip.ndim != h.ndim:
+    if backend is not None or not h.is_cpu:
+        numbers = (eps, add, scale, shift, activation is not None, resample)
+        arguments = (h, skip, first, second, num_groups, weight, bias, *numbers)
+        return remembered.recall("apply_group_norm", backend, arguments)
+    if resample is not None or (skip is not None and skip.ndim != h.ndim):
         return None
     y = empty_image(h, h.shape if skip is None else concatenated_shape(h, skip))
     given = (h, skip, first, second, num_groups, weight, bias, add, scale, shift)

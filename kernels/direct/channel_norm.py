@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .. import remembered
 from ..layout import empty_in_order, to_order, with_adjacent_channels
 from . import plain
 
@@ -16,12 +17,16 @@ def channel_norm(
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
+    backend: str | None = None,
 ) -> Tensor | None:
     """`cmfast.kernels.channel_norm`. A tensor whose channels are not adjacent in memory is copied first."""
-    if not plain.is_plain((x, weight, bias, scale, shift)) or not x.is_cpu or x.ndim < 2 or not x.numel():
+    if not plain.is_plain((x, weight, bias, scale, shift)) or x.ndim < 2 or not x.numel():
         return None
     if activation not in (None, "silu"):
         return None
+    if backend is not None or not x.is_cpu:
+        arguments = (x, weight, bias, eps, centred, least, scale, shift, activation is not None)
+        return remembered.recall("channel_norm", backend, arguments)
     image = with_adjacent_channels(x)
     y = empty_in_order(image, image.shape)
     numbers = (eps, centred, least)

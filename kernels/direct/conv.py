@@ -6,20 +6,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import remembered
 from ..conv_arguments import GATES, RESAMPLES, ConvArguments, output_shape
 from ..layout import empty_channels_last, with_adjacent_channels
 from . import plain
 
 
-def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor] | None:
+def conv2d(a: ConvArguments, backend: str | None = None) -> tuple[Tensor, Tensor] | None:
     """`cmfast.kernels.conv2d` of rows of float32 or bfloat16.
 
     Images whose channels are not adjacent in memory are copied first.
     """
     h, skip, weight, bias, packed, tile, transformed, stride, padding, dtype = a[:10]
     resample, gain, offset, silu, gate, residual, residual_resample, relu, moments = a[10:]
-    if packed is None or not plain.is_plain((h, skip, weight, bias, packed, gain, offset, residual)) or not h.is_cpu:
+    if packed is None or not plain.is_plain((h, skip, weight, bias, packed, gain, offset, residual)):
         return None
+    if backend is not None or not h.is_cpu:
+        return remembered.recall("conv2d", backend, a)
     if resample not in RESAMPLES or residual_resample not in RESAMPLES or gate not in GATES:
         return None
     if h.ndim < 3 or h.ndim != weight.ndim or not h.numel():

@@ -5,6 +5,9 @@ import functools
 from typing import Any
 
 import torch
+import triton
+
+from .. import recorder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,39 @@ class Launch:
     num_stages: int = 1
 
     def run(self) -> None:
-        """Launch the kernel on the current stream."""
-        self.kernel[self.grid](*self.args, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages)
+        """Launch the kernel on the current stream of the tensors' device."""
+        device = next((x.get_device() for x in self.args if isinstance(x, torch.Tensor) and x.is_cuda), None)
+        if device is None or device == torch._C._cuda_getDevice():
+            return self._run()
+        with torch.cuda.device(device):  # Triton launches on the current one
+            self._run()
+
+    def _run(self) -> None:
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        compiled = self.kernel[self.grid](*self.args, **self.constants, **options)
+        if (record := recorder.current()) is not None:
+            self._note(record, compiled)
+
+    def _note(self, record: recorder.Recorder, compiled: Any) -> None:
+        """Note the launch of what was compiled for it: None by Triton's interpreter, which launches nothing."""
+        if compiled is None:
+            return record.fail("a launch was interpreted")
+        bound = self.kernel.signature.bind(*self.args, **self.constants)
+        bound.apply_defaults()
+        given = [record.address(x) if isinstance(x, torch.Tensor) else x for x in bound.arguments.values()]
+        grid = (*self.grid, 1, 1)[:3]
+        nobody = (None, None, None)  # metadata for whom a launch tells, before it and after it
+        record.launched(
+            compiled.run, (*grid, recorder.STREAM, compiled.function, compiled.packed_metadata, *nobody, *given)
+        )
+        record.unless.add(is_told)
+
+
+def is_told() -> bool:
+    """Whether Triton tells somebody of its launches, such as its profiler."""
+    run_time = triton.knobs.runtime
+    hooks = run_time.launch_enter_hook, run_time.launch_exit_hook
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
 @functools.cache

@@ -1,0 +1,113 @@
+"""Calls on a GPU that are made again: their launches, without the way that leads to them.
+
+Between an operator's call and its launches stand torch's dispatcher, the choice of a backend, the division of the work
+among programs and Triton's run time: 100 to 300 µs of the host, for which the GPU waits in eager use. All that follows
+from the key of a call: operator and backend, all that is no tensor, and of the tensors dtypes, sizes, strides and how
+they are aligned. The second call of a key is recorded while it takes the long way. From then on `recall` makes its
+launches with the addresses of the tensors at hand.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, native
+from .recorder import Recorder
+from .relaunch import relaunch
+
+#: Types of devices, as DLPack numbers them, whose calls are remembered: CUDA and ROCm.
+DEVICES = {2, 10}
+#: Calls that are remembered: as many as a few networks have at a few sizes. Then it begins anew.
+MOST = 4096
+#: Of operators whose last results only a gradient reads, how many `recall` gives; the others are empty.
+WANTED = {"group_norm": 1, "attention": 1}
+
+_CPU = 1
+#: By key, what makes a call again: None where one was seen, False where its launches alone are not enough.
+_calls: dict[Any, "_Again | bool | None"] = {}
+
+
+def recall(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
+    """What torch.ops.cmfast gives for a call, by its launches; None where the call has to take the long way.
+
+    Args:
+        op: the operator's name.
+        backend: that is asked for.
+        arguments: those of the operator's schema but for the backend. Each tensor is torch's own, and nobody wants to
+            know of the call or to differentiate it.
+    """
+    try:
+        found = native.cpu().call_key(arguments)
+    except ImportError:
+        return None
+    if found is None:
+        return None
+    layout, numbers, addresses, device_type, device = found
+    try:
+        again = _calls.get((op, backend, layout, numbers))
+    except TypeError:  # of an argument that cannot be in a key the long way tells
+        return None
+    return again(addresses, device_type, device) if isinstance(again, _Again) else None
+
+
+def serve(op: str, backend: str | None, arguments: Sequence[Any], function: Callable[..., Any], *given: Any) -> Any:
+    """What function(*given) returns, which serves a call; the second one of a key is remembered.
+
+    The other arguments are as for `recall`.
+    """
+    key = _key(op, backend, arguments)
+    if key is None:
+        return function(*given)
+    if key not in _calls:
+        if len(_calls) >= MOST:
+            _calls.clear()
+        _calls[key] = None
+    elif _calls[key] is None:
+        with Recorder([t.data_ptr() for t in arguments if isinstance(t, Tensor)]) as recorder:
+            results = function(*given)
+        try:
+            _calls[key] = _Again(recorder, relaunch(recorder, results, WANTED.get(op)))
+        except ValueError:
+            _calls[key] = False
+        return results
+    return function(*given)
+
+
+def forget() -> None:
+    """Forget all calls."""
+    _calls.clear()
+
+
+def _key(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
+    """The key of a call that may be remembered; else None."""
+    if backends.is_overridden() or not any(isinstance(t, Tensor) and _may_be_remembered(t) for t in arguments):
+        return None
+    try:
+        found = native.cpu().call_key(arguments)
+    except ImportError:
+        return None
+    return None if found is None else (op, backend, *found[:2])
+
+
+def _may_be_remembered(t: Tensor) -> bool:
+    return t.is_cuda or (t.is_cpu and _CPU in DEVICES)
+
+
+class _Again:
+    """A call that is made again."""
+
+    def __init__(self, recorder: Recorder, launches: Callable[[Sequence[int], int, int], Any]) -> None:
+        self._unless, self._launches = [*recorder.unless], launches
+
+    def __call__(self, addresses: Sequence[int], device_type: int, device: int) -> Any:
+        """The results; None where the tensors' device is not the current one, or somebody has to know of a launch."""
+        for somebody in self._unless:
+            if somebody():
+                return None
+        if device_type == _CPU:
+            return self._launches(addresses, 0, -1)
+        if torch._C._cuda_getDevice() != device:
+            return None
+        return self._launches(addresses, torch._C._cuda_getCurrentRawStream(device), device)
