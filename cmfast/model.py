@@ -1,6 +1,7 @@
 """ConsistencyModel: a network, a preconditioning, and sample()."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -188,6 +189,7 @@ class ConsistencyModel(Storage):
 
         Raises:
             ValueError: an argument out of range, an unknown sampler, or levels that do not decrease.
+            TypeError: an option that the sampler does not have.
         """
         if count < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"sample: count and batch_size must be at least 1, got {count} and {batch_size}")
@@ -195,6 +197,7 @@ class ConsistencyModel(Storage):
             raise ValueError("sample: s_churn raises levels, and the highest one of a flow is 1")
         labels = self._labels(class_labels, count, first_sample)
         function, levels = self._plan(sampler, steps, timesteps, grid_steps, sigmas)
+        _check_options(function, sampler_options)
         batch_size = min(batch_size or count, count)
         starts: Any = range(0, count, batch_size)
         if progress and batch_size < count:
@@ -323,6 +326,20 @@ class ConsistencyModel(Storage):
         if not timesteps or any(not 0 <= t < grid_steps for t in timesteps):
             raise ValueError(f"sample: timesteps must be indices in 0 … {grid_steps - 1}, got {tuple(timesteps)}")
         return [grid[t] for t in timesteps] + ([] if few else [0.0])
+
+
+def _check_options(sampler: Callable[..., Tensor], given: Mapping[str, Any]) -> None:
+    """Refuse options that a sampler does not have, or that the model gives it."""
+    parameters = inspect.signature(sampler).parameters.values()
+    its_own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN_BY_THE_MODEL]
+    for name in given:
+        if name not in its_own:
+            known = f"its options are {', '.join(its_own)}" if its_own else "it has none"
+            of = sampler.__name__.removeprefix("sample_")
+            raise TypeError(f"sample: the sampler {of!r} has no option {name!r}: {known}")
+
+
+_GIVEN_BY_THE_MODEL = ("noise", "callback", "progress")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -145,6 +145,20 @@ def test_sampler_options(model):
     assert not torch.equal(plain, model.sample(2, sampler="heun", steps=4, s_churn=4.0))
 
 
+@pytest.mark.parametrize(
+    ("sampler", "option", "known"),
+    [
+        (None, "levels", "its options are renoise, sigma_min"),
+        ("heun", "eta", "its options are s_churn, s_tmin, s_tmax, s_noise"),
+        ("euler", "noise", "it has none"),
+        ("onestep", "function", "it has none"),
+    ],
+)
+def test_an_option_that_the_sampler_does_not_have_is_refused(model, sampler, option, known):
+    with pytest.raises(TypeError, match=f"sampler '{sampler or 'multistep'}' has no option '{option}': {known}$"):
+        model.sample(1, sampler=sampler, **{option: 3})
+
+
 def test_diffusion_models_sample_with_heun():
     teacher = ConsistencyModel(tiny_unet(), EDM())
     assert teacher.default_sampler == ("heun", 18)
