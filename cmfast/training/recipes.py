@@ -102,19 +102,24 @@ def run(
 
 def _made(recipe: Recipe, out: Path) -> str:
     """How long the trainings took, as their logs have it, and where."""
-    minutes = {}
-    for name in ("teacher", "student"):
-        with (out / "runs" / name / "log.csv").open(newline="") as log:
-            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(log)]
-        batch, done = getattr(recipe, name).loop.batch_size, [0.0, *(row["iteration"] for row in rows)]
-        seconds = (batch * (i - j) / row["samples_per_second"] for i, j, row in zip(done[1:], done, rows, strict=False))
-        minutes[name] = sum(seconds) / 60
+    took = {name: _took(out / "runs" / name / "log.csv", getattr(recipe, name)) for name in ("teacher", "student")}
     threads = torch.get_num_threads()
     return (
-        f"The teacher took {minutes['teacher']:.1f} minutes and the student {minutes['student']:.1f}, by {threads} "
+        f"The teacher took {took['teacher']} and the student {took['student']}, by {threads} "
         f"thread{'s' if threads > 1 else ''} of {processor()}, with torch {torch.__version__}; seeds "
         f"{recipe.teacher.loop.seed} and {recipe.student.loop.seed}."
     )
+
+
+def _took(path: Path, stage: Stage) -> str:
+    """How long a training took, by its log."""
+    if not path.exists():  # a model was there already
+        return "a time that no log tells"
+    with path.open(newline="") as log:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(log)]
+    batch, done = stage.loop.batch_size, [0.0, *(row["iteration"] for row in rows)]
+    seconds = (batch * (i - j) / row["samples_per_second"] for i, j, row in zip(done[1:], done, rows, strict=False))
+    return f"{sum(seconds) / 60:.1f} minutes"
 
 
 def train_stage(

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -118,6 +119,10 @@ def test_a_recipe_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(FileExistsError, match="resume"):
         recipes.run(recipe, killed)
+    shutil.rmtree(killed / "runs")  # the models alone are enough for the card
+    assert recipes.run(recipe, killed, resume=True) == expected
+    card = (killed / "digits" / "README.md").read_text()
+    assert "The teacher took a time that no log tells and the student a time that no log tells, by" in card
 
 
 def test_a_recipe_finds_out_first_that_it_cannot_write(tmp_path):
