@@ -3,8 +3,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdlib>
-#include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -12,10 +13,14 @@
 
 namespace cmfast {
 
+// Variables of the environment that say how a call is served.
+constexpr const char* CALL_VARIABLES[] = {"CMFAST_BACKEND", "CMFAST_AUTOTUNE", "CMFAST_CACHE"};
+
 // Of a call's arguments in order: bytes that say of each tensor its dtype, sizes, strides, how its address is aligned and
-// which of the tensors before it has that address too, and which backend the environment names; a tuple of all that is no
-// tensor; the tensors' addresses; and the type and number of their device, as DLPack has them. None where a tensor is a
-// subclass's, has no elements, or is on another device than the first, and where there is none.
+// which of the tensors before it has that address too, of all else its type, and what the environment says; a tuple of all
+// that is no tensor; the tensors' addresses; and the type and number of their device, as DLPack has them. None where a
+// tensor is a subclass's, has no elements, or is on another device than the first, where there is none, and where
+// something else is no plain number, string, dtype or sequence.
 inline py::object call_key(const py::sequence& arguments) {
   static const Describe describe = describer();
   static PyObject* const tensor = py::object(py::module_::import("torch").attr("Tensor")).release().ptr();
@@ -26,7 +31,10 @@ inline py::object call_key(const py::sequence& arguments) {
   words.clear();
   addresses.clear();
   int32_t device_type = 0, device = 0;
-  constexpr int64_t NUMBER = -1;
+  static PyObject* const dtype = py::object(py::module_::import("torch").attr("dtype")).release().ptr();
+  const PyObject* const plain[] = {(PyObject*)Py_TYPE(Py_None), (PyObject*)&PyBool_Type, (PyObject*)&PyLong_Type,
+                                   (PyObject*)&PyFloat_Type, (PyObject*)&PyUnicode_Type, (PyObject*)&PyTuple_Type,
+                                   (PyObject*)&PyList_Type, dtype};
   const size_t count = py::len(arguments);
   std::vector<py::object> numbers;
   numbers.reserve(count);
@@ -34,9 +42,11 @@ inline py::object call_key(const py::sequence& arguments) {
     py::object given = arguments[i];
     PyTypeObject* type = Py_TYPE(given.ptr());
     if ((PyObject*)type != tensor && (PyObject*)type != parameter) {
-      if (PyType_IsSubtype(type, (PyTypeObject*)tensor)) return py::none();
-      words.push_back(NUMBER);
-      numbers.push_back(PyList_Check(given.ptr()) ? py::reinterpret_steal<py::object>(PyList_AsTuple(given.ptr()))
+      auto kind = std::find(std::begin(plain), std::end(plain), (PyObject*)type);
+      if (kind == std::end(plain)) return py::none();
+      const bool list = PyList_Check(given.ptr());
+      words.push_back(list ? -6 : -1 - (kind - std::begin(plain)));  // a list is the tuple that it becomes
+      numbers.push_back(list ? py::reinterpret_steal<py::object>(PyList_AsTuple(given.ptr()))
                                                   : std::move(given));
       continue;
     }
@@ -58,11 +68,13 @@ inline py::object call_key(const py::sequence& arguments) {
     addresses.push_back(data);
   }
   if (addresses.empty()) return py::none();
-  const char* named = std::getenv("CMFAST_BACKEND");
-  const size_t size = words.size() * sizeof(int64_t), name_size = named ? std::strlen(named) : 0;
-  py::bytes key = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, size + name_size));
-  std::memcpy(PyBytes_AS_STRING(key.ptr()), words.data(), size);
-  if (name_size) std::memcpy(PyBytes_AS_STRING(key.ptr()) + size, named, name_size);
+  thread_local std::string text;
+  text.assign((const char*)words.data(), words.size() * sizeof(int64_t));
+  for (const char* variable : CALL_VARIABLES) {
+    const char* value = std::getenv(variable);
+    text.append(value ? value : "").push_back('\0');
+  }
+  py::bytes key(text);
   py::tuple others(numbers.size()), at(addresses.size());
   for (size_t i = 0; i < numbers.size(); ++i) others[i] = std::move(numbers[i]);
   for (size_t i = 0; i < addresses.size(); ++i) at[i] = py::int_((uintptr_t)addresses[i]);

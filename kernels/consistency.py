@@ -135,7 +135,9 @@ def consistency_step(
 
 def _is_plain(tensors: Sequence[Tensor | None], integers: Sequence[Index | None]) -> bool:
     """Whether the dispatcher has nothing to do for a call, nor to refuse in it."""
-    return direct.plain.is_plain(tensors) and all(type(i) in (int, Tensor, NoneType) for i in integers)
+    if any(type(i) not in (int, Tensor, NoneType) for i in integers):
+        return False
+    return direct.plain.is_plain((*tensors, *(i for i in integers if isinstance(i, Tensor))))
 
 
 def _clip_range(clip: float | tuple[float, float] | None) -> tuple[float | None, float | None]:

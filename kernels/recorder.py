@@ -81,13 +81,19 @@ class Recorder(TorchDispatchMode):
         self.unless: set[Callable[[], bool]] = set()
         self._places = {address: place for place, address in reversed([*enumerate(addresses)])}
         self._begins: dict[int, int] = {}
+        self._before: Recorder | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch shall hide the mode from its compiler, for which it would import all of that."""
+        return False
 
     def __enter__(self) -> "Recorder":
-        _thread.recorder = self
+        self._before, _thread.recorder = _thread.recorder, self
         return super().__enter__()
 
     def __exit__(self, *raised: Any) -> None:
-        _thread.recorder = None
+        _thread.recorder, self._before = self._before, None
         super().__exit__(*raised)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -121,9 +127,10 @@ class Recorder(TorchDispatchMode):
         return found if number else 0
 
     def allocation_of(self, tensor: Tensor) -> int | None:
-        """The number of the allocation at whose begin a tensor lies; None where it does not."""
-        begin = tensor.untyped_storage().data_ptr()
-        return self._begins.get(begin) if tensor.data_ptr() == begin else None
+        """The number of the allocation that a tensor is all of; None where it is of none, or a part."""
+        number = self._begins.get(tensor.data_ptr())
+        whole = number is not None and self.allocations[number].bytes == _span(tensor)
+        return number if whole else None
 
 
 def current() -> Recorder | None:
@@ -131,9 +138,15 @@ def current() -> Recorder | None:
     return _thread.recorder
 
 
+def _span(tensor: Tensor) -> int:
+    """Bytes from the first element of a tensor to the end of the last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
 def _is_view(result: Any, args: Sequence[Any]) -> bool:
-    """Whether a result is no tensor or shares the memory of an argument."""
+    """Whether a result is a tensor that shares the memory of an argument."""
     if not isinstance(result, Tensor):
-        return not isinstance(result, tuple | list)
+        return False
     storage = result.untyped_storage()._cdata
     return any(isinstance(t, Tensor) and t.untyped_storage()._cdata == storage for t in args)

@@ -1,17 +1,20 @@
 """Calls on a GPU that are made again: their launches, without the way that leads to them.
 
 Between an operator's call and its launches stand torch's dispatcher, the choice of a backend, the division of the work
-among programs and Triton's run time: 100 to 300 µs of the host, for which the GPU waits in eager use. All that follows
-from the key of a call: operator and backend, all that is no tensor, and of the tensors dtypes, sizes, strides and how
-they are aligned. The second call of a key is recorded while it takes the long way. From then on `recall` makes its
-launches with the addresses of the tensors at hand.
+among programs and Triton's run time: 40 to 210 µs of the host, for which the GPU waits in eager use. All that follows
+from the key of a call: operator and backend, all that is no tensor, the tensors' device, dtypes, sizes, strides and
+alignment, and some variables of the environment. The second call of a key is recorded while it takes the long way. From
+then on `recall` makes its launches with the addresses of the tensors at hand.
+
+The keys are read by cmfast._cpu, from tensors that DLPack's C interface describes (torch 2.10 or newer): without it,
+nothing is remembered.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import backends, native
 from .recorder import Recorder
@@ -25,8 +28,10 @@ MOST = 4096
 WANTED = {"group_norm": 1, "attention": 1}
 
 _CPU = 1
-#: By key, what makes a call again: None where one was seen, False where its launches alone are not enough.
-_calls: dict[Any, "_Again | bool | None"] = {}
+#: By key, what makes a call again; False where its launches alone are not enough; "seen" where one was made.
+_calls: dict[Any, "_Again | str | bool"] = {}
+#: One thread records at a time: torch keeps count of modes in variables of the process.
+_recording = threading.Lock()
 
 
 def recall(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
@@ -38,15 +43,11 @@ def recall(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
         arguments: those of the operator's schema but for the backend. Each tensor is torch's own, and nobody wants to
             know of the call or to differentiate it.
     """
-    try:
-        found = native.cpu().call_key(arguments)
-    except ImportError:
-        return None
-    if found is None:
+    if (found := _described(arguments)) is None:
         return None
     layout, numbers, addresses, device_type, device = found
     try:
-        again = _calls.get((op, backend, layout, numbers))
+        again = _calls.get((op, backend, layout, numbers, device_type, device))
     except TypeError:  # of an argument that cannot be in a key the long way tells
         return None
     return again(addresses, device_type, device) if isinstance(again, _Again) else None
@@ -57,22 +58,28 @@ def serve(op: str, backend: str | None, arguments: Sequence[Any], function: Call
 
     The other arguments are as for `recall`.
     """
-    key = _key(op, backend, arguments)
-    if key is None:
+    found = None if backends.is_overridden() else _described(arguments)
+    if found is None:
         return function(*given)
-    if key not in _calls:
+    layout, numbers, addresses, *device = found
+    key = (op, backend, layout, numbers, *device)
+    known = _calls.get(key)
+    if known is None:
         if len(_calls) >= MOST:
             _calls.clear()
-        _calls[key] = None
-    elif _calls[key] is None:
-        with Recorder([t.data_ptr() for t in arguments if isinstance(t, Tensor)]) as recorder:
+        _calls[key] = "seen"
+    if known != "seen" or not _recording.acquire(blocking=False):
+        return function(*given)
+    try:
+        with Recorder(addresses) as recorder:
             results = function(*given)
-        try:
-            _calls[key] = _Again(recorder, relaunch(recorder, results, WANTED.get(op)))
-        except ValueError:
-            _calls[key] = False
-        return results
-    return function(*given)
+    finally:
+        _recording.release()
+    try:
+        _calls[key] = _Again(recorder, relaunch(recorder, results, WANTED.get(op)))
+    except ValueError:
+        _calls[key] = False
+    return results
 
 
 def forget() -> None:
@@ -80,19 +87,16 @@ def forget() -> None:
     _calls.clear()
 
 
-def _key(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
-    """The key of a call that may be remembered; else None."""
-    if backends.is_overridden() or not any(isinstance(t, Tensor) and _may_be_remembered(t) for t in arguments):
+def _described(arguments: Sequence[Any]) -> Any:
+    """What csrc/call_key.h says of the arguments of a call that may be remembered; else None."""
+    first = arguments[0]
+    if not (first.is_cuda or (first.is_cpu and _CPU in DEVICES)):
         return None
     try:
         found = native.cpu().call_key(arguments)
     except ImportError:
         return None
-    return None if found is None else (op, backend, *found[:2])
-
-
-def _may_be_remembered(t: Tensor) -> bool:
-    return t.is_cuda or (t.is_cpu and _CPU in DEVICES)
+    return found if found is not None and found[3] in DEVICES else None
 
 
 class _Again:

@@ -60,6 +60,12 @@ class Launch:
             compiled.run, (*grid, recorder.STREAM, compiled.function, compiled.packed_metadata, *nobody, *given)
         )
         record.unless.add(is_told)
+        record.unless.add(functools.partial(_has_hooks, self.kernel))
+
+
+def _has_hooks(kernel: Any) -> bool:
+    """Whether a kernel calls somebody before each launch."""
+    return bool(kernel.pre_run_hooks)
 
 
 def is_told() -> bool:

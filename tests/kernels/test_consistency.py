@@ -476,6 +476,15 @@ def test_compiles_into_one_graph(form, backend):
 
 
 @pytest.mark.parametrize("backend", served("consistency_step"))
+def test_a_seed_that_is_negated_when_it_is_read(backend):
+    x, model_output, arguments = make((2, 3, 4, 4), DTYPES["fp32"], FORMS["seed-vectors"])
+    negated = arguments | {"seed": torch._neg_view(torch.tensor(-5)), "first_sample": torch._neg_view(torch.tensor(-1))}
+    found = consistency_step(x, model_output, **negated, backend=backend)
+    wanted = consistency_step(x, model_output, **arguments | {"seed": 5, "first_sample": 1}, backend=backend)
+    assert torch.equal(found.sample, wanted.sample)
+
+
+@pytest.mark.parametrize("backend", served("consistency_step"))
 def test_one_compiled_graph_serves_every_seed_on_the_device(backend):
     x, model_output, arguments = make((2, 3, 4, 4), DTYPES["fp32"], FORMS["seed-vectors"], layouts="ll")
     graphs = []

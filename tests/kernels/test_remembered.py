@@ -4,12 +4,27 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from cmfast.kernels import attention, backends, conv2d, group_norm, prepare_conv, remembered, use_backend
+from cmfast.kernels import (
+    BackendError,
+    attention,
+    backends,
+    conv2d,
+    group_norm,
+    prepare_conv,
+    recorder,
+    remembered,
+    use_backend,
+)
 from cmfast.kernels.conv_weights import pack
+from cmfast.kernels.recorder import Recorder
+from cmfast.kernels.relaunch import relaunch
 from torch._subclasses import FakeTensorMode
+from torch.utils import _python_dispatch
 
 from . import emulation
 from .backends import ON_GPU, served
@@ -187,16 +202,36 @@ class TestOfOneKind:
             with pytest.raises((ValueError, TypeError)):
                 of_one_kind(**changes)
 
-    def test_a_backend_that_is_chosen_serves(self, recalled, monkeypatch):
+    def test_a_backend_that_is_chosen_serves(self, monkeypatch):
+        before = set(remembered._calls)
         with use_backend("reference"):
             of_one_kind(backend=None)
-        for _ in range(4):
-            monkeypatch.setenv("CMFAST_BACKEND", "reference")
-            of_one_kind(backend=None)
-            monkeypatch.setenv("CMFAST_BACKEND", "cuda")
-            of_one_kind(backend=None)
-        monkeypatch.delenv("CMFAST_BACKEND")
-        assert recalled.count(True) <= 2  # those of "cuda" in the environment, from the third on
+        assert set(remembered._calls) == before
+        for _ in range(2):  # the environment's is a part of the key
+            for name in ("reference", "cuda"):
+                monkeypatch.setenv("CMFAST_BACKEND", name)
+                of_one_kind(backend=None)
+        new = set(remembered._calls) - before
+        assert sorted(remembered._calls[key] is False for key in new) == [False, True]
+
+    @pytest.mark.parametrize("name", ["CMFAST_AUTOTUNE", "CMFAST_CACHE"])
+    def test_what_chooses_tiles_is_a_part_of_the_key(self, recalled, monkeypatch, name):
+        monkeypatch.setenv(name, "1")
+        of_one_kind()
+        assert recalled == [False]
+
+    def test_tensors_of_another_device_are_not_recalled(self, recalled, monkeypatch):
+        monkeypatch.setattr(remembered, "DEVICES", {2, 10})
+        monkeypatch.delenv("CMFAST_GPU_ON_CPU")
+        with pytest.raises(BackendError, match="the CUDA kernels run on an NVIDIA GPU"):
+            of_one_kind()
+        assert recalled == [False]
+
+    def test_the_device_is_a_part_of_the_key(self, recalled, monkeypatch):
+        described = remembered._described
+        monkeypatch.setattr(remembered, "_described", lambda given: (*described(given)[:4], 1))
+        of_one_kind()
+        assert recalled == [False]
 
     def test_one_tensor_in_two_places_is_not_two_tensors(self, recalled):
         same, other = normal(2, 64), normal(2, 64) + 1
@@ -236,6 +271,67 @@ def test_what_launches_alone_do_not_do_is_not_remembered(monkeypatch, recalled, 
         except RuntimeError:
             assert why == "an error"
     assert recalled == [False] * 4
+    assert recorder.current() is None
+
+
+@on_the_processor
+def test_threads_that_record_at_once_leave_no_mode_behind():
+    first_began, second_began, first_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def first():
+        first_began.set()
+        assert second_began.wait(10)
+        return torch.empty(1)
+
+    def second():
+        second_began.set()
+        assert first_ended.wait(10)
+        return torch.empty(1)
+
+    def calls(function, size):
+        for serve in (lambda: None, function):  # the second call is recorded
+            remembered.serve("an operator", None, (normal(size),), serve)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(calls, first, 3)
+        assert first_began.wait(10)
+        other = pool.submit(calls, second, 4)
+        one.result()
+        first_ended.set()
+        other.result()
+    assert not _python_dispatch._is_in_torch_dispatch_mode
+
+
+@pytest.mark.parametrize(
+    ("run", "why"),
+    [
+        (lambda x: x.permute(1, 0).select(0, 1), ""),
+        (lambda x: torch.empty_like(x), ""),
+        (lambda x: x + 1, "aten.add.Tensor was run"),
+        (lambda x: x.zero_(), "aten.zero_.default was run"),
+        (lambda x: x.sum().item(), "aten.sum.default was run"),
+        (lambda x: x[0, 0].item(), "aten."),
+        (lambda x: torch.equal(x, x), "aten.equal.default was run"),
+        (lambda x: x.contiguous(memory_format=torch.contiguous_format), ""),
+        (lambda x: x.t().contiguous(), "aten."),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_more_than_memory_and_views_fails_to_be_recorded(mode, run, why):
+    x = normal(3, 4)
+    with mode(), Recorder([x.data_ptr()]) as record:
+        run(x)
+    assert record.failure.startswith(why) if why else not record.failure
+
+
+def test_a_result_that_is_a_part_of_memory_is_not_made_again():
+    with Recorder([]) as record:
+        memory = torch.empty(10)
+    record.launched(print, (record.address(memory),))
+    with pytest.raises(ValueError, match="a result is not an allocation of its own"):
+        relaunch(record, memory[:4])
+    assert relaunch(record, memory)((), 0, 0).shape == (10,)
 
 
 def fail(*_):
@@ -268,16 +364,17 @@ def test_a_launch_of_triton_is_made_on_the_device_of_its_tensors(monkeypatch):
 _LAUNCHES = """
 import ctypes
 import os
+import sys
 import torch
 from cmfast import kernels
 from cmfast.kernels import remembered
 from cmfast.kernels.conv_weights import pack
+from cmfast.kernels.triton import group_norm_forward
 from triton import knobs
 from triton.runtime import driver
 from benchmarks.launch_overhead import without_a_gpu
 
 os.environ["CMFAST_GPU_ON_CPU"] = "1"
-torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with numbers
 noted, counters, counters_read = [], set(), set()
 
 
@@ -361,6 +458,11 @@ def launches(op, given, named):
     return results, found
 
 
+for _ in range(3):
+    launches(*next(calls()))
+assert "torch._dynamo" not in sys.modules  # its import would take a second
+remembered.forget()
+torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with numbers
 recalled, recall = [], remembered.recall
 remembered.recall = lambda *arguments: recalled.append(recall(*arguments)) or recalled[-1]
 for (op, *first), second, (_, *third) in zip(calls(), calls(), calls()):
@@ -380,6 +482,11 @@ for (op, *first), second, (_, *third) in zip(calls(), calls(), calls()):
     assert len(recalled) == 2 and recalled[1] is None
     print(op, len(found))
 assert len(counters_read) == 2, counters_read
+group_norm_kernels = {kernel for kernel in vars(group_norm_forward).values() if hasattr(kernel, "pre_run_hooks")}
+for kernel in group_norm_kernels:
+    kernel.add_pre_run_hook(lambda *given, **named: None)
+launches(*next(calls()))
+assert recalled[-1] is None
 """
 
 
