@@ -315,7 +315,7 @@ def test_threads_that_record_at_once_leave_no_mode_behind():
         (lambda x: x.contiguous(memory_format=torch.contiguous_format), ""),
         (lambda x: x.t().contiguous(), "aten."),
     ],
-    ids=str,
+    ids=["views", "memory", "a sum", "in place", "a number", "an element", "a comparison", "as it is", "a copy"],
 )
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_what_is_more_than_memory_and_views_fails_to_be_recorded(mode, run, why):
