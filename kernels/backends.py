@@ -63,9 +63,9 @@ def use_backend(name: str) -> Iterator[None]:
         _override = previous
 
 
-def is_overridden() -> bool:
-    """Whether `use_backend` has named a backend."""
-    return _override is not None
+def override() -> str | None:
+    """The name that `use_backend` has given; None outside of it."""
+    return _override
 
 
 def resolve(

@@ -39,7 +39,7 @@ def recall(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
 
     Args:
         op: the operator's name.
-        backend: that is asked for.
+        backend: that is asked for, by name or by `use_backend`.
         arguments: those of the operator's schema but for the backend. Each tensor is torch's own, and nobody wants to
             know of the call or to differentiate it.
     """
@@ -58,11 +58,10 @@ def serve(op: str, backend: str | None, arguments: Sequence[Any], function: Call
 
     The other arguments are as for `recall`.
     """
-    found = None if backends.is_overridden() else _described(arguments)
-    if found is None:
+    if (found := _described(arguments)) is None:
         return function(*given)
     layout, numbers, addresses, *device = found
-    key = (op, backend, layout, numbers, *device)
+    key = (op, backend or backends.override(), layout, numbers, *device)
     known = _calls.get(key)
     if known is None:
         if len(_calls) >= MOST:

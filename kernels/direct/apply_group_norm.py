@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .. import remembered
+from .. import backends, remembered
 from ..layout import concatenated_shape, empty_image
 from . import plain
 
@@ -28,6 +28,7 @@ def apply_group_norm(
         return None
     if activation not in (None, "silu") or h.ndim < 2 or not h.numel():
         return None
+    backend = backend or backends.override()
     if backend is not None or not h.is_cpu:
         numbers = (eps, add, scale, shift, activation is not None, resample)
         arguments = (h, skip, first, second, num_groups, weight, bias, *numbers)

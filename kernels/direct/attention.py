@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from .. import remembered
+from .. import backends, remembered
 from ..layout import empty_in_order
 from . import plain
 
@@ -14,6 +14,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None, backend: str
     if not plain.is_plain((q, k, v)) or q.ndim != 4 or not q.numel():
         return None
     scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
+    backend = backend or backends.override()
     if backend is not None or not q.is_cpu:
         found = remembered.recall("attention", backend, (q, k, v, scale))
         return None if found is None else found[0]

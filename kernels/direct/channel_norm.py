@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .. import remembered
+from .. import backends, remembered
 from ..layout import empty_in_order, to_order, with_adjacent_channels
 from . import plain
 
@@ -24,6 +24,7 @@ def channel_norm(
         return None
     if activation not in (None, "silu"):
         return None
+    backend = backend or backends.override()
     if backend is not None or not x.is_cpu:
         arguments = (x, weight, bias, eps, centred, least, scale, shift, activation is not None)
         return remembered.recall("channel_norm", backend, arguments)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import backends
 from ..layout import empty_in_order
 from . import plain
 
@@ -30,7 +31,9 @@ def consistency_step(
     """`cmfast.kernels.consistency_step` where coefficients are numbers or float32, and seed and index are integers."""
     coefficients = (a, b, 1.0 if alpha is None else alpha, beta, input_scale)
     vectors: list[Any] = [c for c in coefficients if type(c) not in _NUMBERS]
-    if not plain.is_plain((x, model_output, noise, *vectors)) or not x.is_cpu or not x.numel():
+    if backends.override() is not None or not x.is_cpu or not x.numel():
+        return None
+    if not plain.is_plain((x, model_output, noise, *vectors)):
         return None
     if type(seed) not in _NUMBERS or type(first_sample) is not int or any([v.requires_grad for v in vectors]):
         return None

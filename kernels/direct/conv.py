@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import remembered
+from .. import backends, remembered
 from ..conv_arguments import GATES, RESAMPLES, ConvArguments, output_shape
 from ..layout import empty_channels_last, with_adjacent_channels
 from . import plain
@@ -21,6 +21,7 @@ def conv2d(a: ConvArguments, backend: str | None = None) -> tuple[Tensor, Tensor
     resample, gain, offset, silu, gate, residual, residual_resample, relu, moments = a[10:]
     if packed is None or not plain.is_plain((h, skip, weight, bias, packed, gain, offset, residual)):
         return None
+    backend = backend or backends.override()
     if backend is not None or not h.is_cpu:
         return remembered.recall("conv2d", backend, a)
     if resample not in RESAMPLES or residual_resample not in RESAMPLES or gate not in GATES:

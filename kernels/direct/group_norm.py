@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import remembered
+from .. import backends, remembered
 from ..layout import concatenated_shape
 from . import plain
 
@@ -24,6 +24,7 @@ def group_norm(
     """`cmfast.kernels.group_norm` of contiguous or channels-last images and rows of float32 or bfloat16."""
     if not plain.is_plain((h, skip, weight, bias, add, scale, shift)) or activation not in (None, "silu"):
         return None
+    backend = backend or backends.override()
     if backend is not None or not h.is_cpu:
         arguments = (h, skip, num_groups, weight, bias, eps, add, scale, shift, activation is not None)
         found = remembered.recall("group_norm", backend, arguments)

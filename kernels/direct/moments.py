@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import remembered
+from .. import backends, remembered
 from ..layout import with_adjacent_channels
 from . import plain
 
@@ -12,6 +12,7 @@ def channel_moments(x: Tensor, backend: str | None = None) -> Tensor | None:
     """`cmfast.kernels.channel_moments`. A tensor whose channels are not adjacent in memory is copied first."""
     if not plain.is_plain((x,)) or x.ndim < 2 or not x.numel():
         return None
+    backend = backend or backends.override()
     if backend is not None or not x.is_cpu:
         return remembered.recall("channel_moments", backend, (x,))
     moments = torch.empty((x.shape[0], 2, x.shape[1]), dtype=torch.float32, device="cpu")
@@ -34,6 +35,7 @@ def fold_group_norm(
     """`cmfast.kernels.fold_group_norm` of contiguous moments and rows of float32 or bfloat16."""
     if not plain.is_plain((first, second, weight, bias, add, scale, shift)) or first.ndim != 3:
         return None
+    backend = backend or backends.override()
     if backend is not None or not first.is_cpu:
         arguments = (first, second, size, num_groups, weight, bias, eps, add, scale, shift)
         return remembered.recall("fold_group_norm", backend, arguments)

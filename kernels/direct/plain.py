@@ -10,7 +10,7 @@ from torch.autograd import profiler
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-from .. import backends, native
+from .. import native
 from ..transforms import forward_mode
 
 
@@ -19,7 +19,7 @@ def is_plain(tensors: Sequence[Tensor | None]) -> bool:
 
     Modes of torch (fake tensors, tracing, torch.func, jit) are keys that its dispatcher includes in every call.
     """
-    if is_compiling() or backends.is_overridden() or forward_mode():
+    if is_compiling() or forward_mode():
         return False
     if profiler._is_profiler_enabled:  # which shows operators by their names
         return False

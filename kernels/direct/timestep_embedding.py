@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import remembered
+from .. import backends, remembered
 from ..native import DTYPES, INTEGERS
 from . import plain
 
@@ -14,6 +14,7 @@ def timestep_embedding(
     """`cmfast.kernels.timestep_embedding` in float32."""
     if not plain.is_plain((t, frequencies)) or t.ndim != 1 or frequencies.ndim != 1:
         return None
+    backend = backend or backends.override()
     if backend is not None or not t.is_cpu:
         return remembered.recall("timestep_embedding", backend, (t, frequencies, scale, sin_first))
     if (t.dtype not in DTYPES and t.dtype not in INTEGERS) or frequencies.dtype not in DTYPES:

@@ -204,15 +204,20 @@ class TestOfOneKind:
 
     def test_a_backend_that_is_chosen_serves(self, monkeypatch):
         before = set(remembered._calls)
-        with use_backend("reference"):
-            of_one_kind(backend=None)
-        assert set(remembered._calls) == before
         for _ in range(2):  # the environment's is a part of the key
             for name in ("reference", "cuda"):
                 monkeypatch.setenv("CMFAST_BACKEND", name)
                 of_one_kind(backend=None)
         new = set(remembered._calls) - before
         assert sorted(remembered._calls[key] is False for key in new) == [False, True]
+
+    def test_use_backend_is_as_good_as_its_name(self, recalled):
+        with use_backend("cuda"):
+            of_one_kind(backend=None)
+        with use_backend("reference"):
+            for _ in range(3):
+                of_one_kind(backend=None)
+        assert recalled == [True, False, False, False]
 
     @pytest.mark.parametrize("name", ["CMFAST_AUTOTUNE", "CMFAST_CACHE"])
     def test_what_chooses_tiles_is_a_part_of_the_key(self, recalled, monkeypatch, name):
