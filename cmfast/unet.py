@@ -345,13 +345,14 @@ class Downsample(nn.Module):
 
 def upsample(x: Tensor) -> Tensor:
     """Repeat each position of x [N, C, *spatial] twice along every spatial dimension (not along a video's time)."""
-    return F.interpolate(x, scale_factor=(1.0, 2.0, 2.0) if x.ndim == 5 else 2.0, mode="nearest")
+    larger = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0) if x.ndim == 5 else 2.0, mode="nearest")
+    return larger.to(x.dtype)  # autocast takes some of these in float32
 
 
 def downsample(x: Tensor) -> Tensor:
     """Average x [N, C, *spatial] over pairs along every spatial dimension (not along a video's time)."""
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
-    return pool(x, (1, 2, 2) if x.ndim == 5 else 2)
+    return pool(x, (1, 2, 2) if x.ndim == 5 else 2).to(x.dtype)
 
 
 def fold_patches(x: Tensor, size: int) -> Tensor:

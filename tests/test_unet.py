@@ -68,6 +68,17 @@ def test_dims(dims, size, resblock_updown, channels_last):
         torch.testing.assert_close(unet(x[1:], t[1:], labels[1:]), y[1:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{"resblock_updown": True}, {}, {"conv_resample": False}], ids=str)
+@pytest.mark.parametrize(("dims", "size"), [(1, (16,)), (2, (8, 4)), (3, (3, 8, 4))])
+def test_autocast(dims, size, changes):
+    unet = tiny_unet(dims=dims, image_size=size, **{"resblock_updown": False} | changes)
+    x, t, labels = torch.randn(2, 1, *size), torch.tensor([1.0, 500.0]), torch.tensor([3, 9])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = unet(x, t, labels)
+    y.float().sum().backward()
+    assert relative_error(y.float(), unet(x, t, labels)) < 0.05
+
+
 @pytest.mark.parametrize(
     ("dims", "spatial"), [(1, (6,)), (2, (4, 6)), (3, (3, 4, 6))], ids=["audio", "images", "video"]
 )
