@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import backends, remembered
 from ..conv_arguments import GATES, RESAMPLES, ConvArguments, output_shape
 from ..layout import empty_channels_last, with_adjacent_channels
+from ..relaunch import NOTHING
 from . import plain
 
 
@@ -43,7 +44,7 @@ def conv2d(a: ConvArguments, backend: str | None = None) -> tuple[Tensor, Tensor
     prepared = (weight, bias, packed, tile, transformed, stride, padding, dtype == torch.bfloat16)
     if not plain.ran("conv2d_of", out, sums, image, skip, residual, gain, offset, silu, relu, *codes, *prepared):
         return None
-    return out if image is h else out.contiguous(), plain.NOTHING if sums is None else sums
+    return out if image is h else out.contiguous(), NOTHING if sums is None else sums
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""What the operators' short ways share: which calls are plain, the tensors that they fill, and their kernels."""
+"""What the operators' short ways share: which calls are plain, and their kernels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,8 +43,6 @@ def ran(name: str, *arguments: Any) -> bool:
 
 
 _TYPES = (Tensor, Parameter)
-#: In the place of a result that is not asked for.
-NOTHING = torch.empty(0, device="cpu")
 
 
 def _keys(*names: str) -> int:
