@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 import torch
-import triton
 
 from .. import recorder
 
@@ -70,6 +69,8 @@ def _has_hooks(kernel: Any) -> bool:
 
 def is_told() -> bool:
     """Whether Triton tells somebody of its launches, such as its profiler."""
+    import triton  # this file is imported where nothing is launched
+
     run_time = triton.knobs.runtime
     hooks = run_time.launch_enter_hook, run_time.launch_exit_hook
     return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
