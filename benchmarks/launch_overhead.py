@@ -5,9 +5,9 @@ torch's nearest. Images are channels last, as the kernels read them; of planes, 
 of conv2d are of one element: Winograd's transforms of larger ones are work.
 
 Of the GPU's backends, without a GPU: each operator as it is called, first as from the third call on, which is
-remembered (kernels/remembered.py), then the long way, as the first call takes it. CUDA's launches are written down
-instead of being made, which needs cmfast._cuda. Triton's, of kernels compiled for sm_90, go through its run time to a
-driver that does nothing.
+remembered (kernels/remembered.py), then the long way, of kernels that are compiled already. CUDA's launches are written
+down instead of being made, which needs cmfast._cuda. Triton's, of kernels compiled for sm_90, go through its run time
+to a driver that does nothing.
 
 Microseconds, the best of several runs, one thread.
 """

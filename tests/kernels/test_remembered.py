@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from .test_direct import normal
 BACKENDS = [b.values[0] for b in served("group_norm") if b.values[0] in (("cuda", "triton") if ON_GPU else ("cuda",))]
 BACKENDS = [*dict.fromkeys(BACKENDS)] if ON_GPU or not emulation.missing() else []
 DEVICE = "cuda" if ON_GPU else "cpu"
+ROOT = Path(__file__).parents[2]
 on_the_processor = pytest.mark.skipif(ON_GPU or not BACKENDS, reason="of tensors that the emulation takes")
 LAST = torch.channels_last
 
@@ -366,139 +368,16 @@ def test_a_launch_of_triton_is_made_on_the_device_of_its_tensors(monkeypatch):
     assert made == [0, "launched", "launched"]
 
 
-_LAUNCHES = """
-import ctypes
-import os
-import sys
-import torch
-from cmfast import kernels
-from cmfast.kernels import remembered
-from cmfast.kernels.conv_weights import pack
-from cmfast.kernels.triton import group_norm_forward
-from triton import knobs
-from triton.runtime import driver
-from benchmarks.launch_overhead import without_a_gpu
-
-os.environ["CMFAST_GPU_ON_CPU"] = "1"
-noted, counters, counters_read = [], set(), set()
-
-
-def launcher(source, metadata):
-    name = source.fn.__name__
-
-    def launch(*given):
-        noted.append((name, given))
-        for place, value in enumerate(given):
-            if isinstance(value, torch.Tensor) and value.dtype == torch.int32:
-                counters.add((name, place))
-            elif (name, place) in counters and isinstance(value, int):
-                assert ctypes.string_at(value, 4) == bytes(4), (name, place)
-                counters_read.add(name)
-
-    return launch
-
-
-gpu = without_a_gpu()
-gpu.launcher_cls = launcher
-driver.set_active(gpu)
-remembered.DEVICES = {1}
-last, half = torch.channels_last, torch.bfloat16
-
-
-def image(*shape, dtype=half):
-    return torch.randn(shape).to(dtype, memory_format=last if len(shape) == 4 else torch.contiguous_format)
-
-
-weight = torch.randn(64, 32, 3, 3)
-numbers = {"height": 16, "width": 16, "tile": 1, "dtype": half}
-prepared = kernels.prepare_conv(weight, torch.randn(64), padding=1, **numbers)._replace(packed=pack(weight, half))
-
-
-def calls():
-    x, y = image(2, 64, 32, 32), image(2, 32, 16, 16)
-    a, b, s, t = torch.randn(64), torch.randn(64), torch.randn(2, 64), torch.randn(2, 64)
-    q, k, v = torch.randn(3, 2, 4, 64, 64).to(half)
-    m = torch.randn(2, 2, 64)
-    film = {"scale": s, "shift": t, "activation": "silu"}
-    fused = {"gain": torch.randn(2, 32), "offset": torch.randn(2, 32), "silu": True, "moments": True}
-    yield "group_norm", (x, 32, a, b), film
-    yield "group_norm", (image(2, 64, 4, 4), 32, a, b), film
-    yield "group_norm", ((x, image(2, 64, 32, 32)), 32), {}
-    yield "attention", (q, k, v), {}
-    yield "conv2d", (y, prepared), {}
-    yield "conv2d", (y, prepared), {**fused, "residual": image(2, 64, 16, 16)}
-    yield "channel_moments", (x,), {}
-    yield "channel_moments", (image(1, 32, 64, 64),), {}
-    yield "fold_group_norm", (m, 1024, 32, a, b), {"scale": s, "shift": t}
-    yield "apply_group_norm", (x, m, 32, a, b), film
-    yield "apply_group_norm", (x, m, 32, a, b), {**film, "resample": "average"}
-    yield "channel_norm", (x, a, b), film
-    yield "timestep_embedding", (torch.tensor([3.0]), torch.randn(16)), {}
-
-
-def tensors_of(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return [t for v in values for t in tensors_of(v)]
-
-
-def launches(op, given, named):
-    noted.clear()
-    results = getattr(kernels, op)(*given, **named, backend="triton")
-    names = {t.data_ptr(): f"given {i}" for i, t in reversed([*enumerate(tensors_of((given, named)))])}
-    names |= {t.data_ptr(): f"result {i}" for i, t in enumerate(tensors_of(results))}
-    scratch, found = {}, []
-    for kernel, (x, y, z, stream, function, metadata, _, _, _, *arguments) in noted:
-        row = []
-        for value in arguments:
-            address = value.data_ptr() if isinstance(value, torch.Tensor) else value
-            if isinstance(value, torch.Tensor) or (isinstance(address, int) and address > 1 << 32):
-                known = names.get(address)
-                row.append(known or f"scratch {scratch.setdefault(address, len(scratch))}")
-                assert address % 16 == 0
-            else:
-                row.append(value)
-        found.append((kernel, x, y, z, stream, function, metadata, tuple(row)))
-    return results, found
-
-
-for _ in range(3):
-    launches(*next(calls()))
-assert "torch._dynamo" not in sys.modules  # its import would take a second
-remembered.forget()
-torch.use_deterministic_algorithms(True)  # fills memory that nobody has written with numbers
-recalled, recall = [], remembered.recall
-remembered.recall = lambda *arguments: recalled.append(recall(*arguments)) or recalled[-1]
-for (op, *first), second, (_, *third) in zip(calls(), calls(), calls()):
-    launches(op, *first)
-    long, wanted = launches(op, *second[1:])
-    assert noted and wanted
-    recalled.clear()
-    short, found = launches(op, *third)
-    assert len(recalled) == 1 and recalled[0] is not None, op
-    # Only a gradient reads what a group norm and attention write besides: it is in scratch memory.
-    assert found == wanted, (op, found, wanted)
-    for a, b in zip(tensors_of(long), tensors_of(short), strict=True):
-        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
-    knobs.runtime.launch_enter_hook.add(print)  # who has to know of each launch
-    launches(op, *third)
-    knobs.runtime.launch_enter_hook.remove(print)
-    assert len(recalled) == 2 and recalled[1] is None
-    print(op, len(found))
-assert len(counters_read) == 2, counters_read
-group_norm_kernels = {kernel for kernel in vars(group_norm_forward).values() if hasattr(kernel, "pre_run_hooks")}
-for kernel in group_norm_kernels:
-    kernel.add_pre_run_hook(lambda *given, **named: None)
-launches(*next(calls()))
-assert recalled[-1] is None
-"""
-
-
 @pytest.mark.skipif(ON_GPU, reason="a driver that launches nothing stands for the GPU's")
 def test_launches_of_triton_are_the_same():
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "CMFAST_BACKEND")}
-    done = subprocess.run([sys.executable, "-c", _LAUNCHES], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.launches_made_again"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 13
