@@ -72,8 +72,7 @@ def measure(
         for _ in range(_WARMING if not seconds or seconds[-1] < _SHORT else 0):
             call()
         seconds.append(_timed(call, device))
-        expected = 0 if best is None else sum(operation.module is None for operation in best.operations)
-        recording = record(recorded or call, names, device, stage=stage, expected=expected)
+        recording = record(recorded or call, names, device, stage=stage, like=best)
         outside.append(recording.seconds - recording.in_programs)
         best = recording if best is None else _faster(best, recording)
         # Recording torch's operators one by one takes time itself: then what is left of the call is outside them.

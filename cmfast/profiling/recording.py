@@ -4,7 +4,10 @@ Programs of the engine say what their steps took. What torch does outside them i
 operator passes, while torch's hooks of modules tell whose it is.
 """
 
+import copy
 import dataclasses
+import functools
+import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +99,7 @@ def record(
     device: torch.device,
     *,
     stage: Callable[[], str] = lambda: "",
-    expected: int = 0,
+    like: Recording | None = None,
 ) -> Recording:
     """Make a call and record it.
 
@@ -105,15 +108,17 @@ def record(
         names: of modules.
         device: where the networks are.
         stage: the stage of a sampling run that is running, outside programs.
-        expected: how many operators are expected outside programs: a GPU waits while they are enqueued.
+        like: an earlier recording of the same call. What it says of an operator is not found out again, which would put
+            what the next one reads out of the caches; and a GPU waits while as many are enqueued.
     """
     layers = Layers(names)
+    known = [] if like is None else [operation for operation in like.operations if operation.module is None]
     with ranges(device) as named, layers.followed(), tracing(steps_timed=True) as trace:
         synchronize(device)
         begin = time.perf_counter()
-        recorder = _Recorder(layers, device, named, stage)
+        recorder = _Recorder(layers, device, named, stage, known)
         if device.type == "cuda":
-            torch.cuda._sleep(_HEAD_START * expected)
+            torch.cuda._sleep(_HEAD_START * len(known))
         with recorder:
             call()
         synchronize(device)
@@ -121,7 +126,7 @@ def record(
     found = recorder.finish(begin)
     if trace.runs:
         for operation in found:
-            if not operation.operator.startswith("cmfast."):
+            if not (operation.reason or operation.operator.startswith("cmfast.")):
                 operation.reason, operation.kind = _OUTSIDE, f"{operation.kind} (torch)"
     for run in trace.runs:
         if run.executable not in _described:
@@ -134,11 +139,18 @@ def record(
 class _Recorder(TorchDispatchMode):
     """Notes the operators that torch dispatches."""
 
-    def __init__(self, layers: Layers, device: torch.device, named: Ranges, stage: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        device: torch.device,
+        named: Ranges,
+        stage: Callable[[], str],
+        known: Sequence[Operation],
+    ) -> None:
         super().__init__()
-        self._layers, self._named, self._stage = layers, named, stage
+        self._layers, self._named, self._stage, self._known = layers, named, stage, known
         self._on_gpu = device.type == "cuda"
-        self._found: list[Operation] = []
+        self.found: list[Operation] = []
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         if self._on_gpu:
             self._begin = self._event()
@@ -155,23 +167,13 @@ class _Recorder(TorchDispatchMode):
             end = time.perf_counter()
             if started is not None:
                 self._events.append((started, self._event()))
-        flops = work.operations(func, args, kwargs, result)
-        self._found.append(
-            Operation(
-                name="",
-                module=None,
-                layer=layer,
-                operator=name,
-                kind=kind_of_call(func, args, result),
-                reason="",
-                operations=flops,
-                bytes=work.bytes_of_call(func, (args, kwargs), result),
-                products=work.products_of((args, kwargs)) if flops else None,
-                begin=begin,
-                seconds=end - begin,
-                stage=self._stage(),
-            )
-        )
+        at, stage = len(self.found), self._stage()
+        if at < len(self._known) and (self._known[at].operator, self._known[at].layer) == (name, layer):
+            operation = copy.copy(self._known[at])
+        else:
+            operation = _describe_call(func, args, kwargs, result, layer)
+        operation.begin, operation.seconds, operation.stage = begin, end - begin, stage
+        self.found.append(operation)
         return result
 
     def _event(self) -> torch.cuda.Event:
@@ -181,12 +183,50 @@ class _Recorder(TorchDispatchMode):
 
     def finish(self, begin: float) -> list[Operation]:
         """What was noted, after the GPU has done it: there operators run later than they are called."""
-        for operation in self._found:
+        added = 0.0 if self._on_gpu else _added()
+        for operation in self.found:
             operation.begin -= begin
-        for operation, (started, ended) in zip(self._found, self._events, strict=False):
+            operation.seconds = max(0.0, operation.seconds - added)
+        for operation, (started, ended) in zip(self.found, self._events, strict=False):
             operation.begin = 1e-3 * self._begin.elapsed_time(started)
             operation.seconds = 1e-3 * started.elapsed_time(ended)
-        return self._found
+        return self.found
+
+
+@functools.cache
+def _added() -> float:
+    """Seconds that recording adds to an operator, by one that does next to nothing: Python calls it a second time."""
+    x, calls, rounds, device = torch.zeros(1), 100, 20, torch.device("cpu")
+    with torch.no_grad():
+        alone, recorded = [], []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            for _ in range(calls):
+                x.detach()
+            alone.append((time.perf_counter() - begin) / calls)
+            with ranges(device) as named, _Recorder(Layers({}), device, named, str, []) as recorder:
+                for _ in range(calls):
+                    x.detach()
+            recorded.append(statistics.median(operation.seconds for operation in recorder.found))
+    return max(0.0, min(recorded) - min(alone))
+
+
+def _describe_call(func: Any, args: Any, kwargs: Any, result: Any, layer: str) -> Operation:
+    """What is known of a call of torch's operator, but when it was, and how long it took."""
+    flops = work.operations(func, args, kwargs, result)
+    return Operation(
+        name="",
+        module=None,
+        layer=layer,
+        operator=name_of(func),
+        kind=kind_of_call(func, args, result),
+        reason="",
+        operations=flops,
+        bytes=work.bytes_of_call(func, (args, kwargs), result),
+        products=work.products_of((args, kwargs)) if flops else None,
+        begin=0.0,
+        seconds=0.0,
+    )
 
 
 #: What was found of the steps of programs that are still there.

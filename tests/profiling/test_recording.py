@@ -1,9 +1,12 @@
 """What is recorded of a call, and how on a GPU, with stand-ins for what torch.cuda has."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
+from cmfast.profiling import recording
 from cmfast.profiling.recording import record
 
 from ..engine.cuda.stand_in import Cuda
@@ -46,11 +49,12 @@ def test_operators_are_recorded_in_order_with_their_layers_and_times():
 
 @torch.no_grad()
 def test_on_a_gpu_seconds_are_those_between_events_and_ranges_have_the_names(monkeypatch):
+    net, x = Net(), torch.ones(3, 4)
+    earlier = record(lambda: net(x), names(net), CPU)
     cuda = Cuda([])
     cuda.install(monkeypatch)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: cuda.log.append("wait"))
-    net, x = Net(), torch.ones(3, 4)
-    found = record(lambda: net(x), names(net), torch.device("cuda"), expected=5)
+    found = record(lambda: net(x), names(net), torch.device("cuda"), like=earlier)
     assert [(o.begin, o.seconds) for o in found.operations] == [(2.0 * i + 1.0, 1.0) for i in range(4)]
     assert cuda.log[:2] == ["wait", "sleep"]
     pushed = [entry.removeprefix("push ") for entry in cuda.log if entry.startswith("push ")]
@@ -59,6 +63,25 @@ def test_on_a_gpu_seconds_are_those_between_events_and_ranges_have_the_names(mon
     ]  # fmt: skip
     assert cuda.log.count("pop") == len(pushed)
     assert cuda.log[-1] == "pop" or cuda.log[-2:] == ["pop", "wait"]
+
+
+@torch.no_grad()
+def test_what_an_earlier_recording_says_is_not_found_out_again(monkeypatch):
+    net, x = Net(), torch.ones(3, 4)
+    describe, calls = recording._describe_call, []
+    monkeypatch.setattr(recording, "_describe_call", lambda *args: calls.append(args[0]) or describe(*args))
+    earlier = record(lambda: net(x), names(net), CPU)
+    assert len(calls) == 4
+    before = [operation.begin for operation in earlier.operations]
+    found = record(lambda: net(x), names(net), CPU, like=earlier)
+    assert len(calls) == 4
+    assert [dataclasses.replace(o, begin=0, seconds=0) for o in found.operations] == [
+        dataclasses.replace(o, begin=0, seconds=0) for o in earlier.operations
+    ]
+    assert [operation.begin for operation in earlier.operations] == before
+    other = record(lambda: torch.tanh(net(x)), names(net), CPU, like=earlier)
+    assert calls[4:] == [torch.ops.aten.tanh.default]
+    assert other.operations[-1].operator == "aten.tanh"
 
 
 @torch.no_grad()
