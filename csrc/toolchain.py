@@ -141,7 +141,7 @@ def cpu_isas(*, twin: bool = False) -> dict[str, list[str]]:
 
 def cpu_sources(isa: str) -> list[Path]:
     """The kernels that are compiled for an instruction set: where only products differ from avx512's, those."""
-    products, by_tiles = {"attention", "conv", "pack", "pointwise"}, {"conv_by_tiles"}
+    products, by_tiles = {"attention", "conv", "pack", "pointwise"}, {"attention_by_tiles", "conv_by_tiles"}
     files = sorted(SOURCES.glob("cpu/kernels/*.cpp"))
     if isa not in ("avx512bf16", "amx"):
         return [path for path in files if path.stem not in by_tiles]

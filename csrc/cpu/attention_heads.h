@@ -104,33 +104,6 @@ struct Heads : Sizes<PAIRS> {
       to += words * width;
     }
   }
-
-  // The keys of a head, or its values.
-  void pack_head(int64_t head, bool keys_of_it) const {
-    int64_t n = head / p.heads, h = head % p.heads;
-    if (keys_of_it)
-      pack(packed_k + head * words_k, p.k.data, n * p.k.n + h * p.k.h, p.k.d, p.k.t, p.head_size, p.keys, size);
-    else pack(packed_v + head * words_v, p.v.data, n * p.v.n + h * p.v.h, p.v.t, p.v.d, p.keys, p.head_size, keys);
-  }
-
-  // A group of queries as the left operand, those beyond the last 0.
-  void pack_queries(float* to, int64_t at, int64_t count) const {
-    if (PAIRS && p.dtype == BFLOAT16 && p.q.d == 1 && p.head_size == size && LANES == BLOCK) {
-      const Words sign = (Words{} + 0x80008000u) * (p.scale < 0 ? 1 : 0);
-      for (int64_t k = 0; k < size; k += 2 * LANES)
-        for (int64_t m = 0; m < ROWS; ++m)
-          *(WordsThere*)((uint16_t*)to + (k / 32 * ROWS + m) * 32) =
-              m < count ? *(const WordsThere*)((const uint16_t*)p.q.data + at + m * p.q.t + k) ^ sign : Words{};
-      return;
-    }
-    float sign = p.scale < 0 ? -1.0f : 1.0f;
-    for (int64_t k = 0; k < size; k += LANES)
-      for (int64_t m = 0; m < ROWS; ++m) {
-        int64_t lanes = m < count ? at_most(p.head_size - k, LANES) : 0;
-        Floats x = lanes > 0 ? sign * gather(p.q.data, p.dtype, at + m * p.q.t + k * p.q.d, p.q.d, (int)lanes) : zeros();
-        put_row<PAIRS>(to, k, m, x);
-      }
-  }
 };
 
 }  // namespace CMFAST_ISA

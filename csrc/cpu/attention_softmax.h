@@ -10,13 +10,10 @@ namespace CMFAST_ISA {
 
 template <bool PAIRS>
 struct Softmax {
-  using Sizes = CMFAST_ISA::Sizes<PAIRS>;
-  static constexpr bool TILED = Sizes::TILED;
-  static constexpr int64_t ROWS = Sizes::ROWS;
-  static constexpr int64_t QUERIES = TILED ? ROWS : 64;  // of a thread's piece of work at most, whole groups of rows
-  static constexpr int64_t KEYS = TILED ? 512 : 576;     // of a block, whole panels
+  static constexpr int64_t ROWS = Sizes<PAIRS>::ROWS;
+  static constexpr int64_t QUERIES = 64;  // of a thread's piece of work at most, whole groups of rows
+  static constexpr int64_t KEYS = 576;    // of a block, whole panels
   static constexpr int64_t SCORES = KEYS + 2 * BLOCK;  // of a query, and so far apart that rows do not meet in the cache
-  static constexpr int64_t WEIGHTS = TILED ? KEYS / 2 : SCORES;  // floats of a query's weights
 
   // Of each query: the largest score so far, lane by lane the sum of its weights, and by how much the last block of keys
   // changed what was summed before.
@@ -28,15 +25,12 @@ struct Softmax {
   }
 
   // Where a query's scores lie from key i on: sixteen of them are followed by as many of each other query of the group, so
-  // that weights can take their place. Those of tiles are a row.
-  static CMFAST_INLINE int64_t score(int64_t m, int64_t i) {
-    return TILED ? m * SCORES + i : (i / BLOCK * ROWS + m) * BLOCK + i % BLOCK;
-  }
+  // that weights can take their place.
+  static CMFAST_INLINE int64_t score(int64_t m, int64_t i) { return (i / BLOCK * ROWS + m) * BLOCK + i % BLOCK; }
 
-  // Scores, whose largest is `most`, as weights 2^((score − most)·factor): in float32, or as accurate as bfloat16 needs.
+  // Scores, whose largest is `most`, as weights 2^((score − most)·factor).
   template <int N>
   static CMFAST_INLINE void weigh(Floats (&x)[N], float most, float factor) {
-    if (TILED) return exp2_to_bfloat16(x, factor, most * factor);
     CMFAST_UNROLL
     for (int j = 0; j < N; ++j) x[j] = (x[j] - most) * factor;
     exp2(x);
@@ -70,9 +64,9 @@ struct Softmax {
     return top[0];
   }
 
-  // Turn a row of scores into weights, and give their sums lane by lane. Weights may lie where the scores do: one of two
-  // bytes lies before the scores that are still to be read.
-  static Floats weigh_row(const float* scores, float* to, int64_t m, int64_t count, float most, float factor) {
+  // Turn a row of scores into weights, and give their sums lane by lane. A weight of two bytes lies before the scores that are
+  // still to be read.
+  static Floats weigh_row(float* scores, int64_t m, int64_t count, float most, float factor) {
     int64_t stepped = count / STEP * STEP;
     Floats totals[TOGETHER];
     CMFAST_UNROLL
@@ -86,7 +80,7 @@ struct Softmax {
       for (int j = 0; j < TOGETHER; j += 2) {
         totals[j] += weights[j];
         totals[j + 1] += weights[j + 1];
-        put_row<PAIRS>(to, i + j * LANES, m, weights[j], weights[j + 1]);
+        put_row<PAIRS>(scores, i + j * LANES, m, weights[j], weights[j + 1]);
       }
     }
     for (int64_t i = stepped; i < round_up(count, 2 * BLOCK); i += LANES) {
@@ -95,7 +89,7 @@ struct Softmax {
       weigh(weight, most, factor);
       weight[0] = (Ints)iota() < left ? weight[0] : zeros();
       totals[0] += weight[0];
-      put_row<PAIRS>(to, i, m, weight[0]);
+      put_row<PAIRS>(scores, i, m, weight[0]);
     }
     CMFAST_UNROLL
     for (int j = 1; j < TOGETHER; ++j) totals[0] += totals[j];
@@ -103,21 +97,18 @@ struct Softmax {
   }
 
   // The scores of `queries` with a block of keys become weights; those of a group of queries lie behind those of the group
-  // before. `factor`: of the scores, in powers of 2. After each row, meanwhile() has its turn.
-  template <class Meanwhile>
-  void block(float* scores, float* weights, int64_t queries, int64_t count, float factor, Meanwhile&& meanwhile) {
-    for (int64_t i = 0; i < queries; i += LANES)
-      rows(scores, weights, i, at_most(queries - i, LANES), count, factor, meanwhile);
+  // before. `factor`: of the scores, in powers of 2.
+  void block(float* scores, int64_t queries, int64_t count, float factor) {
+    for (int64_t i = 0; i < queries; i += LANES) rows(scores, i, at_most(queries - i, LANES), count, factor);
   }
 
   // The same of queries `first` on, LANES of them at most.
-  template <class Meanwhile>
-  void rows(float* scores, float* weights, int64_t first, int64_t here, int64_t count, float factor, Meanwhile&& meanwhile) {
-    auto of = [](float* data, int64_t m, int64_t words) { return data + m / ROWS * ROWS * words; };
+  void rows(float* scores, int64_t first, int64_t here, int64_t count, float factor) {
+    auto of = [&](int64_t m) { return scores + m / ROWS * ROWS * SCORES; };
     Words rows[LANES];
     for (int64_t i = 0; i < LANES; ++i) {
       int64_t m = first + (i < here ? i : 0);
-      rows[i] = bits(largest_of_row(of(scores, m, SCORES), m % ROWS, count));
+      rows[i] = bits(largest_of_row(of(m), m % ROWS, count));
     }
     const Floats before = load(most + first);
     const Floats next = max(before, across(rows, [](Floats x, Floats y) { return max(x, y); }));
@@ -127,9 +118,8 @@ struct Softmax {
     store(changes + first, begun == 0.0f ? zeros() : exp2((before - next) * factor));
     store(tops, next == -__builtin_inff() ? zeros() : next);  // weights of 0, not of NaN, where all scores so far are -inf
     for (int64_t i = 0, m = first; i < here; ++i, ++m) {
-      Floats sums = weigh_row(of(scores, m, SCORES), of(weights, m, WEIGHTS), m % ROWS, count, tops[i], factor);
+      Floats sums = weigh_row(of(m), m % ROWS, count, tops[i], factor);
       totals[m] = (FAULT(sum_not_rescaled) ? totals[m] : totals[m] * changes[m]) + sums;
-      meanwhile();
     }
   }
 

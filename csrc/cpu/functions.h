@@ -31,12 +31,9 @@ CMFAST_INLINE void exp2(Floats (&x)[N]) {
   for (int i = 0; i < N; ++i) x[i] = as_floats((bits(shifted[i]) << 23) + 0x3F800000u) * p[i];
 }
 
-// 2^(x·factor − shift) of several registers, to 2⁻¹⁸: of what is rounded to bfloat16. The polynomial is the best of its
-// degree on [0, 1].
+// 2^x of several registers, to 2⁻¹⁸: of what is rounded to bfloat16. The polynomial is the best of its degree on [0, 1].
 template <int N>
-CMFAST_INLINE void exp2_to_bfloat16(Floats (&x)[N], float factor, float shift) {
-  CMFAST_UNROLL
-  for (int i = 0; i < N; ++i) x[i] = x[i] * factor - shift;
+CMFAST_INLINE void exp2_to_bfloat16(Floats (&x)[N]) {
 #if defined(__AVX512F__)
   constexpr float coefficients[] = {0.05201146f, 0.241442755f, 0.693003833f, 1.0000026f};
   Floats fraction[N], p[N];
@@ -71,8 +68,8 @@ CMFAST_INLINE void silu_to_bfloat16(Floats (&x)[N]) {
 #if defined(__AVX512F__)
   Floats power[N];
   CMFAST_UNROLL
-  for (int i = 0; i < N; ++i) power[i] = x[i];
-  exp2_to_bfloat16(power, -1.44269504f, 0.0f);
+  for (int i = 0; i < N; ++i) power[i] = x[i] * -1.44269504f;
+  exp2_to_bfloat16(power);
   CMFAST_UNROLL
   for (int i = 0; i < N; ++i) x[i] *= (Floats)_mm512_rcp14_ps((__m512)(1.0f + power[i]));
 #else

@@ -1,5 +1,6 @@
 """Do the tests notice a fault in a CPU kernel? Each of csrc/cpu/faults.h is set in turn, and must fail an assertion."""
 
+import contextlib
 import os
 
 import pytest
@@ -144,11 +145,19 @@ def timestep_embedding_cases():
     test_timestep_embedding.check(torch.tensor([1.0, 30.0]), test_timestep_embedding.frequencies_of(37), "cpu")
 
 
-def tiles_cases():
-    """The direct form by tiles, which amx alone has."""
+@contextlib.contextmanager
+def tiles():
     previous = native.cpu().build_info()["isa"]
     assert native.cpu().set_isa("amx") == ""
     try:
+        yield
+    finally:
+        native.cpu().set_isa(previous)
+
+
+def tiles_cases():
+    """The direct form by tiles, which amx alone has."""
+    with tiles():
         for products, form in ((torch.bfloat16, (1, False)), (torch.float32, SPLIT[:2])):
             for name, pair in (("3x3-odd", 5), ("2x5-strides", 0), ("3x3-left-and-top", 0), ("video-2x3x3-apart", 0)):
                 shape = test_conv.SHAPES[name]
@@ -164,8 +173,14 @@ def tiles_cases():
             for dtype in (torch.float32, torch.bfloat16):
                 test_conv.check_resampled_residual("l", 1, part, dtype, "cpu", torch.bfloat16)
         test_conv.check_output_moments((2, 9, 50, 3, 7, 9), 1, 0.0, "cpu", torch.bfloat16)
-    finally:
-        native.cpu().set_isa(previous)
+
+
+def tiled_attention_cases():
+    with tiles():
+        for shape in ((1, 2, 30, 77, 40), (1, 1, 9, 700, 16)):
+            q, k, v, _ = test_attention.make(shape, torch.bfloat16)
+            k = (k * torch.linspace(0.1, 20, shape[3])[:, None]).bfloat16()
+            test_attention.check(q, k, v, "cpu")
 
 
 CASES = {
@@ -185,6 +200,7 @@ CASES = {
     "apply_group_norm": apply_group_norm_cases,
     "timestep_embedding": timestep_embedding_cases,
     "tiles": tiles_cases,
+    "tiled_attention": tiled_attention_cases,
 }
 #: The operators whose cases must notice each fault.
 FAULTS = {
@@ -200,10 +216,10 @@ FAULTS = {
     "last_sums_missed": ("group_norm_backward",),
     "gradient_of_mean_missed": ("group_norm_backward",),
     "gradient_of_variance_missed": ("group_norm_backward",),
-    "tail_of_keys_attended": ("attention",),
-    "sum_not_rescaled": ("attention",),
-    "values_not_rescaled": ("attention",),
-    "last_queries_missed": ("attention",),
+    "tail_of_keys_attended": ("attention", "tiled_attention"),
+    "sum_not_rescaled": ("attention", "tiled_attention"),
+    "values_not_rescaled": ("attention", "tiled_attention"),
+    "last_queries_missed": ("attention", "tiled_attention"),
     "delta_missed": ("attention_backward",),
     "first_part_only": ("attention_backward",),
     "last_keys_missed": ("attention_backward",),
