@@ -38,7 +38,7 @@ typedef uint16_t Halves __attribute__((vector_size(2 * CMFAST_LANES)));
 
 // The same where they lie in memory: at any address, of any type.
 typedef float FloatsThere __attribute__((vector_size(4 * CMFAST_LANES), aligned(4), may_alias));
-typedef uint32_t WordsThere __attribute__((vector_size(4 * CMFAST_LANES), aligned(4), may_alias));
+typedef uint32_t WordsThere __attribute__((vector_size(4 * CMFAST_LANES), aligned(2), may_alias));  // or pairs of halves
 typedef uint16_t HalvesThere __attribute__((vector_size(2 * CMFAST_LANES), aligned(2), may_alias));
 
 CMFAST_INLINE Floats zeros() { return Floats{}; }
