@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import direct, reference
+from . import direct, reference, remembered
 from .backends import require, resolve
 from .layout import empty_in_order
 from .reference.philox import gaussian
@@ -103,11 +103,10 @@ def consistency_step(
         BackendError: the backend asked for cannot serve the call; under a transformation of torch.func too.
     """
     low, high = _clip_range(clip)
-    if backend is None:
-        rest = (low, high, noise, seed, draw, first_sample)
-        found = direct.consistency_step(x, model_output, a, b, alpha, beta, input_scale, *rest)
-        if found is not None:
-            return ConsistencyStep(*found)
+    rest = (low, high, noise, seed, draw, first_sample)
+    found = direct.consistency_step(x, model_output, a, b, alpha, beta, input_scale, *rest, backend)
+    if found is not None:
+        return ConsistencyStep(*found)
     wants_sample = alpha is not None or beta is not None
     _check(x, model_output, wants_sample, beta, noise, seed, draw, first_sample, input_scale)
     coefficients = (a, b, 1.0 if alpha is None else alpha, 0.0 if beta is None else beta, input_scale)
@@ -274,7 +273,16 @@ def _consistency_step(
 
 def _serve(x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input, backend):
     serve = resolve("consistency_step", _present(x, model_output, noise, *vectors), backend)
-    return serve(x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input)
+
+    def call(*numbers):
+        *scalars, at_least, at_most, seed_now, draw, first_now = numbers
+        bounds = (None, None) if low is None else (at_least, at_most)
+        seeds = seed_now if type(seed) is int else seed, draw, first_now if type(first_sample) is int else first_sample
+        return serve(x, model_output, vectors, scalars, *bounds, noise, *seeds, sample, model_input)
+
+    kind = direct.kind_of_step(x, model_output, vectors, low, noise, seed, first_sample, sample, model_input)
+    numbers = direct.numbers_of_step(scalars, low, high, seed, draw, first_sample)
+    return remembered.serve("consistency_step", backend, kind, call, *numbers, given_anew=True)
 
 
 @torch.library.impl("cmfast::consistency_step_backward", "default")

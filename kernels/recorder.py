@@ -1,7 +1,8 @@
 """What an operator does while it runs, written down so that it can be done again with other tensors.
 
 A `Recorder` notes what is allocated and launched within its `with` block. Among the arguments of a launch, an `Address`
-says of which tensor it is: of one that the operator was given, or of memory that was allocated. An operator that does
+says of which tensor it is: of one that the operator was given, or of memory that was allocated. A number that the next
+call may have another of, a seed say, is given to the operator as a `LiveFloat` or `LiveInt`. An operator that does
 more, such as copying a tensor that its kernel cannot read as it is, has failed to be recorded.
 """
 
@@ -52,6 +53,50 @@ class Address(int):
     place: int | None = None
     allocation: int | None = None
     offset: int = 0
+
+
+class _Live:
+    """A number that may be another one in the next call.
+
+    Attributes:
+        place: among the call's numbers.
+        function: what makes it of the call's number; None where it is that itself.
+    """
+
+    place: int = 0
+    function: Callable[[Any], Any] | None = None
+
+
+class LiveFloat(_Live, float):
+    """A live float."""
+
+
+class LiveInt(_Live, int):
+    """A live integer."""
+
+
+def live(value: float, place: int, function: Callable[[Any], Any] | None = None) -> LiveFloat | LiveInt:
+    """A number, with where it comes from."""
+    found = LiveInt(value) if isinstance(value, int) else LiveFloat(value)
+    found.place, found.function = place, function
+    return found
+
+
+def derived(function: Callable[[Any], Any], value: Any) -> Any:
+    """function(value), which is live where the value is."""
+    return live(function(value), value.place, function) if isinstance(value, _Live) else function(value)
+
+
+def is_live(value: Any) -> bool:
+    """Whether a number may be another one in the next call."""
+    return isinstance(value, _Live)
+
+
+def plain(value: Any) -> Any:
+    """What a launch is to be given: of a number, itself without where it comes from."""
+    if isinstance(value, LiveInt):
+        return int(value)
+    return float(value) if isinstance(value, LiveFloat) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A recorded call as a function that makes its launches again.
 
-The function is written in Python, of addresses, a stream and a device alone, and compiled: nothing is looked up in it.
+The function is written in Python, of addresses, numbers, a stream and a device alone, and compiled: nothing is looked
+up in it.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .recorder import DEVICE, STREAM, Address, Recorder
+from .recorder import DEVICE, STREAM, Address, Recorder, is_live
 
 #: In the place of a result that is not asked for.
 NOTHING = torch.empty(0, device="cpu")
@@ -17,8 +18,12 @@ NOTHING = torch.empty(0, device="cpu")
 _ALIGNMENT = 256
 
 
-def relaunch(recorder: Recorder, results: Any, wanted: int | None = None) -> Callable[[Sequence[int], int, int], Any]:
-    """A function of the addresses of a call's tensors, a stream and a device's number that gives the call's results.
+#: Of the addresses of a call's tensors, its numbers, a stream and a device's number it gives the call's results.
+MadeAgain = Callable[[Sequence[int], Sequence[float], int, int], Any]
+
+
+def relaunch(recorder: Recorder, results: Any, wanted: int | None = None) -> MadeAgain:
+    """A function that makes a call again.
 
     Args:
         recorder: in which the call was made.
@@ -64,7 +69,7 @@ class _Writer:
         self._lines.append(f"{name}_at = {name}.data_ptr()")
         return name
 
-    def function(self, given: str) -> Callable[[Sequence[int], int, int], Any]:
+    def function(self, given: str) -> MadeAgain:
         launches = []
         for launch in self._recorder.launches:
             arguments = ", ".join(map(self._source, launch.arguments))
@@ -78,7 +83,7 @@ class _Writer:
                 self._lines.append(f"{name} = {make}({self._sizes[zeros]}, {options})")
                 self._lines.append(f"{name}_at = {name}.data_ptr()")
         body = [*self._lines, *launches, f"return {given}"]
-        source = "def made_again(addresses, stream, device):\n" + "".join(f"    {line}\n" for line in body)
+        source = "def made_again(addresses, numbers, stream, device):\n" + "".join(f"    {line}\n" for line in body)
         exec(compile(source, "<a call that is made again>", "exec"), self._names)
         return self._names["made_again"]
 
@@ -89,7 +94,10 @@ class _Writer:
             return "device"
         if isinstance(value, Address):
             return self._address(value)
-        if isinstance(value, tuple | list) and _has_addresses(value):
+        if is_live(value):
+            number = f"numbers[{value.place}]"
+            return number if value.function is None else f"{self._constant(value.function)}({number})"
+        if isinstance(value, tuple | list) and _varies(value):
             return f"({', '.join(map(self._source, value))},)"
         return self._constant(value)
 
@@ -114,5 +122,8 @@ class _Writer:
         return name
 
 
-def _has_addresses(values: Sequence[Any]) -> bool:
-    return any(isinstance(v, Address) or (isinstance(v, tuple | list) and _has_addresses(v)) for v in values)
+def _varies(value: Any) -> bool:
+    """Whether an argument of a launch is another one in the next call, or has one in it."""
+    if isinstance(value, tuple | list):
+        return any(map(_varies, value))
+    return isinstance(value, Address) or is_live(value)

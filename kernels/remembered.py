@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from . import backends, native
-from .recorder import Recorder
-from .relaunch import relaunch
+from .recorder import Recorder, live
+from .relaunch import MadeAgain, relaunch
 
 #: Types of devices, as DLPack numbers them, whose calls are remembered: CUDA and ROCm.
 DEVICES = {2, 10}
@@ -34,7 +34,7 @@ _calls: dict[Any, "_Again | str | bool"] = {}
 _recording = threading.Lock()
 
 
-def recall(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
+def recall(op: str, backend: str | None, arguments: Sequence[Any], numbers: Sequence[float] = ()) -> Any:
     """What torch.ops.cmfast gives for a call, by its launches; None where the call has to take the long way.
 
     Args:
@@ -42,26 +42,39 @@ def recall(op: str, backend: str | None, arguments: Sequence[Any]) -> Any:
         backend: that is asked for, by name or by `use_backend`.
         arguments: those of the operator's schema but for the backend. Each tensor is torch's own, and nobody wants to
             know of the call or to differentiate it.
+        numbers: others that no key has, since they are others in most calls.
     """
     if (found := _described(arguments)) is None:
         return None
-    layout, numbers, addresses, device_type, device = found
+    layout, others, addresses, device_type, device = found
     try:
-        again = _calls.get((op, backend, layout, numbers, device_type, device))
+        again = _calls.get((op, backend, layout, others, device_type, device))
     except TypeError:  # of an argument that cannot be in a key the long way tells
         return None
-    return again(addresses, device_type, device) if isinstance(again, _Again) else None
+    return again(addresses, numbers, device_type, device) if isinstance(again, _Again) else None
 
 
-def serve(op: str, backend: str | None, arguments: Sequence[Any], function: Callable[..., Any], *given: Any) -> Any:
+def serve(
+    op: str,
+    backend: str | None,
+    arguments: Sequence[Any],
+    function: Callable[..., Any],
+    *given: Any,
+    given_anew: bool = False,
+) -> Any:
     """What function(*given) returns, which serves a call; the second one of a key is remembered.
 
-    The other arguments are as for `recall`.
+    Args:
+        op, backend, arguments: as for `recall`.
+        function: serves the call.
+        given: to the function.
+        given_anew: whether what is given are the numbers of `recall`. Where the launches get them, they are to get
+            those of their own call.
     """
     if (found := _described(arguments)) is None:
         return function(*given)
-    layout, numbers, addresses, *device = found
-    key = (op, backend or backends.override(), layout, numbers, *device)
+    layout, others, addresses, *device = found
+    key = (op, backend or backends.override(), layout, others, *device)
     known = _calls.get(key)
     if known is None:
         if len(_calls) >= MOST:
@@ -71,7 +84,7 @@ def serve(op: str, backend: str | None, arguments: Sequence[Any], function: Call
         return function(*given)
     try:
         with Recorder(addresses) as recorder:
-            results = function(*given)
+            results = function(*([live(x, i) for i, x in enumerate(given)] if given_anew else given))
     finally:
         _recording.release()
     try:
@@ -101,16 +114,16 @@ def _described(arguments: Sequence[Any]) -> Any:
 class _Again:
     """A call that is made again."""
 
-    def __init__(self, recorder: Recorder, launches: Callable[[Sequence[int], int, int], Any]) -> None:
+    def __init__(self, recorder: Recorder, launches: MadeAgain) -> None:
         self._unless, self._launches = [*recorder.unless], launches
 
-    def __call__(self, addresses: Sequence[int], device_type: int, device: int) -> Any:
+    def __call__(self, addresses: Sequence[int], numbers: Sequence[float], device_type: int, device: int) -> Any:
         """The results; None where the tensors' device is not the current one, or somebody has to know of a launch."""
         for somebody in self._unless:
             if somebody():
                 return None
         if device_type == _CPU:
-            return self._launches(addresses, 0, -1)
+            return self._launches(addresses, numbers, 0, -1)
         if torch._C._cuda_getDevice() != device:
             return None
-        return self._launches(addresses, torch._C._cuda_getCurrentRawStream(device), device)
+        return self._launches(addresses, numbers, torch._C._cuda_getCurrentRawStream(device), device)

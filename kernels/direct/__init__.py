@@ -18,7 +18,7 @@ from . import plain
 from .apply_group_norm import apply_group_norm
 from .attention import attention
 from .channel_norm import channel_norm
-from .consistency import consistency_step
+from .consistency import consistency_step, kind_of_step, numbers_of_step
 from .conv import conv2d
 from .group_norm import group_norm
 from .moments import channel_moments, fold_group_norm
@@ -33,6 +33,8 @@ __all__ = [
     "conv2d",
     "fold_group_norm",
     "group_norm",
+    "kind_of_step",
+    "numbers_of_step",
     "of_operator",
     "plain",
     "timestep_embedding",

@@ -17,6 +17,7 @@ whose positions are no multiple of 4, or very many channels: the tile runs in [C
 strided. The integers are those of the reference in every case.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -25,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import recorder
 from ..layout import empty_in_order
 from .launch import Launch
 
@@ -362,7 +364,8 @@ def plan_consistency_step(
     if source == _GATHERED and warps == 1:  # within one warp the gather would be a shuffle for each pair of registers
         tile, warps = 2 * tile, 2
     tiles = -(-size // (tile // rows * channels))
-    word = _signed_word
+    word = functools.partial(recorder.derived, _signed_word)
+    number = 0 if seed is None else seed
     launch = Launch(
         kernel=consistency_step_kernel,
         grid=(x.shape[0] * tiles,),
@@ -370,7 +373,7 @@ def plan_consistency_step(
             *(x, model_output, noise, denoised, sample, model_input),
             *_coefficients(vectors, scalars),
             *(low, high),
-            *((seed, None) if isinstance(seed, Tensor) else (word(seed or 0), word((seed or 0) >> 32))),
+            *((seed, None) if isinstance(seed, Tensor) else (word(number), recorder.derived(_high_word, number))),
             *(word(draw), first_sample if isinstance(first_sample, Tensor) else word(first_sample)),
             *(size, tiles, x.stride(0), model_output.stride(0), 0 if noise is None else noise.stride(0)),
             denoised.stride(0),
@@ -477,6 +480,10 @@ def _coefficients(vectors: Sequence[Tensor | None], scalars: Sequence[float]) ->
 
 def _vector_strides(vectors: Sequence[Tensor | None]) -> tuple[int | None, ...]:
     return tuple(None if v is None else v.stride(0) for v in vectors)
+
+
+def _high_word(value: int) -> int:
+    return _signed_word(value >> 32)
 
 
 def _signed_word(value: int) -> int:

@@ -42,9 +42,11 @@ class Launch:
 
     def _run(self) -> None:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        compiled = self.kernel[self.grid](*self.args, **self.constants, **options)
-        if (record := recorder.current()) is not None:
-            self._note(record, compiled)
+        if (record := recorder.current()) is None:
+            self.kernel[self.grid](*self.args, **self.constants, **options)
+        else:  # Triton knows numbers by their exact types
+            args = map(recorder.plain, self.args)
+            self._note(record, self.kernel[self.grid](*args, **self.constants, **options))
 
     def _note(self, record: recorder.Recorder, compiled: Any) -> None:
         """Note the launch of what was compiled for it: None by Triton's interpreter, which launches nothing."""

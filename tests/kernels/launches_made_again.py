@@ -128,6 +128,32 @@ for (op, *first), second, (_, *third) in zip(calls(), calls(), calls(), strict=T
     assert recalled[1] is None, op
     print(op, len(found))
 assert len(counters_read) == 2, counters_read
+
+
+def steps(i):
+    """The same kinds of steps, of other numbers for each i."""
+    x, y = image(2, 4, 16, 16), image(2, 4, 16, 16, dtype=torch.float32)
+    numbers = {"clip": 1.0 + i, "alpha": 0.5 * i, "beta": 0.25 + i, "draw": i, "first_sample": 7 * i}
+    yield (x, y, 0.5 + i, 1.0 * i), {}
+    yield (x, y, 0.5 + i, 1.0 * i), {**numbers, "seed": (1 << 64) - 16 + i, "input_scale": 2.0 + i}
+    yield (x, y, torch.randn(2), 1.0 * i), {"beta": torch.randn(2), "noise": image(2, 4, 16, 16)}
+    yield (x, y, 1.0, 1.0), {"beta": 1.0 * i, "seed": torch.tensor(i), "first_sample": torch.tensor(i)}
+
+
+def of_step(given, named):
+    return launches("consistency_step", given, named)[1]
+
+
+for kind in zip(*map(steps, range(4)), strict=True):
+    wanted = []
+    for call in kind:
+        remembered.forget()
+        wanted.append(of_step(*call))
+    remembered.forget()
+    recalled.clear()
+    assert [of_step(*call) for call in kind] == wanted
+    assert [results is not None for results in recalled] == [False, False, True, True]
+    print("consistency_step", len(wanted[0]))
 group_norm_kernels = {kernel for kernel in vars(group_norm_forward).values() if hasattr(kernel, "pre_run_hooks")}
 for kernel in group_norm_kernels:
     kernel.add_pre_run_hook(lambda *given, **named: None)

@@ -14,6 +14,7 @@ from cmfast.kernels import (
     BackendError,
     attention,
     backends,
+    consistency_step,
     conv2d,
     group_norm,
     prepare_conv,
@@ -22,7 +23,7 @@ from cmfast.kernels import (
     use_backend,
 )
 from cmfast.kernels.conv_weights import pack
-from cmfast.kernels.recorder import Recorder
+from cmfast.kernels.recorder import Recorder, derived, live, plain
 from cmfast.kernels.relaunch import relaunch
 from torch._subclasses import FakeTensorMode
 from torch.utils import _python_dispatch
@@ -44,7 +45,7 @@ LAST = torch.channels_last
 def _remembers(monkeypatch):
     """Without a GPU, calls of CPU tensors are remembered; none is before the test."""
     if ON_GPU:  # conftest.py moves tensors to the GPU, where these are
-        for name in ("group_norm", "attention", "conv"):
+        for name in ("group_norm", "attention", "consistency", "conv"):
             monkeypatch.setattr(sys.modules[f"cmfast.kernels.{name}"], "resolve", backends.resolve)
     else:
         monkeypatch.setattr(remembered, "DEVICES", {1})
@@ -113,7 +114,34 @@ def conv_of(**options):
     return call
 
 
+def step_of(**options):
+    """Of numbers that are others in each call."""
+
+    def call(seed, backend):
+        x = draw(seed, 2, 4, 8, 8)
+        output = draw(seed + 1, 2, 4, 8, 8, dtype=torch.bfloat16)
+        given, numbers = {"clip": (-0.5 - seed, 1.0)}, [0.5 + seed, 1.0 / (1 + seed)]
+        if options.get("vectors"):
+            numbers = [draw(seed + 2, 2), 0.25 * seed]
+            given["clip"] = None
+        if options.get("noise"):
+            given |= {"beta": 0.1 * seed, "noise": draw(seed + 3, 2, 4, 8, 8)}
+        if options.get("seed"):  # as large as may be
+            given |= {"alpha": 1 + seed, "beta": draw(seed + 3, 2), "seed": (1 << 64) - 1 - seed, "draw": seed}
+            given |= {"first_sample": 10 * seed, "input_scale": 2.0 - seed}
+        if options.get("seed") == "in a tensor":
+            given |= {name: torch.tensor(seed - 2, device=DEVICE) for name in ("seed", "first_sample")}
+        return tuple(consistency_step(x, output, *numbers, **given, backend=backend))
+
+    return call
+
+
 CALLS = {
+    "consistency step": step_of(),
+    "consistency step of vectors": step_of(vectors=True),
+    "consistency step with noise": step_of(noise=True),
+    "consistency step with all it can": step_of(seed="a number"),
+    "consistency step of a seed in a tensor": step_of(seed="in a tensor", vectors=True),
     "group norm": norm_of((2, 64, 5, 7), torch.float32, torch.contiguous_format),
     "group norm of many positions": norm_of((1, 64, 24, 24), torch.float32, LAST),
     "group norm with all it can, bfloat16": norm_of((2, 64, 8, 8), torch.bfloat16, LAST, film=True),
@@ -338,7 +366,22 @@ def test_a_result_that_is_a_part_of_memory_is_not_made_again():
     record.launched(print, (record.address(memory),))
     with pytest.raises(ValueError, match="a result is not an allocation of its own"):
         relaunch(record, memory[:4])
-    assert relaunch(record, memory)((), 0, 0).shape == (10,)
+    assert relaunch(record, memory)((), (), 0, 0).shape == (10,)
+
+
+def test_a_launch_gets_the_numbers_of_its_own_call():
+    given = []
+    with Recorder([]) as record:
+        memory = torch.empty(3)
+    seed, scale = live(7, 0), live(0.5, 1)
+    arguments = (seed, derived(lambda x: x >> 1, seed), [scale, 2.0], derived(abs, -3), record.address(memory))
+    record.launched(lambda *values: given.append(values), arguments)
+    results = [relaunch(record, memory)((), numbers, 0, 0) for numbers in ((8, 1.5), (30, 2.5))]
+    assert given == [
+        (8, 4, (1.5, 2.0), 3, results[0].data_ptr()),
+        (30, 15, (2.5, 2.0), 3, results[1].data_ptr()),
+    ]
+    assert [type(plain(x)) for x in (seed, scale, "text")] == [int, float, str]
 
 
 def fail(*_):
@@ -380,4 +423,4 @@ def test_launches_of_triton_are_the_same():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 13
+    assert len(done.stdout.splitlines()) == 17
