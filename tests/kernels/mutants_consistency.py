@@ -16,7 +16,7 @@ _FAULTS = [
     ("draw ignored", "_normals(block.to(tl.uint32), draw.to", "_normals(block.to(tl.uint32), tile.to", _NCHW),
     ("first sample ignored", "(n + first_sample)", "(n + 0 * first_sample)", _NCHW),
     ("wrong quadrant", "((quadrant + 1) & 2)", "(quadrant & 2)", _NCHW),
-    ("seed's high word one bit off", "(seed or 0) >> 32", "(seed or 0) >> 31", _NCHW),
+    ("seed's high word one bit off", "_signed_word(value >> 32)", "_signed_word(value >> 31)", _NCHW),
     ("low word of a seed on the device for both", "high = seed >> 32", "high = seed", _DEVICE),
     ("first sample on the device ignored", "tl.load(first_sample)", "tl.load(first_sample) * 0", _DEVICE),
     ("channels in the order of positions", "lane % CHANNELS) * POSITIONS", "lane % CHANNELS) * CHANNELS", _NHWC),
