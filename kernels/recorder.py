@@ -84,7 +84,11 @@ def live(value: float, place: int, function: Callable[[Any], Any] | None = None)
 
 def derived(function: Callable[[Any], Any], value: Any) -> Any:
     """function(value), which is live where the value is."""
-    return live(function(value), value.place, function) if isinstance(value, _Live) else function(value)
+    found = function(plain(value))
+    if not isinstance(value, _Live):
+        return found
+    before = value.function
+    return live(found, value.place, function if before is None else lambda number: function(before(number)))
 
 
 def is_live(value: Any) -> bool:

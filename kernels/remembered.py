@@ -4,7 +4,8 @@ Between an operator's call and its launches stand torch's dispatcher, the choice
 among programs and Triton's run time: 40 to 210 µs of the host, for which the GPU waits in eager use. All that follows
 from the key of a call: operator and backend, all that is no tensor, the tensors' device, dtypes, sizes, strides and
 alignment, and some variables of the environment. The second call of a key is recorded while it takes the long way. From
-then on `recall` makes its launches with the addresses of the tensors at hand.
+then on `recall` makes its launches with the addresses of the tensors at hand. Numbers that are others in most calls, a
+seed say, are in no key: launches are given those of their own call.
 
 The keys are read by cmfast._cpu, from tensors that DLPack's C interface describes (torch 2.10 or newer): without it,
 nothing is remembered.

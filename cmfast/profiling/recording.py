@@ -183,7 +183,7 @@ class _Recorder(TorchDispatchMode):
 
     def finish(self, begin: float) -> list[Operation]:
         """What was noted, after the GPU has done it: there operators run later than they are called."""
-        added = 0.0 if self._on_gpu else _added()
+        added = _added() if self.found and not self._on_gpu else 0.0
         for operation in self.found:
             operation.begin -= begin
             operation.seconds = max(0.0, operation.seconds - added)

@@ -36,7 +36,7 @@ struct Heads : Sizes<PAIRS> {
 
   const AttentionArguments& p;
   int64_t size, keys;                    // the head size and the keys, filled up
-  uint32_t *packed_k, *packed_v;         // of each head: panels of keys [size][48], panels of channels [keys][48]
+  uint32_t *packed_k, *packed_v;         // of each head, by default panels of keys [size][48] and of channels [keys][48]
   int64_t words_k, words_v;              // of each head
   static constexpr int64_t WORD = PAIRS ? 2 : 1;  // elements
 

@@ -374,12 +374,13 @@ def test_a_launch_gets_the_numbers_of_its_own_call():
     with Recorder([]) as record:
         memory = torch.empty(3)
     seed, scale = live(7, 0), live(0.5, 1)
-    arguments = (seed, derived(lambda x: x >> 1, seed), [scale, 2.0], derived(abs, -3), record.address(memory))
+    half = derived(lambda x: x >> 1, seed)
+    arguments = (seed, half, derived(lambda x: 10 * x, half), [scale, 2.0], derived(abs, -3), record.address(memory))
     record.launched(lambda *values: given.append(values), arguments)
     results = [relaunch(record, memory)((), numbers, 0, 0) for numbers in ((8, 1.5), (30, 2.5))]
     assert given == [
-        (8, 4, (1.5, 2.0), 3, results[0].data_ptr()),
-        (30, 15, (2.5, 2.0), 3, results[1].data_ptr()),
+        (8, 4, 40, (1.5, 2.0), 3, results[0].data_ptr()),
+        (30, 15, 150, (2.5, 2.0), 3, results[1].data_ptr()),
     ]
     assert [type(plain(x)) for x in (seed, scale, "text")] == [int, float, str]
 
