@@ -569,7 +569,8 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
       .def("first_difference", &Snapshot::first_difference)
       .def("accept", &Snapshot::accept);
   py::class_<TensorSnapshot>(m, "TensorSnapshot", py::module_local())
-      .def(py::init<const Tensors&, const Parts&>());
+      .def(py::init<const Tensors&, const Parts&, bool>(), py::arg("tensors"), py::arg("parts"),
+           py::arg("by_methods") = false);
   m.def("look", look);
   m.def("build_info", [] {
     const Kernels* found = kernels();

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <stdexcept>
 
 #include "cpu/checksum.h"
 #include "cpu/team.h"
@@ -95,24 +96,17 @@ class Snapshot {
 using Tensors = std::vector<std::tuple<py::object, bool, bool>>;
 using Parts = std::vector<std::pair<uintptr_t, int64_t>>;
 
-// How often torch has counted writes to tensors, where their elements are, their strides, and a sample of the elements,
-// whose addresses and sizes in bytes are the parts.
+// How often torch has counted writes to tensors, what they are (dtype, sizes, strides) and where their elements are, and a
+// sample of the elements, whose addresses and sizes in bytes are the parts.
 class TensorSnapshot {
  public:
-  TensorSnapshot(const Tensors& tensors, const Parts& parts) {
-    py::object type = py::module_::import("torch").attr("Tensor");
-    data_ptr_ = type.attr("data_ptr");
-    stride_ = type.attr("stride");
-    version_ = type.attr("_version");
-    if (Py_TYPE(version_.ptr()) != &PyGetSetDescr_Type) throw py::type_error("torch.Tensor._version is no attribute of C");
-    describe_ = describer();  // in nanoseconds, where a method takes 100
+  // by_methods: by Tensor's methods and attributes, as where torch's own functions are not to be had.
+  TensorSnapshot(const Tensors& tensors, const Parts& parts, bool by_methods) {
+    if (!by_methods) torch_ = torch_functions();
     for (const auto& [t, counted, placed] : tensors) {
-      dlpack::Tensor found;
-      bool described = placed && describe_ && describe_(t.ptr(), &found) == 0;
-      PyErr_Clear();  // a dtype that DLPack does not have
-      uintptr_t impl = address(t), storage = placed ? address(t.attr("untyped_storage")()) : 0;
-      Seen seen{t, counted, placed, described, counted ? version(t) : 0, Place(), impl, storage};
-      if (placed) seen.place = place(seen);
+      Seen seen{t, counted, placed, torch_ ? at_tensor(t) : nullptr, 0, {}, address(t), 0};
+      if (counted) seen.version = version(seen);
+      if (placed) seen.place = place(seen), seen.storage = address(t.attr("untyped_storage")());
       seen_.push_back(std::move(seen));
     }
     auto middle = parts.begin() + (int64_t)parts.size() / 2;
@@ -128,7 +122,7 @@ class TensorSnapshot {
     for (size_t i = 0; i < seen_.size(); ++i) {
       if (i + AHEAD < seen_.size()) seen_[i + AHEAD].prefetch();
       const Seen& seen = seen_[i];
-      if (seen.counted && version(seen.tensor) != seen.version) return false;
+      if (seen.counted && version(seen) != seen.version) return false;
       if (seen.placed && !same_place(seen)) return false;
     }
     return true;
@@ -139,64 +133,76 @@ class TensorSnapshot {
 
  private:
   struct Place {
-    uint64_t address = 0;
-    std::vector<int64_t> strides;
+    const void* address = nullptr;
+    int32_t dtype = 0;
+    py::object of_python;             // by methods: dtype, address, sizes and strides
+    std::vector<int64_t> dimensions;  // else: sizes, then strides
   };
   struct Seen {
     py::object tensor;
-    bool counted, placed, described;  // described: by DLPack
-    uint64_t version = 0;
+    bool counted, placed;
+    const void* at_tensor;  // null where methods are asked
+    uint64_t version;
     Place place;
     // Of torch's own objects: they are nowhere in the cache after an evaluation, which reads none of them.
     uintptr_t impl, storage;
 
     void prefetch() const {
       __builtin_prefetch(tensor.ptr());
-      __builtin_prefetch(place.strides.data());
+      __builtin_prefetch(place.dimensions.data());
       for (int byte = 0; byte < 256; byte += 64) __builtin_prefetch((const char*)impl + byte);
       for (int byte = 0; byte < 128; byte += 64) __builtin_prefetch((const char*)storage + byte);
     }
   };
   static constexpr size_t AHEAD = 6;  // tensors
 
-  uint64_t version(const py::object& t) const {
-    // Without the search for the attribute's name, which takes as long as reading it.
-    const PyGetSetDef* attribute = ((PyGetSetDescrObject*)version_.ptr())->d_getset;
-    PyObject* found = attribute->get(t.ptr(), attribute->closure);
-    uint64_t number = found ? PyLong_AsUnsignedLongLong(found) : 0;
-    Py_XDECREF(found);
-    if (PyErr_Occurred()) throw py::error_already_set();
-    return number;
+  uint64_t version(const Seen& seen) const {
+    if (seen.at_tensor) return (uint64_t)torch_.version(seen.at_tensor);
+    return seen.tensor.attr("_version").cast<uint64_t>();
+  }
+
+  // What torch tells of a tensor; its sizes and strides stay torch's.
+  struct Found {
+    int32_t dtype = 0;
+    const void* address = nullptr;
+    int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
+  };
+  Found found(const void* t) const {
+    Found f;
+    if (torch_.dtype(t, &f.dtype) || torch_.data(t, &f.address) || torch_.dim(t, &f.dim) ||
+        torch_.sizes(t, &f.sizes) || torch_.strides(t, &f.strides))
+      throw std::runtime_error("torch cannot tell where the elements of a tensor are");
+    return f;
+  }
+  static py::object by_methods(const py::object& t) {
+    return py::make_tuple(t.attr("dtype"), t.attr("data_ptr")(), t.attr("shape"), t.attr("stride")());
   }
 
   Place place(const Seen& seen) const {
-    if (!seen.described)
-      return {data_ptr_(seen.tensor).cast<uint64_t>(), stride_(seen.tensor).cast<std::vector<int64_t>>()};
-    dlpack::Tensor found = description(seen);
-    return {address(found), {found.strides, found.strides + found.ndim}};
+    Place result;
+    if (!seen.at_tensor) {
+      result.of_python = by_methods(seen.tensor);
+      return result;
+    }
+    Found f = found(seen.at_tensor);
+    result.address = f.address, result.dtype = f.dtype;
+    result.dimensions.assign(f.sizes, f.sizes + f.dim);
+    result.dimensions.insert(result.dimensions.end(), f.strides, f.strides + f.dim);
+    return result;
   }
 
   bool same_place(const Seen& seen) const {
     const Place& before = seen.place;
-    if (!seen.described) {
-      Place now = place(seen);
-      return now.address == before.address && now.strides == before.strides;
-    }
-    dlpack::Tensor found = description(seen);
-    return address(found) == before.address &&
-           std::equal(found.strides, found.strides + found.ndim, before.strides.begin(), before.strides.end());
+    if (!seen.at_tensor) return by_methods(seen.tensor).equal(before.of_python);
+    Found f = found(seen.at_tensor);
+    const int64_t* dimensions = before.dimensions.data();
+    return f.address == before.address && f.dtype == before.dtype && 2 * (size_t)f.dim == before.dimensions.size() &&
+           std::equal(f.sizes, f.sizes + f.dim, dimensions) && std::equal(f.strides, f.strides + f.dim, dimensions + f.dim);
   }
 
-  dlpack::Tensor description(const Seen& seen) const {
-    dlpack::Tensor found;
-    if (describe_(seen.tensor.ptr(), &found)) throw py::error_already_set();
-    return found;
-  }
   static uintptr_t address(const py::object& of_torch) { return of_torch.attr("_cdata").cast<uintptr_t>(); }
-  static uint64_t address(const dlpack::Tensor& t) { return (uint64_t)t.data + t.byte_offset; }
 
-  py::object data_ptr_, stride_, version_;
-  Describe describe_ = nullptr;
+  TorchFunctions torch_;
   std::vector<Seen> seen_;
   std::vector<std::pair<Sample, uint64_t>> samples_;
 };

@@ -23,6 +23,7 @@ try:
     from benchmarks.peers import never_slower
     from benchmarks.peers.case import Case, UnavailableError
     from benchmarks.peers.compare import peers_of, relative_error
+    from benchmarks.peers.others import OTHERS
     from benchmarks.peers.worker import PEERS, Peer, module_of
 finally:
     sys.path.remove(str(ROOT))
@@ -66,6 +67,15 @@ def evaluate(peer, case):
 
 def test_diffusers_has_the_network_as_its_own(digits):
     assert evaluate("diffusers", digits) < 1e-5
+
+
+def test_bfloat16_has_every_time_of_denoising_diffusion():
+    time = torch.from_numpy(OTHERS["denoising-diffusion"].arrays(64, np.random.RandomState(0))["time"])
+    assert time.shape == (64,)
+    assert time.is_floating_point()
+    assert len(time.unique()) > 32
+    assert torch.equal(time.bfloat16().float(), time)
+    assert torch.equal(time.round(), time)
 
 
 def test_a_file_each():

@@ -29,7 +29,7 @@ class Other:
     Attributes:
         build: makes it; called with tensors on the meta device.
         inputs: their sizes without the batch, by the names of the forward's parameters; "timestep" and
-            "class_labels" are one of 1000.
+            "class_labels" are one of 1000, "time" is a whole number that bfloat16 has too.
         constants: further arguments of the forward.
     """
 
@@ -47,7 +47,10 @@ class Other:
         found = {}
         for name, size in self.inputs.items():
             noise = random.standard_normal((batch, *size)).astype("float32")
-            found[name] = random.randint(1000, size=batch) if name in ("timestep", "class_labels") else noise
+            if name in ("timestep", "class_labels"):
+                found[name] = random.randint(1000, size=batch)
+            else:
+                found[name] = random.randint(256, size=batch).astype("float32") if name == "time" else noise
         return found
 
 
@@ -96,6 +99,13 @@ def _decoder(name):
     return build
 
 
+def _denoising_diffusion():
+    """The Unet that its README starts with: 36 million parameters, linear attention at three of four sizes."""
+    import denoising_diffusion_pytorch
+
+    return denoising_diffusion_pytorch.Unet(dim=64, dim_mults=(1, 2, 4, 8))
+
+
 OTHERS = {
     "sd15-lcm": Other(
         _stable_diffusion,
@@ -107,4 +117,5 @@ OTHERS = {
     ),
     "autoencoder-kl": Other(_decoder("AutoencoderKL"), {"sample": (4, 64, 64)}),
     "autoencoder-tiny": Other(_decoder("AutoencoderTiny"), {"x": (4, 64, 64)}),
+    "denoising-diffusion": Other(_denoising_diffusion, {"x": (3, 64, 64), "time": ()}),
 }

@@ -35,7 +35,7 @@ class Snapshot:
 
 
 class TensorSnapshot:
-    """How often torch has counted writes to tensors, where their elements are, and a sample of these."""
+    """How often torch has counted writes to tensors, what they are, where their elements are, and a sample of these."""
 
     def __init__(self, tensors: Sequence[tuple[Tensor, bool, bool]], parts: Sequence[tuple[int, int]]) -> None:
         """Take tensors, each with whether its writes are counted and whether it has elements in memory.
@@ -53,7 +53,7 @@ class TensorSnapshot:
 
     def _now(self, before: Any = None) -> tuple[Any, bytes]:
         seen = [
-            (t._version if counted else None, (t.data_ptr(), t.stride()) if placed else None)
+            (t._version if counted else None, (t.dtype, t.data_ptr(), t.shape, t.stride()) if placed else None)
             for t, counted, placed in self._tensors
         ]
         read = before is None or before == seen

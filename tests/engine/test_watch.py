@@ -1,5 +1,7 @@
 """What a watch sees of a network that changes: dicts in every way they can be, and tensors of every kind."""
 
+import functools
+
 import pytest
 import torch
 from cmfast.kernels import native
@@ -21,9 +23,15 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=["extension", "extension, 2 threads", "extension, 3 threads", "python"], autouse=True)
+WAYS_TO_LOOK = ["extension", "extension, 2 threads", "extension, 3 threads", "extension, by methods", "python"]
+
+
+@pytest.fixture(params=WAYS_TO_LOOK, autouse=True)
 def made_by(request, monkeypatch):
     """What has the snapshots: the extension, or Python where it was not built."""
+    if "methods" in request.param:
+        by_methods = functools.partial(native.cpu().TensorSnapshot, by_methods=True)
+        monkeypatch.setattr(native.cpu(), "TensorSnapshot", by_methods)
     if "threads" in request.param:
         monkeypatch.setattr(torch, "get_num_threads", lambda: int(request.param.split()[1]))
     if request.param == "python":
@@ -91,6 +99,43 @@ def test_tensors_of_every_kind(kind):
     with torch.inference_mode(before.is_inference()):
         before.data = before.clone() if before.numel() else before.new_empty(0, 4)
     assert net.state is before
+    assert watch.changed()
+
+
+PARTS = {
+    "fewer rows": lambda x: x[:4],
+    "fewer columns": lambda x: x[:, :4],
+    "other strides": lambda x: x.t(),
+    "more dimensions": lambda x: x[None, None, None, None, None, None],
+    "other memory": torch.clone,
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("numbers", [8, 64])  # whose elements are all read, and not
+def test_the_same_memory_seen_otherwise(part, numbers):
+    net = nn.Module()
+    net.weight = nn.Parameter(torch.zeros(8, numbers)[:8, :8])
+    watch = Watch(net)
+    assert not watch.changed()
+    net.weight.data = part(net.weight.data)
+    assert watch.changed()
+
+
+def test_the_same_memory_in_another_dtype():
+    net = nn.Module()
+    net.register_buffer("state", torch.zeros(8, 8))
+    watch = Watch(net)
+    net.state.data = net.state.view(torch.int32)
+    assert watch.changed()
+
+
+def test_tensors_that_are_exchanged():
+    a, b = nn.Linear(9, 9), nn.Linear(9, 9)
+    watch = Watch(a)
+    b.load_state_dict(a.state_dict())
+    assert not watch.changed()
+    torch.utils.swap_tensors(a.weight, b.weight)
     assert watch.changed()
 
 
