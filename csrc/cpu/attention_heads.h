@@ -44,6 +44,12 @@ struct Heads : Sizes<PAIRS> {
     words_k = words_v = size * keys / WORD;
   }
 
+  // The width of a panel where so many columns are left, whole groups: not 48 and then 16, of whose few sums each would
+  // wait for itself.
+  static CMFAST_INLINE int64_t panel(int64_t left) {
+    return LANES == BLOCK && left == 4 * BLOCK ? 2 * BLOCK : at_most(left, PANEL);
+  }
+
   // A register of elements that are `stride` apart, of which `count` are to be had; 0 for the others.
   CMFAST_INLINE Floats some(const void* data, int64_t at, int64_t stride, int64_t count) const {
     return count > 0 ? gather(data, p.dtype, at, stride, (int)at_most(count, LANES)) : zeros();
@@ -82,8 +88,8 @@ struct Heads : Sizes<PAIRS> {
             int64_t padded_rows) const {
     int64_t words = padded_rows / WORD;
     alignas(64) uint16_t line[2 * LANES];
-    for (int64_t j = 0; j < columns; j += PANEL) {
-      int64_t width = at_most(round_up(columns - j, WHOLE), PANEL);
+    for (int64_t j = 0, width; j < columns; j += width) {
+      width = panel(round_up(columns - j, WHOLE));
       for (int64_t b = 0; b < width; b += LANES, at += LANES * across) {
         int64_t here = columns - j - b;
         if (down == 1 && across != 1) {

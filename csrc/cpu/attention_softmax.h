@@ -33,7 +33,8 @@ struct Softmax {
   static CMFAST_INLINE void weigh(Floats (&x)[N], float most, float factor) {
     CMFAST_UNROLL
     for (int j = 0; j < N; ++j) x[j] = (x[j] - most) * factor;
-    exp2(x);
+    if constexpr (PAIRS) exp2_to_sums(x);
+    else exp2(x);
   }
 
   // Rows and columns of LANES registers exchanged, one result a row: combine(register, register) of the columns.

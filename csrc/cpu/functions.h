@@ -31,23 +31,43 @@ CMFAST_INLINE void exp2(Floats (&x)[N]) {
   for (int i = 0; i < N; ++i) x[i] = as_floats((bits(shifted[i]) << 23) + 0x3F800000u) * p[i];
 }
 
-// 2^x of several registers, to 2⁻¹⁸: of what is rounded to bfloat16. The polynomial is the best of its degree on [0, 1].
-template <int N>
-CMFAST_INLINE void exp2_to_bfloat16(Floats (&x)[N]) {
 #if defined(__AVX512F__)
-  constexpr float coefficients[] = {0.05201146f, 0.241442755f, 0.693003833f, 1.0000026f};
+// 2^x of several registers, by a polynomial on [0, 1] from its highest coefficient on.
+template <int N, int TERMS>
+CMFAST_INLINE void exp2_by_floor(Floats (&x)[N], const float (&coefficients)[TERMS]) {
   Floats fraction[N], p[N];
   CMFAST_UNROLL
   for (int i = 0; i < N; ++i) {
     fraction[i] = (Floats)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF);  // 0 of the infinite
-    p[i] = all(0.013534168f);
+    p[i] = all(coefficients[0]);
   }
   CMFAST_UNROLL
-  for (float c : coefficients)
+  for (int term = 1; term < TERMS; ++term)
     CMFAST_UNROLL
-    for (int i = 0; i < N; ++i) p[i] = p[i] * fraction[i] + c;
+    for (int i = 0; i < N; ++i) p[i] = p[i] * fraction[i] + coefficients[term];
   CMFAST_UNROLL
   for (int i = 0; i < N; ++i) x[i] = (Floats)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]);  // by 2 to the integer below
+}
+#endif
+
+// 2^x of several registers, to 2⁻¹⁸: of what is rounded to bfloat16. The polynomial is the best of its degree on [0, 1].
+template <int N>
+CMFAST_INLINE void exp2_to_bfloat16(Floats (&x)[N]) {
+#if defined(__AVX512F__)
+  constexpr float coefficients[] = {0.013534168f, 0.05201146f, 0.241442755f, 0.693003833f, 1.0000026f};
+  exp2_by_floor(x, coefficients);
+#else
+  exp2(x);
+#endif
+}
+
+// The same, to 2⁻²²: of what is summed besides.
+template <int N>
+CMFAST_INLINE void exp2_to_sums(Floats (&x)[N]) {
+#if defined(__AVX512F__)
+  constexpr float coefficients[] = {1.87757669e-03f, 8.98933969e-03f, 5.58263175e-02f,
+                                    0.240153611f,    0.693153083f,    0.99999994f};
+  exp2_by_floor(x, coefficients);
 #else
   exp2(x);
 #endif

@@ -23,7 +23,7 @@ namespace {
 template <bool PAIRS>
 struct Attention : Heads<PAIRS> {
   using Heads<PAIRS>::p, Heads<PAIRS>::size, Heads<PAIRS>::keys, Heads<PAIRS>::packed_k, Heads<PAIRS>::packed_v;
-  using Heads<PAIRS>::words_k, Heads<PAIRS>::words_v, Heads<PAIRS>::WORD, Heads<PAIRS>::ROWS, Heads<PAIRS>::PANEL;
+  using Heads<PAIRS>::words_k, Heads<PAIRS>::words_v, Heads<PAIRS>::WORD, Heads<PAIRS>::ROWS;
   using Heads<PAIRS>::WHOLE, Heads<PAIRS>::LONGEST_SUM;
   using State = Softmax<PAIRS>;
   static constexpr int64_t QUERIES = State::QUERIES, KEYS = State::KEYS, SCORES = State::SCORES;
@@ -103,16 +103,19 @@ struct Attention : Heads<PAIRS> {
     for (int64_t from = 0; from < p.keys; from += KEYS) {
       int64_t here = at_most(p.keys - from, KEYS), padded = round_up(here, WHOLE);
       // What is read of keys and values stays in the first cache while it meets all queries.
-      for (int64_t j = 0; j < padded; j += PANEL)
+      for (int64_t j = 0, width; j < padded; j += width) {
+        width = this->panel(padded - j);
         for (int64_t i = 0; i < count; i += ROWS)
           multiply_panel<PAIRS>((const uint32_t*)(piece.q + i * size), packed_k + piece.head * words_k + (from + j) * size / WORD,
-                                (int)at_most(padded - j, PANEL), (p.head_size + WORD - 1) / WORD,
+                                (int)width, (p.head_size + WORD - 1) / WORD,
                                 {scores + i * SCORES + State::score(0, j), BLOCK, ROWS * BLOCK, false}, {nullptr, 0});
+      }
       piece.softmax.block(scores, count, here, factor());
       if (from > 0) piece.softmax.rescale(piece.out, count, p.head_size, size);
       const uint32_t* v = packed_v + piece.head * words_v;
-      for (int64_t j = 0; j < size; j += PANEL) {
-        int64_t width = at_most(size - j, PANEL), columns = round_up(p.head_size - j, LANES);
+      for (int64_t j = 0, width; j < size; j += width) {
+        width = this->panel(size - j);
+        int64_t columns = round_up(p.head_size - j, LANES);
         for (int64_t k = 0, words; k < padded / WORD; k += words) {
           words = at_most(padded / WORD - k, LONGEST_SUM);
           for (int64_t i = 0; i < count; i += ROWS)
