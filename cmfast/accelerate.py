@@ -77,10 +77,11 @@ def accelerate(
         A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode;
         of a pipeline, the pipeline itself.
         Its calls raise RuntimeError in training mode, for inputs that require gradients, and where submodules have
-        hooks. Copies and pickles of it are plain models.
+        hooks, or all modules. Copies and pickles of it are plain models, and what records its operators (torch.export,
+        torch.jit.trace, make_fx) records those of the network's own forward.
 
     Raises:
-        TypeError: neither a network nor a pipeline.
+        TypeError: neither a network nor a pipeline; or a network of TorchScript.
         ValueError: a dtype that is not served on the device, or parameters on several devices or of float64.
         BackendError: a backend asked for by name cannot serve an operator of the network (or at a later call, for
             networks whose shapes of inputs are not known before).
@@ -103,6 +104,11 @@ def accelerate(
     if not isinstance(model, nn.Module):
         _accelerate_parts(model, dtype, options)
         return model
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"accelerate: expected a network of Python, got a {type(model).__name__}: accelerate the network that was "
+            "scripted or traced"
+        )
     fast = detached(model)
     _install(fast, dtype, options)
     if isinstance(model, UNet):

@@ -565,7 +565,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
       .def_property_readonly("moved", &MappedFile::moved)
       .def_property_readonly("settled", &MappedFile::settled);
   py::class_<Snapshot>(m, "Snapshot", py::module_local())
-      .def(py::init<const std::vector<py::dict>&>())
+      .def(py::init<const std::vector<py::dict>&, const std::vector<py::object>&>())
       .def("first_difference", &Snapshot::first_difference)
       .def("accept", &Snapshot::accept);
   py::class_<TensorSnapshot>(m, "TensorSnapshot", py::module_local())

@@ -17,13 +17,16 @@ namespace cmfast {
 
 namespace py = pybind11;
 
-// Which objects some dicts hold, and in which order; they and the dicts are kept alive by who asks.
+// Which objects some dicts hold, and in which order, and of which class the objects are whose attributes they are (None
+// where there is no such object); all of them are kept alive by who asks.
 class Snapshot {
  public:
-  explicit Snapshot(const std::vector<py::dict>& dicts) {
-    for (const py::dict& dict : dicts) {
-      dicts_.push_back({dict.ptr(), 0, {}});
-      accept(dicts_.size() - 1);
+  Snapshot(const std::vector<py::dict>& dicts, const std::vector<py::object>& owners) {
+    if (owners.size() != dicts.size()) throw py::value_error("expected an owner, or None, for each dict");
+    for (size_t i = 0; i < dicts.size(); ++i) {
+      PyObject* owner = owners[i].ptr();
+      dicts_.push_back({dicts[i].ptr(), owner, Py_TYPE(owner), 0, {}});
+      accept(i);
     }
   }
 
@@ -31,6 +34,7 @@ class Snapshot {
   int64_t first_difference() {
     for (size_t i = 0; i < dicts_.size(); ++i) {
       Dict& dict = dicts_[i];
+      if (!dict.same_class()) return (int64_t)i;
       if (COUNTS_CHANGES && changes(dict.object) == dict.changes) continue;
       if (!same(dict)) return (int64_t)i;
       dict.changes = changes(dict.object);
@@ -42,7 +46,7 @@ class Snapshot {
   bool unchanged(Share of) const {
     if (!COUNTS_CHANGES) return false;
     for (int64_t i = of.begin; i < of.end; ++i)
-      if (changes(dicts_[i].object) != dicts_[i].changes) return false;
+      if (changes(dicts_[i].object) != dicts_[i].changes || !dicts_[i].same_class()) return false;
     return true;
   }
   int64_t size() const { return (int64_t)dicts_.size(); }
@@ -62,9 +66,12 @@ class Snapshot {
 
  private:
   struct Dict {
-    PyObject* object;
+    PyObject *object, *owner;
+    PyTypeObject* type;  // of the owner
     uint64_t changes;
     std::vector<PyObject*> items;  // keys and values
+
+    bool same_class() const { return Py_TYPE(owner) == type; }
   };
 
   // Up to Python 3.12 each change gives a dict a number that no dict had before (PEP 509).

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_modules
+from torch.nn.utils import parametrize
 
 from ..kernels.backends import BackendError, chosen
 from ..kernels.transforms import forward_mode, transformed
 from . import trace
-from .capture import CaptureError, capture, output_dtypes
+from .capture import CaptureError, SideEffectError, capture, output_dtypes
 from .cpu import CpuTarget
 from .graph import Graph, value
 from .parts import Parts
@@ -110,6 +112,7 @@ class Accelerator:
             self._backend()
         self._parts = Parts(module, self._accelerate_part)
         self._refused: OrderedDict[Any, str] = OrderedDict()
+        self._with_side_effects: set[Any] = set()  # calls that were not captured for these, once
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate the network, as its own forward does: the same arguments, the same structure of outputs.
@@ -131,10 +134,12 @@ class Accelerator:
         """
         if self.module.training:
             raise RuntimeError("an accelerated network serves inference: call eval(), or train the network itself")
+        _refuse_global_hooks()
         try:
             return self._as_a_whole(args, kwargs)
         except CaptureError as error:
-            if not self._has_parts:
+            as_it_is = isinstance(error, SideEffectError) and not self.whole and self.keep_weights
+            if not self._has_parts and not as_it_is:
                 raise (error.error if isinstance(error, _RaisedError) else error) from None
             reason = str(error)
         with _turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
@@ -224,7 +229,10 @@ class Accelerator:
             with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
                 return self._make(self._made.target, tensors, structure, backend)
         except CaptureError as error:
-            if self.whole or self._has_parts:
+            once = isinstance(error, SideEffectError) and key not in self._with_side_effects
+            if once:  # the next call may have none any more
+                self._with_side_effects.add(key)
+            elif self.whole or self._has_parts:
                 self._refused[key] = str(error)
             while len(self._refused) > _MOST_REFUSALS:
                 self._refused.popitem(last=False)
@@ -352,7 +360,7 @@ def _check_devices(tensors: Sequence[Tensor], device: torch.device) -> None:
 
 def twin(module: nn.Module) -> nn.Module:
     """Another module of the same type that shares all attributes, but whose attributes can be set on their own."""
-    found = module.__class__.__new__(module.__class__)
+    found = nn.Module.__new__(type(module))  # not the class's own, which may make another class, as GraphModule's does
     found.__dict__.update(module.__dict__)
     return found
 
@@ -391,10 +399,13 @@ def _capturing() -> Iterator[None]:
     with _turns.alone():
         before = getattr(_thread, "capturing", False)
         _thread.capturing = True
+        # What `parametrize.cached()` keeps would have no data.
+        cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
         try:
             yield
         finally:
             _thread.capturing = before
+            parametrize._cache_enabled = cached
 
 
 @contextmanager
@@ -414,21 +425,38 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
     """Undo at the end of the block what has become of the modules' attributes, and of dicts, lists and objects there.
 
-    A forward may keep tensors in them, which while it is captured have no data.
+    While a forward is captured, the tensors that it keeps in them have no data.
+
+    Raises:
+        SideEffectError: something has become of them, so that the forward cannot be captured.
     """
-    states, others = attributes(module)
-    dicts = [(d, dict(d)) for d in states if type(d) is dict]
-    lists = [(x, list(x)) for x in others if isinstance(x, list)]
+    held = attributes(module)
+    dicts = [(d, dict(d)) for d in held.dicts if type(d) is dict]
+    lists = [(x, list(x)) for x in held.others if isinstance(x, list)]
+    changed: list[str] = []
     try:
         yield
     finally:
         for d, entries in dicts:
-            if len(d) != len(entries) or any(d.get(name, d) is not entry for name, entry in entries.items()):
+            names = [name for name in {**entries, **d} if d.get(name, _NOTHING) is not entries.get(name, _NOTHING)]
+            if names or list(d) != list(entries):
+                changed += [str(name) for name in names if not _equal(d.get(name), entries.get(name, _NOTHING))]
                 d.clear()
                 d.update(entries)
         for x, items in lists:
             if len(x) != len(items) or any(a is not b for a, b in zip(x, items, strict=True)):
+                changed.append("what a list has in it")
                 x[:] = items
+    if changed:
+        raise SideEffectError(f"{type(module).__name__}'s forward sets {', '.join(dict.fromkeys(changed))}")
+
+
+_NOTHING = object()
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values are equal and of no kind that can be changed."""
+    return type(a) is type(b) and isinstance(a, bool | int | float | str | tuple) and repr(a) == repr(b)
 
 
 def _shares_memory(graph: Graph) -> bool:
@@ -439,6 +467,17 @@ def _shares_memory(graph: Graph) -> bool:
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def _refuse_global_hooks() -> None:
+    """Raise RuntimeError where all modules have hooks, but for those of torch's own tools, and of a capture."""
+    for hook in (*torch_modules._global_forward_pre_hooks.values(), *torch_modules._global_forward_hooks.values()):
+        home = str(getattr(hook, "__module__", None) or type(hook).__module__)
+        if home.partition(".")[0] not in ("torch", "cmfast"):
+            raise RuntimeError(
+                f"an accelerated network does not run the hooks of all modules, and there is one ({hook}): remove it, "
+                "or use the network itself (cmfast.restore)"
+            )
 
 
 def _refuse_hooks(module: nn.Module) -> None:
@@ -454,11 +493,21 @@ def _refuse_hooks(module: nn.Module) -> None:
                 )
 
 
+def _is_recorded() -> bool:
+    """Whether torch records the operators that run: for TorchScript, or torch.export and make_fx."""
+    if torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(_PROXY) is not None:
+        return True
+    return torch.compiler.is_exporting()
+
+
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
+
+
 def install(module: nn.Module, accelerator: Accelerator) -> None:
     """Let calls of the module run the accelerator: what nn.Module.compile() sets. Its own hooks run around it."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_thread, "capturing", False):
+        if getattr(_thread, "capturing", False) or _is_recorded():
             return module._call_impl(*args, **kwargs)
         if not (module._forward_hooks or module._forward_pre_hooks):
             return accelerator(*args, **kwargs)

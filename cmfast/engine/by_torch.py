@@ -72,14 +72,15 @@ class Computed:
         tags = getattr(target, "tags", ())
         return cls(target, _out_variant(target) if target in _WRITTEN_IN_PLACE or torch.Tag.pointwise in tags else None)
 
-    def __call__(self, outs: Sequence[Tensor], given: dict[str, Any]) -> None:
-        """Write the results."""
+    def __call__(self, outs: Sequence[Tensor | None], given: dict[str, Any]) -> None:
+        """Write the results, but for those that nothing reads, which are None."""
         if self.variant is not None:
             self.variant(**given, out=outs[0])
             return
         result = self.target(**given)
         for out, part in zip(outs, [result] if isinstance(result, Tensor) else result, strict=True):
-            out.copy_(part)
+            if out is not None:
+                out.copy_(part)
 
 
 def _out_variant(target: Any) -> Any:

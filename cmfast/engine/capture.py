@@ -7,7 +7,8 @@ depends on the values of tensors cannot be captured. It takes a twentieth of tor
 import hashlib
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,9 +23,18 @@ from .layers import Layers
 from .patterns import attention, circular_padding, linear
 from .structure import Structure, flatten
 
+_aten = torch.ops.aten
+
 
 class CaptureError(RuntimeError):
     """A network cannot be captured; the message says what stands in the way."""
+
+
+class SideEffectError(CaptureError):
+    """A forward does more than return its outputs: it sets attributes, replaces buffers, writes to a list of its call.
+
+    It may do so at the first call alone, as with what is computed once. Its own forward gives what it should.
+    """
 
 
 def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Graph:
@@ -35,18 +45,21 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | 
     Raises:
         CaptureError: the network reads the values of its tensors, writes to one in place, draws random numbers, or
             returns something that is not made of tensors, numbers, tuples, lists, dicts and dataclasses.
+        SideEffectError: it puts another tensor in the place of a buffer, or changes a list or dict that it is given.
         Exception: what the network itself raises for inputs of these shapes.
     """
     layers = Layers({m: name for name, m in module.named_modules()})
-    recorder = _Recorder(layers)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    replaced = {name: recorder.attribute(name, _wide(tensor.detach())) for name, tensor in named.items()}
     tensors, structure = flatten((tuple(args), dict(kwargs or {})))
+    recorder = _Recorder(layers, {t.dtype for t in (*named.values(), *tensors) if _is_half(t)})
+    replaced = {name: recorder.attribute(name, _wide(tensor.detach())) for name, tensor in named.items()}
     given = [recorder.placeholder(f"input_{i}", _wide(x)) for i, x in enumerate(tensors)]
     returned: list[Structure] = []
 
     def call(replaced: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
-        result = torch.func.functional_call(module, replaced, *structure.build(given))
+        arguments = structure.build(given)
+        result = _called(module, replaced, arguments)
+        _refuse_writes_to(arguments, given, structure)
         try:
             outputs, found = flatten(result)
         except TypeError as error:
@@ -56,7 +69,7 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | 
 
     try:
         # Functional: what is written in place within the network becomes another value.
-        with torch.no_grad(), layers.followed(), recorder, _Functions():
+        with torch.no_grad(), layers.followed(), _unfused_attention(), recorder, _Functions():
             outputs = torch.func.functionalize(call)(replaced, given)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, CaptureError) or not _WITHOUT_DATA.search(str(error)):
@@ -90,10 +103,59 @@ def output_dtypes(
         return [first if dtype.is_floating_point else dtype for dtype in computed]
 
 
+class _Called(nn.Module):
+    """A network, called by nn.Module's __call__: what its class has in the place of that runs around the engine."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        before = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        result = nn.Module.__call__(self.network, *args, **kwargs)
+        after = dict(self.network.named_parameters()) | dict(self.network.named_buffers())
+        for name in before | after:
+            if before.get(name) is not after.get(name):
+                raise SideEffectError(f"its forward puts another tensor in the place of {name}")
+        return result
+
+
+def _called(module: nn.Module, replaced: Mapping[str, Tensor], arguments: tuple[Any, Any]) -> Any:
+    args, kwargs = arguments
+    within = {f"network.{name}": tensor for name, tensor in replaced.items()}
+    return torch.func.functional_call(_Called(module), within, args, kwargs)
+
+
+def _refuse_writes_to(arguments: Any, given: Sequence[Tensor], structure: Structure) -> None:
+    """Raise CaptureError where the lists and dicts of a call's arguments are not what they were."""
+    try:
+        tensors, found = flatten(arguments)
+        same = found == structure and all(a is b for a, b in zip(tensors, given, strict=True))
+    except TypeError:
+        same = False
+    if not same:
+        raise SideEffectError("the network writes to a list or a dict that it is given")
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Within the block nn.MultiheadAttention and what is made of it are products and a softmax, not one operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 #: What torch says where the values of a tensor without data are asked for and no operator is called.
 _WITHOUT_DATA = re.compile(
     r"Cannot copy out of meta tensor|cannot be called on meta tensors|unallocated storage|doesn't have storage"
 )
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.bfloat16, torch.float16)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -135,9 +197,10 @@ class _WithoutData(TorchDispatchMode):
 
 
 class _Recorder(_WithoutData):
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, layers: Layers, narrow: Collection[torch.dtype]) -> None:
+        """`narrow` are dtypes in whose place there is float32: what the network makes of them is float32 too."""
         super().__init__()
-        self.layers = layers
+        self.layers, self.narrow = layers, narrow
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.nodes: dict[int, fx.Node] = {}  # by the identity of a tensor without data
@@ -178,10 +241,12 @@ class _Recorder(_WithoutData):
         if _is_random(func, args, kwargs or {}):
             raise CaptureError(f"the network draws random numbers, with {func}: give it the noise as an input")
         if func._schema.is_mutable:
-            raise CaptureError(
-                f"the network writes in place to what it is given, a parameter or a constant, with {func}"
-            )
-        func, args, kwargs = _of_numbers(func, args, kwargs or {})
+            return self._in_place(func, args, kwargs or {})
+        if func is _aten.native_batch_norm.default and not args[5]:
+            return self._batch_norm(*args)
+        func = _LAZY.get(func, func)
+        func, args, kwargs = _of_numbers(func, _each_dimension(func, args), kwargs or {})
+        kwargs = {k: torch.float32 if v in self.narrow else v for k, v in kwargs.items()}
         recorded = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs))
         given: list[fx.Node] = []
         fx.node.map_arg(recorded, given.append)
@@ -211,15 +276,68 @@ class _Recorder(_WithoutData):
             self._keep(item, part)
         return result
 
+    def _in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator writes in place to a value of its own, which torch's composite operators do."""
+        name = func._schema.name.removeprefix("aten::")
+        plain = getattr(getattr(_aten, name.removesuffix("_"), None), func._overloadname, None)
+        to = args[0]
+        node = self.nodes.get(id(to)) if name.endswith("_") else None
+        if plain is None or node is None or node.op != "call_function" or not self._has_its_own_memory(to):
+            raise CaptureError(
+                "the network writes in place to what it is given, a parameter, a constant, or a tensor that shares its "
+                f"memory with another, with {func}"
+            )
+        with self:
+            result = plain(*args, **kwargs)
+            result = result if result.dtype == to.dtype else result.to(to.dtype)
+        self.nodes[id(to)] = self.nodes[id(result)]
+        return to
+
+    def _has_its_own_memory(self, tensor: Tensor) -> bool:
+        memory = tensor.untyped_storage()._cdata
+        return not any(t is not tensor and t.untyped_storage()._cdata == memory for t in self.alive)
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """With known moments it is a multiplication and an addition, which a convolution before it may have."""
+        with self:
+            scale = torch.rsqrt(variance + eps)
+            scale = scale if weight is None else scale * weight
+            shift = -mean * scale if bias is None else bias - mean * scale
+            across = (-1, *[1] * (x.ndim - 2))
+            result = x * scale.view(across) + shift.view(across)
+            return result, x.new_empty(0), x.new_empty(0)
+
+
+#: Views of other values than are in memory, which nothing here can be: what is computed in their place.
+_LAZY = {_aten._conj.default: _aten.conj_physical.default, _aten._neg_view.default: _aten.neg.default}
+
+
+def _each_dimension(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A convolution's arguments with a number for each dimension, where there is one for all."""
+    if func is not _aten.convolution.default:
+        return args
+    dims = args[0].ndim - 2
+    return tuple(list(x) * dims if isinstance(x, list | tuple) and len(x) == 1 else x for x in args)
+
 
 #: Operators that read nothing of their first argument but its shape, dtype and device: the value that they fill with.
 _FILLED = {
-    torch.ops.aten.zeros_like.default: 0,
-    torch.ops.aten.ones_like.default: 1,
-    torch.ops.aten.full_like.default: None,
-    torch.ops.aten.new_zeros.default: 0,
-    torch.ops.aten.new_ones.default: 1,
-    torch.ops.aten.new_full.default: None,
+    _aten.zeros_like.default: 0,
+    _aten.ones_like.default: 1,
+    _aten.full_like.default: None,
+    _aten.new_zeros.default: 0,
+    _aten.new_ones.default: 1,
+    _aten.new_full.default: None,
 }
 
 
@@ -231,7 +349,7 @@ def _of_numbers(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
     like = given["self"]
     filled = given.get("fill_value") if _FILLED[func] is None else _FILLED[func]
     dtype = given.get("dtype") or like.dtype
-    return torch.ops.aten.full.default, (list(given.get("size", like.shape)), filled), {"dtype": dtype, "device": "cpu"}
+    return _aten.full.default, (list(given.get("size", like.shape)), filled), {"dtype": dtype, "device": "cpu"}
 
 
 def _is_other(x: Any) -> bool:

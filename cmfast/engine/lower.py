@@ -139,10 +139,12 @@ class _Lowering:
             return result
         readers = {0: node} if single else {user.args[1]: user for user in node.users}
         rows = ROWS.get(target, ())
-        outs = []
+        outs: list[Any] = []
         for i, part in enumerate(parts):
             part = part if dtype is None else part.to(dtype)
-            if readers.get(i) in self.as_images:
+            if i not in readers:  # as the moments of a norm, whose sizes torch may not know
+                outs.append(None)
+            elif readers[i] in self.as_images:
                 outs.append(self.steps.image(part.shape, part.dtype))
             else:
                 outs.append(

@@ -15,15 +15,18 @@ SMALL, _WORDS = 256, 8
 
 
 class Snapshot:
-    """Which objects some dicts hold, and in which order."""
+    """Which objects some dicts hold, in which order, and of which class their owners are, whose attributes they are."""
 
-    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
-        self._dicts = list(dicts)
+    def __init__(self, dicts: Sequence[dict[str, Any]], owners: Sequence[Any]) -> None:
+        self._dicts, self._owners = list(dicts), list(owners)
+        self._types = [type(owner) for owner in owners]
         self._before = [(list(d), list(d.values())) for d in dicts]
 
     def first_difference(self) -> int:
         """The first of the dicts that holds anything else now; -1 where none does."""
         for i, (found, (names, values)) in enumerate(zip(self._dicts, self._before, strict=True)):
+            if type(self._owners[i]) is not self._types[i]:
+                return i
             same = len(found) == len(names) and all(map(operator.is_, found.values(), values))
             if not same or not all(map(operator.is_, found, names)):
                 return i

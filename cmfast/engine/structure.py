@@ -3,13 +3,14 @@
 import dataclasses
 import enum
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-_CONSTANTS = (bool, int, float, complex, str, bytes, enum.Enum, torch.dtype, torch.device, torch.memory_format)
+_CONSTANTS = (bool, int, float, complex, str, bytes, range, enum.Enum, torch.dtype, torch.device, torch.memory_format)
 
 
 class Structure(NamedTuple):
@@ -18,7 +19,7 @@ class Structure(NamedTuple):
     Attributes:
         kind: "tensor", "constant", "sequence", "mapping" or "dataclass".
         type: of the value.
-        constant: the value itself, where it is one.
+        constant: the value itself, where it is one; of a defaultdict, what makes its defaults.
         names: keys of a mapping, fields of a dataclass; of a float its sign, which 0.0 and -0.0 differ in.
         parts: of what it is made.
     """
@@ -43,7 +44,9 @@ class Structure(NamedTuple):
         if self.kind == "sequence":
             return self.type(*parts) if hasattr(self.type, "_fields") else self.type(parts)
         named = dict(zip(self.names, parts, strict=True))
-        return self.type(**named) if self.kind == "dataclass" else self.type(named)
+        if self.kind == "dataclass":
+            return self.type(**named)
+        return defaultdict(self.constant, named) if self.type is defaultdict else self.type(named)
 
 
 _TENSOR = Structure("tensor", Tensor)
@@ -70,7 +73,8 @@ def _structure(value: Any, tensors: list[Tensor]) -> Structure:
         names = tuple(field.name for field in dataclasses.fields(value) if field.init)
         return Structure("dataclass", kind, None, names, _all((getattr(value, name) for name in names), tensors))
     if isinstance(value, Mapping):
-        return Structure("mapping", kind, None, tuple(value), _all(value.values(), tensors))
+        default = value.default_factory if isinstance(value, defaultdict) else None
+        return Structure("mapping", kind, default, tuple(value), _all(value.values(), tensors))
     if isinstance(value, tuple | list):
         return Structure("sequence", kind, None, (), _all(value, tensors))
     raise TypeError(

@@ -1,7 +1,9 @@
 """Has a network changed since it was captured? Its modules, their attributes, and the values of its tensors."""
 
 import copy
-from types import ModuleType
+import sys
+from collections.abc import Iterable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,24 +17,26 @@ class Watch:
     """What a network was: `changed` says whether it still is.
 
     Seen are: a module, parameter, buffer, hook or forward function that was added, replaced or removed; any other
-    attribute of a module that was set, and dicts, lists, sets and objects among them that were changed; writes to
-    parameters and buffers in place. Writes that torch does not count, through `.data` or numpy, are seen by a checksum:
-    of all of a tensor up to 256 bytes, and of 8 words and the last bytes of a larger one. A GPU's memory is not read,
-    since that would wait for the GPU: such writes are not seen there, but that a tensor has other memory is. Whether
-    modules are in training mode does not matter, nor whether something else evaluates them.
+    attribute of a module that was set, or its class; dicts, lists, sets and objects among them that were changed, and
+    what is in these, modules and tensors too; writes to tensors in place. Writes that torch does not count, through
+    `.data` or numpy, are seen by a checksum: of all of a tensor up to 256 bytes, and of 8 words and the last bytes of a
+    larger one. A GPU's memory is not read, since that would wait for the GPU: such writes are not seen there, but that
+    a tensor has other memory is. Whether modules are in training mode does not matter, nor whether something else
+    evaluates them.
     """
 
     def __init__(self, module: nn.Module) -> None:
         """Remember the network as it is."""
         # What is compared is held, so that nothing made later can take its place in memory.
-        self._dicts, others = attributes(module)
+        held = attributes(module)
+        self._dicts, self._owners = held.dicts, held.owners
+        self._types = [type(owner) for owner in held.owners]
         self._copies = [dict(found) for found in self._dicts]
         found = _snapshots()
         self._look = found.look
-        self._snapshot = found.Snapshot(self._dicts)
-        self._others = [(value, copy.copy(value)) for value in others]
-        held = [value for found in self._copies for value in found.values() if isinstance(value, Tensor)]
-        tensors = list({id(t): t for t in held}.values())
+        self._snapshot = found.Snapshot(self._dicts, self._owners)
+        self._others = [(value, copy.copy(value)) for value in held.others]
+        tensors = held.tensors
         placed = [t.device.type in ("cpu", "cuda") for t in tensors]
         memory = {id(t): _memory(t) for t in tensors if t.device.type == "cpu"}
         read = list(memory.values())
@@ -47,7 +51,7 @@ class Watch:
         threads = torch.get_num_threads() if self._on_cpu else 1
         i, same = self._look(self._snapshot, self._tensors, threads)
         while i >= 0:
-            if not _same(self._dicts[i], self._copies[i]):
+            if type(self._owners[i]) is not self._types[i] or not _same(self._dicts[i], self._copies[i]):
                 return True
             self._copies[i] = dict(self._dicts[i])  # numbers or the mode: equal, or of no matter
             self._snapshot.accept(i)
@@ -72,24 +76,89 @@ def _snapshots() -> ModuleType:
         return snapshots
 
 
-def attributes(module: nn.Module) -> tuple[list[dict[str, Any]], list[list | set]]:
-    """What a network holds: attributes of its modules, dicts among them and the attributes of objects; lists and sets.
+class Held:
+    """What a network holds.
 
-    Objects are those of a class of other packages than torch, such as an attention processor of diffusers.
+    Attributes:
+        dicts: the attributes of its modules, those of objects among them, and dicts.
+        owners: of each dict the module or the object that it has the attributes of; None of other dicts.
+        others: lists and sets.
     """
-    modules = [m.__dict__ for m in module.modules()]
-    values = [value for state in modules for name, value in state.items() if name not in _NO_MATTER]
-    found = modules + [value for value in values if isinstance(value, dict)]
-    objects = {id(value): value.__dict__ for value in values if _is_object(value)}
-    return found + list(objects.values()), [value for value in values if isinstance(value, list | set)]
+
+    def __init__(self) -> None:
+        self.dicts: list[dict[str, Any]] = []
+        self.owners: list[Any] = []
+        self.others: list[list | set] = []
+        self._tensors: dict[int, Tensor] = {}
+        self._seen: set[int] = set()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Each once."""
+        return list(self._tensors.values())
+
+    def add_module(self, module: nn.Module, depth: int) -> None:
+        """Add a module with its submodules; what is nested in their attributes, so many levels deep."""
+        new = [m for m in module.modules() if id(m) not in self._seen]
+        self._seen.update(map(id, new))
+        for m in new:
+            self._add_dict(m.__dict__, m)
+        for m in new:
+            for name, value in m.__dict__.items():
+                if name not in _NO_MATTER:
+                    self._add(value, depth)
+
+    def _add_dict(self, found: dict[str, Any], owner: Any) -> None:
+        self.dicts.append(found)
+        self.owners.append(owner)
+
+    def _add(self, value: Any, depth: int) -> None:
+        kind = type(value)
+        if isinstance(value, Tensor):
+            self._tensors[id(value)] = value
+        if kind in _PLAIN or depth == 0 or id(value) in self._seen or isinstance(value, Tensor | type):
+            return
+        if isinstance(value, nn.Module):
+            self.add_module(value, depth - 1)
+            return
+        if not isinstance(value, dict | list | set | tuple) and not _is_object(value):
+            return
+        self._seen.add(id(value))
+        inner: Iterable[Any] = value
+        if isinstance(value, dict):
+            self._add_dict(value, None)
+            inner = value.values()
+        elif isinstance(value, list | set):
+            self.others.append(value)
+        elif not isinstance(value, tuple):
+            self._add_dict(value.__dict__, value)
+            inner = value.__dict__.values()
+        for part in inner:
+            self._add(part, depth - 1)
+
+
+def attributes(module: nn.Module) -> Held:
+    """What a network holds: attributes of its modules, and what they hold in turn.
+
+    Objects are those of a class of other packages than torch and Python's own, such as an attention processor of
+    diffusers.
+    """
+    found = Held()
+    found.add_module(module, _DEPTH)
+    return found
 
 
 def _is_object(value: Any) -> bool:
-    if isinstance(value, Tensor | nn.Module | type | dict | list | set) or not hasattr(value, "__dict__"):
-        return False
-    return type(value).__module__.partition(".")[0] not in ("builtins", "functools", "torch")
+    if isinstance(value, SimpleNamespace):
+        return True
+    home = type(value).__module__.partition(".")[0]
+    return hasattr(value, "__dict__") and home != "torch" and home not in sys.stdlib_module_names
 
 
+#: Levels of dicts, lists, tuples, sets and objects in one another, from a module's attributes on.
+_DEPTH = 4
+#: Classes of values that nothing can be changed of.
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
 #: Attributes of every module that a forward does not read.
 _NO_MATTER = (
     "_backward_hooks",

@@ -40,7 +40,7 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
     shape, ordered = a.output_shape(), channels_adjoin(a.h)
     n, channels = shape[:2]
     out = empty_channels_last(a.h, shape)
-    sums = torch.empty((n, 2, channels) if a.moments else 0, dtype=torch.float32)
+    sums = torch.empty((n, 2, channels) if a.moments else 0, dtype=torch.float32, device="cpu")
     if n:
         skip, residual = (t if t is None else with_adjacent_channels(t) for t in (a.skip, a.residual))
         a = a._replace(h=with_adjacent_channels(a.h), skip=skip, residual=residual)

@@ -121,8 +121,11 @@ ATTENTIONS = {
     "masked": (lambda q, k, v: SDPA(q, k, v, MASK), False),
     "with a bias": (lambda q, k, v: SDPA(q, k, v, attn_mask=MASK.float()), False),
     "causal": (lambda q, k, v: SDPA(q, k, v, is_causal=True), False),
-    "of three dimensions": (lambda q, k, v: SDPA(q[:, 0], k[:, 0], v[:, 0]), False),
-    "of shared keys": (lambda q, k, v: SDPA(q, k[:, :1], v[:, :1]), False),
+    "of two dimensions": (lambda q, k, v: SDPA(q[0, 0], k[0, 0], v[0, 0]), True),
+    "of three dimensions": (lambda q, k, v: SDPA(q[:, 0], k[:, 0], v[:, 0]), True),
+    "of five dimensions": (lambda q, k, v: SDPA(*(torch.stack([x, 2 * x]) for x in (q, k, v))), True),
+    "of shared keys": (lambda q, k, v: SDPA(q, k[:, :1], v[:, :1]), True),
+    "of keys that all samples share": (lambda q, k, v: SDPA(q, k[0], v[0]), True),
     "of other values": (lambda q, k, v: SDPA(q, k, v[..., :3]), False),
 }
 

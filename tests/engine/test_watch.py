@@ -47,7 +47,7 @@ def made_by(request, monkeypatch):
 @pytest.mark.parametrize("change", WAYS.values(), ids=WAYS)
 def test_every_way_to_change_a_dict_is_seen(change, made_by):
     dicts = [{}, {"a": object(), "b": object()}, {"a": 1}]
-    snapshot = made_by.Snapshot(dicts)
+    snapshot = made_by.Snapshot(dicts, [None] * len(dicts))
     assert snapshot.first_difference() == -1
     change(dicts[1])
     assert snapshot.first_difference() == 1
@@ -57,7 +57,7 @@ def test_every_way_to_change_a_dict_is_seen(change, made_by):
 def test_what_was_changed_back_is_no_change(made_by):
     a, b = object(), object()
     dicts = [{"a": a, "b": b}, {}]
-    snapshot = made_by.Snapshot(dicts)
+    snapshot = made_by.Snapshot(dicts, [None] * len(dicts))
     dicts[0]["b"] = a
     dicts[1][0] = 1
     dicts[0]["b"] = b

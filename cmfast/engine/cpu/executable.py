@@ -97,7 +97,7 @@ class Executable:
 
     def _give(self, dtypes: Sequence[torch.dtype] | None) -> list[Tensor]:
         wanted = zip(self._outputs, self.dtypes if dtypes is None else dtypes, strict=True)
-        return [torch.empty(t.shape, dtype=dtype).copy_(t) for t, dtype in wanted]
+        return [torch.empty(t.shape, dtype=dtype, device="cpu").copy_(t) for t, dtype in wanted]
 
 
 class _Torch:

@@ -32,7 +32,7 @@ def _conv2d(steps: Steps, node: fx.Node, given: _Values) -> Any:
     out = steps.image(node.meta["val"][0].shape, given["h"].dtype)
     moments = steps.row(out.shape[0], 2, out.shape[1]) if given["moments"] else None
     # Of the weights only the shape is read, and they may be given up: this has no memory.
-    weight = torch.zeros(()).expand(given["weight"].shape)
+    weight = torch.zeros((), device="cpu").expand(given["weight"].shape)
     a = ConvArguments(**{name: given[name] for name in ConvArguments._fields})._replace(weight=weight)
     steps.add(Step(node.name, "conv2d", launch_conv2d, (out, moments, a)))
     return out, moments

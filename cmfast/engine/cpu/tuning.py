@@ -85,7 +85,7 @@ def _measure(node: fx.Node, form: ConvForm) -> float:
     same = {name: a[name] for name in ("stride", "padding", "resample", "silu", "gate", "relu", "residual_resample")}
     call = ConvArguments(weight=weight, packed=packed, **form._asdict(), **images, **rows, **same)
     out = empty_channels_last(weight, node.meta["val"][0].shape)
-    moments = torch.empty(len(out), 2, out.shape[1]) if a["moments"] else None
+    moments = torch.empty(len(out), 2, out.shape[1], device="cpu") if a["moments"] else None
     program = native.cpu().Program()
     with native.recording(program):
         for copy in copies:

@@ -1,6 +1,8 @@
-"""Numbers that a convolution's output is multiplied by, or that are added to it, are in its weights and bias."""
+"""Numbers that a convolution's output is multiplied by, or that are added to it, are in its weights and bias.
 
-import math
+They may be one a channel, as a batch norm has them.
+"""
+
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import CONV, Graph, arguments, convolution_of, layer, only_user
+from ..graph import CONV, Graph, arguments, convolution_of, layer, only_user, shape
 
 _aten = torch.ops.aten
 
@@ -25,7 +27,7 @@ def fold(graph: Graph) -> int:
 _LARGEST = 16
 
 #: Of a call's arguments, by what its first one is multiplied, and what is then added.
-_SCALE_AND_SHIFT: dict[Any, Callable[[dict[str, Any]], tuple[float, float]]] = {
+_SCALE_AND_SHIFT: dict[Any, Callable[[dict[str, Any]], tuple[Any, Any]]] = {
     _aten.mul.Tensor: lambda a: (a["other"], 0.0),
     _aten.div.Tensor: lambda a: (1 / a["other"], 0.0),
     _aten.neg.default: lambda a: (-1.0, 0.0),
@@ -37,25 +39,47 @@ _SCALE_AND_SHIFT: dict[Any, Callable[[dict[str, Any]], tuple[float, float]]] = {
 
 def _fold(graph: Graph, node: fx.Node) -> bool:
     a = arguments(node)
-    out, other = a["self"], a.get("other", 1.0)
-    call = convolution_of(out)
-    if call is None or not isinstance(other, Real) or not other:
+    out, given = a["self"], a.get("other", 1.0)
+    call, of_node = convolution_of(out), isinstance(given, fx.Node)
+    other, name = (_of_channels(graph, given, node), str(given.target)) if of_node else (given, repr(given))
+    if call is None or not isinstance(other, Real | torch.Tensor) or (isinstance(other, Real) and not other):
         return False
     conv = arguments(call)
     weight, bias = graph.tensor(conv["weight"]), conv["bias"]
     if weight is None or only_user(out) is None or len(call.users) > 1 or conv["residual"] is not None or conv["relu"]:
         return False
     of_bias = weight.new_zeros(weight.shape[0]) if bias is None else graph.tensor(bias)
-    scale, shift = map(float, _SCALE_AND_SHIFT[node.target](a))
-    if of_bias is None or not 1 / _LARGEST <= abs(scale) <= _LARGEST or not math.isfinite(shift):
+    scale, shift = (
+        torch.as_tensor(x, dtype=torch.float32) for x in _SCALE_AND_SHIFT[node.target](a | {"other": other})
+    )
+    if of_bias is None or not _fits(scale) or not shift.isfinite().all():
         return False
-    of_weight = conv["weight"].target
-    if scale != 1:
-        conv["weight"] = graph.attribute(f"{of_weight} * {scale!r}", weight * scale, node)
-    if bias is not None or shift:
-        name = f"zeros for {of_weight}" if bias is None else bias.target
-        conv["bias"] = graph.attribute(f"{name} * {scale!r} + {shift!r}", of_bias * scale + shift, node)
+    of_weight, by = conv["weight"].target, f"{node.target}, {name}, {a.get('alpha', 1)!r}"
+    if (scale != 1).any():
+        conv["weight"] = graph.attribute(f"{of_weight} by {by}", weight * _beside(scale, weight), node)
+    if bias is not None or shift.any():
+        of = f"zeros for {of_weight}" if bias is None else bias.target
+        conv["bias"] = graph.attribute(f"{of} by {by}", of_bias * scale + shift, node)
     folded = graph.call(node, CONV, **conv)
     folded.meta["layer"] = layer(call)
     graph.replace(node, graph.item(folded, 0))
     return True
+
+
+def _of_channels(graph: Graph, other: fx.Node, node: fx.Node) -> torch.Tensor | None:
+    """The numbers [C] that a call has for each channel of its result [N, C, *spatial]; None where it has others."""
+    known, whole = graph.tensor(other), shape(node)
+    if known is None or not known.is_floating_point() or len(whole) < 2 or known.numel() != whole[1]:
+        return None
+    across = [1] * (len(whole) - known.ndim) + list(known.shape)
+    return known.flatten() if len(across) == len(whole) and across[1] == whole[1] else None
+
+
+def _beside(scale: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Factors, one or one of each output, with the dimensions of weights [Cout, ...]."""
+    return scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _fits(scale: torch.Tensor) -> bool:
+    sizes = scale.abs()
+    return bool(((sizes <= _LARGEST) & ((sizes >= 1 / _LARGEST) | (sizes == 0))).all())

@@ -27,7 +27,7 @@ class _Scores(NamedTuple):
 def recognise(graph: Graph) -> int:
     """Replace each softmax between two batched products."""
     count = 0
-    for softmax in graph.calls(_aten._softmax.default):
+    for softmax in graph.calls(_aten._softmax.default, _aten._safe_softmax.default):
         dims = len(shape(softmax))
         if operands(softmax)[1] % dims == dims - 1 and value(softmax).dtype == torch.float32:
             count += _replace(graph, softmax)
