@@ -111,7 +111,7 @@ class Accelerator:
         if backend is not None:
             self._backend()
         self._parts = Parts(module, self._accelerate_part)
-        self._refused: OrderedDict[Any, str] = OrderedDict()
+        self._refused: OrderedDict[Any, tuple[type[CaptureError], str]] = OrderedDict()
         self._with_side_effects: set[Any] = set()  # calls that were not captured for these, once
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -203,7 +203,8 @@ class Accelerator:
 
     def _made_already(self, key: Any, tensors: Sequence[Tensor]) -> _Program | None:
         if key in self._refused:  # whatever has changed: its forward may change something at every call
-            raise CaptureError(self._refused[key])
+            kind, reason = self._refused[key]
+            raise kind(reason)
         if self._made.watch is None or self._made.watch.changed():
             self._made = self._start()
         _check_devices(tensors, self._made.target.device)
@@ -231,9 +232,12 @@ class Accelerator:
         except CaptureError as error:
             once = isinstance(error, SideEffectError) and key not in self._with_side_effects
             if once:  # the next call may have none any more
+                if len(self._with_side_effects) >= _MOST_REFUSALS:
+                    self._with_side_effects.clear()
                 self._with_side_effects.add(key)
-            elif self.whole or self._has_parts:
-                self._refused[key] = str(error)
+            elif self.whole or self._has_parts or isinstance(error, SideEffectError):
+                kind = SideEffectError if isinstance(error, SideEffectError) else CaptureError
+                self._refused[key] = kind, str(error)
             while len(self._refused) > _MOST_REFUSALS:
                 self._refused.popitem(last=False)
             raise

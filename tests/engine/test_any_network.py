@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import cmfast
+from cmfast.engine import accelerator
+from cmfast.engine.capture import capture
 
 
 class Net(nn.Module):
@@ -181,6 +183,16 @@ def test_a_forward_that_keeps_state(name):
         for _ in range(4):
             x = torch.randn_like(X)
             assert relative_error(fast(x), net(x)) < 1e-5
+
+
+def test_a_forward_that_always_keeps_state_is_captured_twice_at_most(monkeypatch):
+    captures = []
+    monkeypatch.setattr(accelerator, "capture", lambda *a: (captures.append(1), capture(*a))[1])
+    fast = cmfast.accelerate(STATES["counts"]().eval())
+    with torch.no_grad():
+        for _ in range(4):
+            fast(X)
+    assert len(captures) == 2
 
 
 def test_what_is_computed_once_is_captured_after_that():
