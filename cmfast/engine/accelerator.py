@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -435,8 +435,8 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
         SideEffectError: something has become of them, so that the forward cannot be captured.
     """
     held = attributes(module)
-    dicts = [(d, dict(d)) for d in held.dicts if type(d) is dict]
-    lists = [(x, list(x)) for x in held.others if isinstance(x, list)]
+    dicts = [(d, dict(d)) for d in held.dicts]
+    lists = [(x, list(x)) for x in held.others if isinstance(x, list | deque)]
     changed: list[str] = []
     try:
         yield
@@ -450,7 +450,8 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
         for x, items in lists:
             if len(x) != len(items) or any(a is not b for a, b in zip(x, items, strict=True)):
                 changed.append("what a list has in it")
-                x[:] = items
+                x.clear()
+                x.extend(items)
     if changed:
         raise SideEffectError(f"{type(module).__name__}'s forward sets {', '.join(dict.fromkeys(changed))}")
 

@@ -154,6 +154,10 @@ _WITHOUT_DATA = re.compile(
 )
 
 
+def _is_dtype(x: Any) -> bool:
+    return isinstance(x, torch.dtype)
+
+
 def _is_half(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.bfloat16, torch.float16)
 
@@ -246,7 +250,7 @@ class _Recorder(_WithoutData):
             return self._batch_norm(*args)
         func = _LAZY.get(func, func)
         func, args, kwargs = _of_numbers(func, _each_dimension(func, args), kwargs or {})
-        kwargs = {k: torch.float32 if v in self.narrow else v for k, v in kwargs.items()}
+        kwargs = {k: torch.float32 if _is_dtype(v) and v in self.narrow else v for k, v in kwargs.items()}
         recorded = pytree.tree_map_only(Tensor, self.node_of, (args, kwargs))
         given: list[fx.Node] = []
         fx.node.map_arg(recorded, given.append)

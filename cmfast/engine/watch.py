@@ -1,9 +1,11 @@
 """Has a network changed since it was captured? Its modules, their attributes, and the values of its tensors."""
 
 import copy
+import functools
 import sys
+from collections import deque
 from collections.abc import Iterable
-from types import ModuleType, SimpleNamespace
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,9 +38,9 @@ class Watch:
         self._look = found.look
         self._snapshot = found.Snapshot(self._dicts, self._owners)
         self._others = [(value, copy.copy(value)) for value in held.others]
-        tensors = held.tensors
-        placed = [t.device.type in ("cpu", "cuda") for t in tensors]
-        memory = {id(t): _memory(t) for t in tensors if t.device.type == "cpu"}
+        tensors = [t for t in held.tensors if not isinstance(t, nn.UninitializedParameter | nn.UninitializedBuffer)]
+        placed = [t.device.type in ("cpu", "cuda") and _has_memory(t) for t in tensors]
+        memory = {id(t): _memory(t) for t, there in zip(tensors, placed, strict=True) if there and not t.is_cuda}
         read = list(memory.values())
         # Of a small one everything is read: torch need not be asked how often it was written to.
         counted = [not t.is_inference() and memory.get(id(t), _LARGE)[1] > snapshots.SMALL for t in tensors]
@@ -82,13 +84,13 @@ class Held:
     Attributes:
         dicts: the attributes of its modules, those of objects among them, and dicts.
         owners: of each dict the module or the object that it has the attributes of; None of other dicts.
-        others: lists and sets.
+        others: lists, sets and deques.
     """
 
     def __init__(self) -> None:
         self.dicts: list[dict[str, Any]] = []
         self.owners: list[Any] = []
-        self.others: list[list | set] = []
+        self.others: list[list | set | deque] = []
         self._tensors: dict[int, Tensor] = {}
         self._seen: set[int] = set()
 
@@ -121,19 +123,22 @@ class Held:
         if isinstance(value, nn.Module):
             self.add_module(value, depth - 1)
             return
-        if not isinstance(value, dict | list | set | tuple) and not _is_object(value):
+        read = _read_by(value)
+        if read is None and not isinstance(value, dict | list | set | deque | tuple) and not _is_object(value):
             return
         self._seen.add(id(value))
         inner: Iterable[Any] = value
-        if isinstance(value, dict):
+        if read is not None:
+            inner = read
+        elif isinstance(value, dict):
             self._add_dict(value, None)
             inner = value.values()
-        elif isinstance(value, list | set):
+        elif isinstance(value, list | set | deque):
             self.others.append(value)
         elif not isinstance(value, tuple):
             self._add_dict(value.__dict__, value)
             inner = value.__dict__.values()
-        for part in inner:
+        for part in list(inner):
             self._add(part, depth - 1)
 
 
@@ -146,6 +151,24 @@ def attributes(module: nn.Module) -> Held:
     found = Held()
     found.add_module(module, _DEPTH)
     return found
+
+
+def _read_by(value: Any) -> list[Any] | None:
+    """What a function reads besides its arguments; None of what is none.
+
+    It may take the place of a module's forward: that of another module, as LoRAs have it, or one with a closure.
+    """
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
+    return None
+
+
+#: A variable of a closure that has not been set.
+_EMPTY = CellType()
 
 
 def _is_object(value: Any) -> bool:
@@ -186,14 +209,32 @@ def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
         value, other = state[name], before[name]
         if value is other:
             continue
-        if type(value) is not type(other) or not isinstance(value, _SIMPLE) or repr(value) != repr(other):
+        if not _alike(value, other):
             return False
     return True
 
 
+def _alike(value: Any, other: Any) -> bool:
+    """Whether two values are equal numbers, strings or the like, or tuples of these and of the same objects."""
+    if type(value) is not type(other) or not isinstance(value, _SIMPLE):
+        return False
+    if isinstance(value, tuple):
+        return len(value) == len(other) and all(a is b or _alike(a, b) for a, b in zip(value, other, strict=True))
+    return repr(value) == repr(other)
+
+
+def _has_memory(t: Tensor) -> bool:
+    """Whether a tensor's elements lie somewhere; those of wrappers, sparse and uninitialised ones do not."""
+    try:
+        t.data_ptr(), t.stride(), t.untyped_storage()
+    except (RuntimeError, ValueError, NotImplementedError):
+        return False
+    return t.layout == torch.strided
+
+
 def _memory(t: Tensor) -> tuple[int, int]:
-    """The address of a tensor's elements, and the bytes from the first to the last; 0 for one of no elements."""
-    if not t.numel():
+    """The address of a tensor's elements, and the bytes from the first to the last; 0 for one that has none."""
+    if not t.numel() or not t.data_ptr():  # its storage was freed
         return 0, 0
     span = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
     return t.data_ptr(), span * t.element_size()

@@ -2,11 +2,14 @@
 
 import collections
 import copy
+import functools
 import types
+import weakref
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
@@ -161,6 +164,17 @@ def remembers(m, x):
     return y + m.kept
 
 
+def keeps_history(m, x):
+    m.history.append(x.mean())
+    return m.l(x) * len(m.history)
+
+
+def keeps_by_shape(m, x):
+    if x.shape not in m.tables:
+        m.tables[x.shape] = m.l(x)
+    return m.l(x) + m.tables[x.shape]
+
+
 def with_buffer():
     net = Net(averages, l=linear())
     net.register_buffer("ema", torch.zeros(7))
@@ -171,6 +185,8 @@ STATES = {
     "counts": lambda: Net(counts, l=linear(), i=0),
     "averages": with_buffer,
     "remembers": lambda: Net(remembers, l=linear(), kept=None),
+    "keeps a deque": lambda: Net(keeps_history, l=linear(), history=collections.deque(maxlen=3)),
+    "keeps an ordered dict": lambda: Net(keeps_by_shape, l=linear(), tables=collections.OrderedDict()),
     "in a part": lambda: nn.Sequential(Net(counts, l=linear(), i=0), nn.Sequential(linear(), nn.SiLU())),
 }
 
@@ -265,6 +281,34 @@ def changed_class(net):
     net.l.__class__ = Patched
 
 
+class Lora(nn.Module):
+    """As kohya's: it takes the place of a layer's forward, and is no part of the network."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.down, self.up, self.multiplier = nn.Linear(7, 2), nn.Linear(2, 7), 1.0
+        self.before = layer.forward
+        layer.forward = self.forward
+
+    def forward(self, x):
+        return self.before(x) + self.multiplier * self.up(self.down(x))
+
+
+def with_lora():
+    net = Net(lambda m, x: m.l(x), l=linear())
+    net.lora = weakref.ref(Lora(net.l))  # which the layer's forward alone holds
+    return net
+
+
+def with_closure():
+    scale = {"by": torch.ones(7)}
+    net = Net(lambda m, x: m.l(x), l=linear())
+    forward = net.l.forward
+    net.l.forward = lambda x: forward(x) * scale["by"]
+    net.change = functools.partial(scale.__setitem__, "by")
+    return net
+
+
 def in_list(m, x):
     return m.layers[0](x) * m.tensors[0] * m.pair[1] * m.nested["a"]["b"][0] * m.numbers[0][0]
 
@@ -274,6 +318,13 @@ CHANGES = {
     "attribute of an object of an object": (
         lambda: Net(scaled, l=linear(), numbers=Box(inner=types.SimpleNamespace(scale=2.0))),
         lambda net: setattr(net.numbers.inner, "scale", 3.0),
+    ),
+    "LoRA's multiplier": (with_lora, lambda net: setattr(net.lora(), "multiplier", 3.0)),
+    "LoRA's weight": (with_lora, lambda net: net.lora().up.weight.mul_(3)),
+    "of a closure": (with_closure, lambda net: net.change(torch.full((7,), 3.0))),
+    "tuple of large tensors": (
+        lambda: nn.Sequential(Net(lambda m, x: m.l(x) * m.pair[0].mean(), l=linear(), pair=(torch.ones(5000),))),
+        lambda net: setattr(net[0], "pair", (torch.cat([torch.ones(100), torch.full((4900,), 2.0)]),)),
     ),
     "weight of a module in a list": (lambda: lists(), lambda net: net.layers[0].weight.data.mul_(2)),
     "module in a list": (lambda: lists(), lambda net: net.layers.__setitem__(0, linear())),
@@ -304,6 +355,35 @@ def test_changes_of_what_is_nested_are_noticed(name):
         assert relative_error(before, net(X)) < 1e-5
         change(net)
         assert relative_error(net(X), before) > 0.1
+        assert relative_error(fast(X), net(X)) < 1e-5
+
+
+def freed():
+    x = torch.ones(9)
+    x.untyped_storage().resize_(0)
+    return x
+
+
+UNREAD = {
+    "freed": freed,
+    "without data": lambda: FakeTensorMode().from_tensor(torch.ones(9)),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse rows": lambda: torch.eye(3).to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "uninitialised": nn.UninitializedParameter,
+    "zeros without memory": lambda: torch._efficientzerotensor(9),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_of_every_kind_may_lie_in_a_network(name):
+    net = Net(lambda m, x: m.l(x), l=linear()).eval()
+    net.__dict__["unread"] = UNREAD[name]()
+    fast = cmfast.accelerate(net)
+    with torch.no_grad():
+        assert relative_error(fast(X), net(X)) < 1e-5
+        net.l.weight.mul_(2)
         assert relative_error(fast(X), net(X)) < 1e-5
 
 
