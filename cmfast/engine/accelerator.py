@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import os
 import threading
 from collections import OrderedDict, deque
@@ -32,6 +33,9 @@ from .watch import Watch, attributes
 _MOST_PROGRAMS = 8
 #: Calls that are remembered because the network cannot be captured for them.
 _MOST_REFUSALS = 64
+#: Calls in a row that found the network changed, which are worth a warning.
+_OFTEN = 4
+_log = logging.getLogger(__name__)
 #: A capture puts other parameters into modules that several accelerated networks may share.
 _turns = Turns()
 _thread = threading.local()
@@ -112,6 +116,7 @@ class Accelerator:
             self._backend()
         self._parts = Parts(module, self._accelerate_part)
         self._refused: OrderedDict[Any, tuple[type[CaptureError], str]] = OrderedDict()
+        self._anew = 0  # calls in a row before which the network had changed
         self._with_side_effects: set[Any] = set()  # calls that were not captured for these, once
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -206,12 +211,26 @@ class Accelerator:
             kind, reason = self._refused[key]
             raise kind(reason)
         if self._made.watch is None or self._made.watch.changed():
+            self._say_if_often()
             self._made = self._start()
         _check_devices(tensors, self._made.target.device)
         program = self._made.programs.get(key)
         if program is not None:
+            self._anew = 0
             self._made.programs.move_to_end(key)
         return program
+
+    def _say_if_often(self) -> None:
+        """Warn, once in a row of calls, where each captures the network anew."""
+        self._anew += 1
+        if self._anew == _OFTEN and self._made.watch is not None:
+            _log.warning(
+                "%s was captured anew at %d calls in a row, which takes far longer than evaluating it: what has "
+                "changed is %s",
+                type(self.module).__name__,
+                _OFTEN,
+                self._made.watch.what,
+            )
 
     def _backend(self) -> str:
         """The backend that is asked for: of this network, else of the process; "auto" where none is."""

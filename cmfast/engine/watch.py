@@ -27,6 +27,9 @@ class Watch:
     evaluates them.
     """
 
+    #: What has changed, for messages.
+    what = ""
+
     def __init__(self, module: nn.Module) -> None:
         """Remember the network as it is."""
         # What is compared is held, so that nothing made later can take its place in memory.
@@ -54,15 +57,19 @@ class Watch:
         i, same = self._look(self._snapshot, self._tensors, threads)
         while i >= 0:
             if type(self._owners[i]) is not self._types[i] or not _same(self._dicts[i], self._copies[i]):
+                self.what = _difference(self._dicts[i], self._copies[i], self._types[i])
                 return True
             self._copies[i] = dict(self._dicts[i])  # numbers or the mode: equal, or of no matter
             self._snapshot.accept(i)
             i = self._snapshot.first_difference()
         try:
             if self._others and any(container != before for container, before in self._others):
+                self.what = "a list, a set or a deque"
                 return True
         except (RuntimeError, TypeError, ValueError):  # a tensor of several elements has no truth: it was replaced
+            self.what = "a tensor in a list"
             return True
+        self.what = "" if same else "a tensor"
         return not same
 
 
@@ -107,7 +114,7 @@ class Held:
             self._add_dict(m.__dict__, m)
         for m in new:
             for name, value in m.__dict__.items():
-                if name not in _NO_MATTER:
+                if name not in _NO_MATTER and name not in _UNREAD:
                     self._add(value, depth)
 
     def _add_dict(self, found: dict[str, Any], owner: Any) -> None:
@@ -212,6 +219,14 @@ def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
         if not _alike(value, other):
             return False
     return True
+
+
+def _difference(state: dict[str, Any], before: dict[str, Any], owner: type) -> str:
+    """Which entries of a dict have changed, and of what it is."""
+    names = [n for n in {**before, **state} if n not in _UNREAD and (n not in state or n not in before)]
+    names += [n for n in before if n in state and state[n] is not before[n] and not _alike(state[n], before[n])]
+    of = "a dict" if owner is type(None) else owner.__name__
+    return f"{', '.join(map(str, names)) or 'the class'} of {of}"
 
 
 def _alike(value: Any, other: Any) -> bool:

@@ -358,6 +358,33 @@ def test_changes_of_what_is_nested_are_noticed(name):
         assert relative_error(fast(X), net(X)) < 1e-5
 
 
+@pytest.mark.parametrize("name", CHANGES)
+def test_it_is_captured_once_for_a_change(name, monkeypatch):
+    captures = []
+    monkeypatch.setattr(accelerator, "capture", lambda *a: (captures.append(1), capture(*a))[1])
+    make, change = CHANGES[name]
+    net = make().eval()
+    fast = cmfast.accelerate(net)
+    with torch.no_grad():
+        for expected in (1, 2):
+            for _ in range(3):
+                fast(X)
+            assert len(captures) == expected
+            change(net)
+
+
+def test_a_network_that_changes_at_each_call_is_warned_of(caplog):
+    net = Net(lambda m, x: m.l(x), l=linear(), state=Box(step=0)).eval()
+    fast = cmfast.accelerate(net)
+    with torch.no_grad():
+        for i in range(9):
+            net.state.step = i
+            assert relative_error(fast(X), net(X)) < 1e-5
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("Net was captured anew at 4 calls in a row")
+    assert said.endswith("what has changed is step of Box")
+
+
 def freed():
     x = torch.ones(9)
     x.untyped_storage().resize_(0)
