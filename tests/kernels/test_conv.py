@@ -194,7 +194,8 @@ RESAMPLE = {
 def check(x, weight, bias, arguments, stride, padding, tile, products, backend, transformed=None, as_plain=True):
     """Within the stated bound; the direct form in float32 as accurate as plain PyTorch where `as_plain` asks for it.
 
-    Of a single output channel, say, plain PyTorch takes sums of many short parts, the kernels one of up to 256 terms.
+    Of a single output channel, say, or of a single image of a video on Zen 5, plain PyTorch takes sums of many short
+    parts, the kernels one of up to 256 terms: there the largest error of a few outputs may be more than twice as large.
     """
     if backend in DIRECT and (tile, transformed) != (None, None):
         pytest.skip("there is no other form")
@@ -361,6 +362,10 @@ def test_the_bounds_matrices_are_winograds(tile):
     torch.testing.assert_close(convolve(F.pad(u, (1, 1, 1, 1)), weight, tile), F.conv2d(u, weight, padding=1))
 
 
+#: Shapes of which the kernels are compared with the stated bound alone; see `check`.
+OF_SHORT_PARTS = ("video-one-image",)
+
+
 @pytest.mark.parametrize("backend", ANY)
 @pytest.mark.parametrize("products", PRODUCTS.values(), ids=PRODUCTS)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -375,7 +380,8 @@ def test_shapes(name, form, products, backend):
         pytest.skip("weights are transformed as they are used in float32")
     shape = SHAPES[name]
     x, weight, bias, arguments = make(shape, parts=("affine", "residual"))
-    check(x, weight, bias, arguments, *shape[-2:], form[0], products, backend, form[1])
+    as_plain = name not in OF_SHORT_PARTS
+    check(x, weight, bias, arguments, *shape[-2:], form[0], products, backend, form[1], as_plain)
 
 
 @pytest.mark.parametrize("backend", ANY)
