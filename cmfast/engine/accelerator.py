@@ -22,12 +22,13 @@ from . import trace
 from .capture import CaptureError, SideEffectError, capture, output_dtypes
 from .cpu import CpuTarget
 from .graph import Graph, value
+from .held import held_by
 from .parts import Parts
 from .passes import PASSES
 from .structure import Structure, flatten
 from .target import Executable, Target
 from .turns import Turns
-from .watch import Watch, attributes
+from .watch import Watch
 
 #: Calls, by the shapes of their tensors and all that is no tensor, that are kept ready; each has memory for its values.
 _MOST_PROGRAMS = 8
@@ -453,7 +454,7 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
     Raises:
         SideEffectError: something has become of them, so that the forward cannot be captured.
     """
-    held = attributes(module)
+    held = held_by(module)
     dicts = [(d, dict(d)) for d in held.dicts]
     lists = [(x, list(x)) for x in held.others if isinstance(x, list | deque)]
     changed: list[str] = []

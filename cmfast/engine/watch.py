@@ -1,11 +1,7 @@
 """Has a network changed since it was captured? Its modules, their attributes, and the values of its tensors."""
 
 import copy
-import functools
-import sys
-from collections import deque
-from collections.abc import Iterable
-from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels import native
 from . import snapshots
+from .held import UNREAD, held_by
 
 
 class Watch:
@@ -33,7 +30,7 @@ class Watch:
     def __init__(self, module: nn.Module) -> None:
         """Remember the network as it is."""
         # What is compared is held, so that nothing made later can take its place in memory.
-        held = attributes(module)
+        held = held_by(module)
         self._dicts, self._owners = held.dicts, held.owners
         self._types = [type(owner) for owner in held.owners]
         self._copies = [dict(found) for found in self._dicts]
@@ -85,132 +82,13 @@ def _snapshots() -> ModuleType:
         return snapshots
 
 
-class Held:
-    """What a network holds.
-
-    Attributes:
-        dicts: the attributes of its modules, those of objects among them, and dicts.
-        owners: of each dict the module or the object that it has the attributes of; None of other dicts.
-        others: lists, sets and deques.
-    """
-
-    def __init__(self) -> None:
-        self.dicts: list[dict[str, Any]] = []
-        self.owners: list[Any] = []
-        self.others: list[list | set | deque] = []
-        self._tensors: dict[int, Tensor] = {}
-        self._seen: set[int] = set()
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Each once."""
-        return list(self._tensors.values())
-
-    def add_module(self, module: nn.Module, depth: int) -> None:
-        """Add a module with its submodules; what is nested in their attributes, so many levels deep."""
-        new = [m for m in module.modules() if id(m) not in self._seen]
-        self._seen.update(map(id, new))
-        for m in new:
-            self._add_dict(m.__dict__, m)
-        for m in new:
-            for name, value in m.__dict__.items():
-                if name not in _NO_MATTER and name not in _UNREAD:
-                    self._add(value, depth)
-
-    def _add_dict(self, found: dict[str, Any], owner: Any) -> None:
-        self.dicts.append(found)
-        self.owners.append(owner)
-
-    def _add(self, value: Any, depth: int) -> None:
-        kind = type(value)
-        if isinstance(value, Tensor):
-            self._tensors[id(value)] = value
-        if kind in _PLAIN or depth == 0 or id(value) in self._seen or isinstance(value, Tensor | type):
-            return
-        if isinstance(value, nn.Module):
-            self.add_module(value, depth - 1)
-            return
-        read = _read_by(value)
-        if read is None and not isinstance(value, dict | list | set | deque | tuple) and not _is_object(value):
-            return
-        self._seen.add(id(value))
-        inner: Iterable[Any] = value
-        if read is not None:
-            inner = read
-        elif isinstance(value, dict):
-            self._add_dict(value, None)
-            inner = value.values()
-        elif isinstance(value, list | set | deque):
-            self.others.append(value)
-        elif not isinstance(value, tuple):
-            self._add_dict(value.__dict__, value)
-            inner = value.__dict__.values()
-        for part in list(inner):
-            self._add(part, depth - 1)
-
-
-def attributes(module: nn.Module) -> Held:
-    """What a network holds: attributes of its modules, and what they hold in turn.
-
-    Objects are those of a class of other packages than torch and Python's own, such as an attention processor of
-    diffusers.
-    """
-    found = Held()
-    found.add_module(module, _DEPTH)
-    return found
-
-
-def _read_by(value: Any) -> list[Any] | None:
-    """What a function reads besides its arguments; None of what is none.
-
-    It may take the place of a module's forward: that of another module, as LoRAs have it, or one with a closure.
-    """
-    if isinstance(value, MethodType):
-        return [value.__self__, value.__func__]
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, FunctionType):
-        return [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY]
-    return None
-
-
-#: A variable of a closure that has not been set.
-_EMPTY = CellType()
-
-
-def _is_object(value: Any) -> bool:
-    if isinstance(value, SimpleNamespace):
-        return True
-    home = type(value).__module__.partition(".")[0]
-    return hasattr(value, "__dict__") and home != "torch" and home not in sys.stdlib_module_names
-
-
-#: Levels of dicts, lists, tuples, sets and objects in one another, from a module's attributes on.
-_DEPTH = 4
-#: Classes of values that nothing can be changed of.
-_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
-#: Attributes of every module that a forward does not read.
-_NO_MATTER = (
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_load_state_dict_post_hooks",
-    "_load_state_dict_pre_hooks",
-    "_non_persistent_buffers_set",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-)
-#: Attributes of a module that may change: its mode, and what evaluates it.
-_UNREAD = ("training", "_compiled_call_impl")
 _SIMPLE = (bool, int, float, complex, str, bytes, tuple, type(None))
 
 
 def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
     """Whether two dicts differ in nothing but equal numbers, strings and the like, and what no forward reads."""
-    names = [name for name in state if name not in _UNREAD]
-    if names != [name for name in before if name not in _UNREAD]:
+    names = [name for name in state if name not in UNREAD]
+    if names != [name for name in before if name not in UNREAD]:
         return False
     for name in names:
         value, other = state[name], before[name]
@@ -223,7 +101,7 @@ def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
 
 def _difference(state: dict[str, Any], before: dict[str, Any], owner: type) -> str:
     """Which entries of a dict have changed, and of what it is."""
-    names = [n for n in {**before, **state} if n not in _UNREAD and (n not in state or n not in before)]
+    names = [n for n in {**before, **state} if n not in UNREAD and (n not in state or n not in before)]
     names += [n for n in before if n in state and state[n] is not before[n] and not _alike(state[n], before[n])]
     of = "a dict" if owner is type(None) else owner.__name__
     return f"{', '.join(map(str, names)) or 'the class'} of {of}"
