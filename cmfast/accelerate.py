@@ -29,9 +29,9 @@ def accelerate(
     The network is captured as a graph, which passes make faster: group norms, SiLUs, residuals, resampling and
     concatenations are done inside the convolutions that they surround, weights are packed once, all values share one
     block of memory. What the passes do not recognise is left to torch; `cmfast.explain` says what that is.
-    Where a network's course depends on the values of tensors, or random numbers are drawn, its own forward runs, and
-    the largest of its submodules that can be captured are made faster; a warning of the logger cmfast.engine says which
-    are not.
+    Where a network's course depends on the values of tensors, random numbers are drawn, or its forward keeps something
+    in its modules or in a list that it is given, its own forward runs, and the largest of its submodules that can be
+    captured are made faster; a warning of the logger cmfast.engine says which are not.
 
     What changes in the result is noticed at its next call, which then captures it anew: weights that were written to,
     loaded or replaced, modules that were added, replaced or removed, attributes that were set. Of a large tensor that

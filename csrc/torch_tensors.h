@@ -34,7 +34,7 @@ struct TorchFunctions {
   int32_t (*data)(const void*, const void**) = nullptr;
   int64_t (*version)(const void*) = nullptr;
 
-  // Whether this torch has them: from 2.10 on.
+  // Whether this torch has them.
   explicit operator bool() const { return dtype && dim && sizes && strides && data && version; }
 };
 
@@ -56,7 +56,7 @@ inline TorchFunctions torch_functions() {
 }
 
 // Where a tensor of Python has its at::Tensor, which points to the TensorImpl that `_cdata` tells; null where it is not
-// found. It is one of the two words behind the object's head: torch before 2.12 has a flag before it.
+// found. It is one of the two words behind the object's head: some versions of torch have a flag before it.
 inline const void* at_tensor(const py::object& tensor) {
   uintptr_t impl = tensor.attr("_cdata").cast<uintptr_t>();
   const auto* words = (const uintptr_t*)((const char*)tensor.ptr() + sizeof(PyObject));

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ from . import trace
 from .capture import CaptureError, SideEffectError, capture, output_dtypes
 from .cpu import CpuTarget
 from .graph import Graph, value
-from .held import held_by
+from .held import alike, held_by
 from .parts import Parts
 from .passes import PASSES
 from .structure import Structure, flatten
@@ -456,7 +456,7 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
     """
     held = held_by(module)
     dicts = [(d, dict(d)) for d in held.dicts]
-    lists = [(x, list(x)) for x in held.others if isinstance(x, list | deque)]
+    others = [(x, list(x)) for x in held.others]
     changed: list[str] = []
     try:
         yield
@@ -464,24 +464,19 @@ def _attributes_kept(module: nn.Module) -> Iterator[None]:
         for d, entries in dicts:
             names = [name for name in {**entries, **d} if d.get(name, _NOTHING) is not entries.get(name, _NOTHING)]
             if names or list(d) != list(entries):
-                changed += [str(name) for name in names if not _equal(d.get(name), entries.get(name, _NOTHING))]
+                changed += [str(n) for n in names if not alike(d.get(n, _NOTHING), entries.get(n, _NOTHING))]
                 d.clear()
                 d.update(entries)
-        for x, items in lists:
+        for x, items in others:
             if len(x) != len(items) or any(a is not b for a, b in zip(x, items, strict=True)):
-                changed.append("what a list has in it")
+                changed.append(f"what a {type(x).__name__} has in it")
                 x.clear()
-                x.extend(items)
+                (x.update if isinstance(x, set) else x.extend)(items)
     if changed:
         raise SideEffectError(f"{type(module).__name__}'s forward sets {', '.join(dict.fromkeys(changed))}")
 
 
 _NOTHING = object()
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two values are equal and of no kind that can be changed."""
-    return type(a) is type(b) and isinstance(a, bool | int | float | str | tuple) and repr(a) == repr(b)
 
 
 def _shares_memory(graph: Graph) -> bool:

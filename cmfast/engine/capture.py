@@ -127,7 +127,7 @@ def _called(module: nn.Module, replaced: Mapping[str, Tensor], arguments: tuple[
 
 
 def _refuse_writes_to(arguments: Any, given: Sequence[Tensor], structure: Structure) -> None:
-    """Raise CaptureError where the lists and dicts of a call's arguments are not what they were."""
+    """Raise SideEffectError where the lists and dicts of a call's arguments are not what they were."""
     try:
         tensors, found = flatten(arguments)
         same = found == structure and all(a is b for a, b in zip(tensors, given, strict=True))

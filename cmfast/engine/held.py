@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from types import CellType, FunctionType, MethodType, SimpleNamespace
@@ -47,10 +48,11 @@ class Held:
         self.owners.append(owner)
 
     def _add(self, value: Any, depth: int) -> None:
-        kind = type(value)
+        if type(value) in _PLAIN:
+            return
         if isinstance(value, Tensor):
             self._tensors[id(value)] = value
-        if kind in _PLAIN or depth == 0 or id(value) in self._seen or isinstance(value, Tensor | type):
+        if depth == 0 or id(value) in self._seen or isinstance(value, Tensor | type):
             return
         if isinstance(value, nn.Module):
             self.add_module(value, depth - 1)
@@ -107,13 +109,13 @@ def _is_object(value: Any) -> bool:
     if isinstance(value, SimpleNamespace):
         return True
     home = type(value).__module__.partition(".")[0]
-    return hasattr(value, "__dict__") and home != "torch" and home not in sys.stdlib_module_names
+    return home != "torch" and home not in sys.stdlib_module_names and isinstance(getattr(value, "__dict__", 0), dict)
 
 
 #: Levels of dicts, lists, tuples, sets and objects in one another, from a module's attributes on.
 _DEPTH = 4
-#: Classes of values that nothing can be changed of.
-_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))
+#: Classes of values that nothing can be changed of, or that may be of nothing.
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), *weakref.ProxyTypes))
 #: Attributes of every module that a forward does not read.
 _NO_MATTER = (
     "_backward_hooks",
@@ -129,3 +131,14 @@ _NO_MATTER = (
 )
 #: Attributes of a module that may change: its mode, and what evaluates it.
 UNREAD = ("training", "_compiled_call_impl")
+#: Classes of values that are compared, not taken for others where they are other objects.
+_SIMPLE = (bool, int, float, complex, str, bytes, tuple, type(None))
+
+
+def alike(value: Any, other: Any) -> bool:
+    """Whether two values are equal numbers, strings or the like, or tuples of these and of the same objects."""
+    if type(value) is not type(other) or not isinstance(value, _SIMPLE):
+        return False
+    if isinstance(value, tuple):
+        return len(value) == len(other) and all(a is b or alike(a, b) for a, b in zip(value, other, strict=True))
+    return repr(value) == repr(other)

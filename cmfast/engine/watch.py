@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels import native
 from . import snapshots
-from .held import UNREAD, held_by
+from .held import UNREAD, alike, held_by
 
 
 class Watch:
@@ -22,9 +22,11 @@ class Watch:
     larger one. A GPU's memory is not read, since that would wait for the GPU: such writes are not seen there, but that
     a tensor has other memory is. Whether modules are in training mode does not matter, nor whether something else
     evaluates them.
+
+    Attributes:
+        what: has changed, for messages.
     """
 
-    #: What has changed, for messages.
     what = ""
 
     def __init__(self, module: nn.Module) -> None:
@@ -82,9 +84,6 @@ def _snapshots() -> ModuleType:
         return snapshots
 
 
-_SIMPLE = (bool, int, float, complex, str, bytes, tuple, type(None))
-
-
 def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
     """Whether two dicts differ in nothing but equal numbers, strings and the like, and what no forward reads."""
     names = [name for name in state if name not in UNREAD]
@@ -94,7 +93,7 @@ def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
         value, other = state[name], before[name]
         if value is other:
             continue
-        if not _alike(value, other):
+        if not alike(value, other):
             return False
     return True
 
@@ -102,18 +101,9 @@ def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
 def _difference(state: dict[str, Any], before: dict[str, Any], owner: type) -> str:
     """Which entries of a dict have changed, and of what it is."""
     names = [n for n in {**before, **state} if n not in UNREAD and (n not in state or n not in before)]
-    names += [n for n in before if n in state and state[n] is not before[n] and not _alike(state[n], before[n])]
+    names += [n for n in before if n in state and state[n] is not before[n] and not alike(state[n], before[n])]
     of = "a dict" if owner is type(None) else owner.__name__
     return f"{', '.join(map(str, names)) or 'the class'} of {of}"
-
-
-def _alike(value: Any, other: Any) -> bool:
-    """Whether two values are equal numbers, strings or the like, or tuples of these and of the same objects."""
-    if type(value) is not type(other) or not isinstance(value, _SIMPLE):
-        return False
-    if isinstance(value, tuple):
-        return len(value) == len(other) and all(a is b or _alike(a, b) for a, b in zip(value, other, strict=True))
-    return repr(value) == repr(other)
 
 
 def _has_memory(t: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 import cmfast
+from cmfast.benchmarking.accuracy import relative_error
 from cmfast.engine import accelerator
 from cmfast.engine.capture import capture
 
@@ -35,10 +36,6 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def relative_error(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
 
 
 def linear():
@@ -169,6 +166,11 @@ def keeps_history(m, x):
     return m.l(x) * len(m.history)
 
 
+def keeps_a_set(m, x):
+    m.seen.add(len(m.seen))
+    return m.l(x) * len(m.seen)
+
+
 def keeps_by_shape(m, x):
     if x.shape not in m.tables:
         m.tables[x.shape] = m.l(x)
@@ -186,6 +188,7 @@ STATES = {
     "averages": with_buffer,
     "remembers": lambda: Net(remembers, l=linear(), kept=None),
     "keeps a deque": lambda: Net(keeps_history, l=linear(), history=collections.deque(maxlen=3)),
+    "keeps a set": lambda: Net(keeps_a_set, l=linear(), seen=set()),
     "keeps an ordered dict": lambda: Net(keeps_by_shape, l=linear(), tables=collections.OrderedDict()),
     "in a part": lambda: nn.Sequential(Net(counts, l=linear(), i=0), nn.Sequential(linear(), nn.SiLU())),
 }
@@ -400,6 +403,13 @@ UNREAD = {
     "uninitialised": nn.UninitializedParameter,
     "zeros without memory": lambda: torch._efficientzerotensor(9),
 }
+
+
+def test_what_weak_proxies_are_of_may_be_gone():
+    net = Net(lambda m, x: m.l(x), l=linear()).eval()
+    net.__dict__["of"] = weakref.proxy(Box())  # nn.Module itself cannot set it
+    with torch.no_grad():
+        assert relative_error(cmfast.accelerate(net)(X), net(X)) < 1e-5
 
 
 @pytest.mark.parametrize("name", UNREAD)
