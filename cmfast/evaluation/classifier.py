@@ -47,13 +47,28 @@ class Classifier(nn.Module):
             self.register_buffer(f"{split}_mean", torch.zeros(FEATURES))
             self.register_buffer(f"{split}_covariance", torch.zeros(FEATURES, FEATURES))
 
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """The activations of its layers: of three convolutions [N, 32 or 64, *spatial], and the features [N, 64].
+
+        Raises:
+            ValueError: samples of other channels, dimensions or sizes than it was trained on.
+        """
+        _, channels, *kernel = self.conv1.weight.shape
+        if images.ndim != 2 + len(kernel) or images.shape[1] != channels:
+            wanted = ", ".join(["N", str(channels), *"DHW"[-len(kernel) :]])
+            raise ValueError(f"the classifier is for samples [{wanted}], got {list(images.shape)}")
+        first = F.relu(self.conv1(images / self.scale if self.averaged else images))
+        h = self.pool(first, 2) if self.averaged or images.shape[-1] > LARGE else first
+        second = F.relu(self.conv2(h))
+        third = F.relu(self.conv3(self.pool(second, 2)))
+        h = third.flatten(2).mean(2) if self.averaged else third.flatten(1)
+        if h.shape[1] != self.hidden.in_features:
+            raise ValueError(f"the classifier is for samples of another size, got {list(images.shape)}")
+        return [first, second, third, F.relu(self.hidden(h))]
+
     def features(self, images: Tensor) -> Tensor:
-        """The penultimate layer's activations [N, 64]."""
-        h = F.relu(self.conv1(images / self.scale if self.averaged else images))
-        h = self.pool(h, 2) if self.averaged or images.shape[-1] > LARGE else h
-        h = self.pool(F.relu(self.conv2(h)), 2)
-        h = F.relu(self.conv3(h)).flatten(2)
-        return F.relu(self.hidden(h.mean(2) if self.averaged else h.flatten(1)))
+        """The penultimate layer's activations [N, 64]; raises as `layers`."""
+        return self.layers(images)[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, num_classes]."""

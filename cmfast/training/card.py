@@ -73,8 +73,17 @@ be nearer than real images of the test set are.
 |---|---|---|---|---|---|---|
 {table}
 
-Levels (sigma) of the consistency model's evaluations: {levels}.
+{_compared(recipe.student)}Levels (sigma) of the consistency model's evaluations: {levels}.
 {recipe.notes and chr(10) + recipe.notes}"""
+
+
+def _compared(student: Stage) -> str:
+    if getattr(student.settings, "features", None) is None:
+        return ""
+    return (
+        "The student's loss compares samples by the layers of a third classifier too, whose seed neither of these has. "
+        "Distances\nof such features see more of what it gains than other measures do.\n\n"
+    )
 
 
 def _stage(stage: Stage) -> str:

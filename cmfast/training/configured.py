@@ -65,7 +65,7 @@ def make(configuration: Configuration, data: Dataset, device: torch.device | str
     scheme = source.preconditioning
     complete = dataclasses.replace(
         c,
-        method={"name": name, **dataclasses.asdict(settings)},
+        method={"name": name, **_with_absolute_features(dataclasses.asdict(settings))},
         data=dataclasses.replace(c.data, path=str(Path(c.data.path).absolute())),
         network={} if network is None else dataclasses.asdict(network),
         preconditioning={"type": type(scheme).__name__, **dataclasses.asdict(scheme)},
@@ -79,6 +79,10 @@ def frozen(teacher: ConsistencyModel) -> ConsistencyModel:
     """The teacher as training evaluates it: without gradients, and on a processor accelerated."""
     teacher = teacher.eval().requires_grad_(False)
     return accelerate(teacher) if teacher.device.type == "cpu" else teacher
+
+
+def _with_absolute_features(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, "features": _absolute(fields["features"])} if "features" in fields else fields
 
 
 def _absolute(source: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """Recipes: everything from data to the bundled models, with fixed seeds and iteration counts."""
 
 import csv
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from .recipe import Recipe, Stage
 #: Called with (stage, iterations done, iterations, loss).
 Progress = Callable[[str, int, int, float], None]
 
-#: Of the classifier that measures, and has no part in what is chosen.
-SECOND_SEED = 1
+#: Of the classifier that measures, and has no part in what is chosen; and of that whose layers a loss compares.
+SECOND_SEED, FEATURES_SEED = 1, 2
 
 
 RECIPES = {recipe.name: recipe for recipe in (DIGITS, FASHION, DRUMS, MOVING_DIGITS)}
@@ -51,7 +52,8 @@ def run(
     Args:
         recipe: what to train.
         out: folder of the models, each a folder, and the classifier; the student's has the card. Checkpoints and logs
-            of both trainings are in `runs/` there.
+            of both trainings are in `runs/` there, and the classifier that is the `features` of a method's settings,
+            under the name that they have for it.
         folder: where the data is, for recipes that do not bring it.
         resume: take what is in `out` already, and go on from the last checkpoint.
         progress: called with (stage, updates done, updates, loss).
@@ -73,16 +75,24 @@ def run(
     def stage(name: str, total: int) -> Callable[[int, float], None] | None:
         return None if progress is None else lambda i, loss: progress(name, i + 1, total, loss)
 
+    def classifier(name: str, path: Path, seed: int) -> None:
+        if not (resume and path.exists()):
+            total = recipe.classifier_iterations
+            made = train_classifier(data, test, iterations=total, seed=seed, progress=stage(name, total))
+            path.parent.mkdir(exist_ok=True)
+            save_classifier(made, path)
+
     def trained(name: str, source: ConsistencyModel, teacher: ConsistencyModel | None = None) -> ConsistencyModel:
         part: Stage = getattr(recipe, name)
+        file = getattr(part.settings, "features", None)
+        if file is not None:
+            classifier("features", out / "runs" / file, FEATURES_SEED)
+            settings = dataclasses.replace(part.settings, features=str(out / "runs" / file))
+            part = dataclasses.replace(part, settings=settings)
         report = stage(name, part.loop.iterations)
         return train_stage(part, source, data, teacher, report, out=out / "runs" / name, resume=resume, say=say)
 
-    path = out / f"{recipe.name}-classifier.safetensors"
-    if not (resume and path.exists()):
-        iterations = recipe.classifier_iterations
-        classifier = train_classifier(data, test, iterations=iterations, progress=stage("classifier", iterations))
-        save_classifier(classifier, path)
+    classifier("classifier", out / f"{recipe.name}-classifier.safetensors", seed=0)
     teacher_folder = out / f"{recipe.name}-teacher"
     if not (resume and (teacher_folder / "config.json").exists()):
         torch.manual_seed(recipe.teacher.loop.seed)

@@ -8,6 +8,7 @@ import torch
 import cmfast
 from cmfast import UNet, UNetConfig
 from cmfast.accelerate import accelerated_networks
+from cmfast.evaluation.classifier import Classifier, save_classifier
 from cmfast.preconditioning import EDM, Consistency, Flow
 from cmfast.training import Dataset, LoopSettings, configuration, configured
 from cmfast.training.configuration import Configuration, DataSettings, assignment, coerce, parse, set_values
@@ -181,6 +182,20 @@ def test_models_start_from_checkpoints(stored):
     assert made(method={"name": "distillation"}, network={}, init_from=stored).teacher is not None
     with pytest.raises(ValueError, match=r"network\.model_channels: 64 was given, and .* has 32"):
         made(network={"model_channels": 64}, init_from=stored)
+
+
+def test_a_classifier_whose_layers_a_loss_compares(stored, tmp_path, monkeypatch):
+    """From anywhere: its path becomes an absolute one, and the name of a bundled model stays."""
+    save_classifier(Classifier(), tmp_path / "layers.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for given, written in (("layers.safetensors", str(tmp_path / "layers.safetensors")), ("digits", "digits")):
+        fields = {"name": "distillation", "features": given, "feature_weight": 2}
+        said = {"method": fields, "data": {"path": "x"}, "teacher": stored}
+        complete = configured.make(parse(said), DATA).configuration
+        assert complete.method["features"] == written
+        assert complete.method["feature_weight"] == 2.0
+    with pytest.raises(FileNotFoundError, match="no classifier at nowhere"):
+        made(method={"name": "easy-consistency-tuning", "features": "nowhere"}, network={}, init_from=stored)
 
 
 def test_methods_and_teachers_that_do_not_go_together(stored):

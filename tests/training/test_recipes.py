@@ -10,6 +10,7 @@ from cmfast.checkpoints import BUNDLED, asset
 from cmfast.evaluation import load_classifier, nearest_distance
 from cmfast.preconditioning import EDM, Consistency
 from cmfast.training import load_digits, recipes
+from cmfast.training.classifier import train_classifier
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES.keys() & set(BUNDLED)))
@@ -86,6 +87,31 @@ def test_a_recipe_writes_everything(tmp_path):
     samples = student.sample(10, class_labels=list(range(10)))
     assert rows[0].nearest == pytest.approx(nearest_distance(samples, train.images))
     assert "iterations=2" in card
+
+
+def test_a_recipe_trains_the_classifier_that_its_loss_compares_by(tmp_path):
+    """One of a third seed, kept with the logs; it goes on with it as well."""
+    digits = recipes.RECIPES["digits"]
+    settings = dataclasses.replace(digits.student.settings, features="layers.safetensors")
+    recipe = dataclasses.replace(
+        digits,
+        teacher=shortened(digits.teacher),
+        student=dataclasses.replace(shortened(digits.student), settings=settings),
+        classifier_iterations=2,
+        measured_samples=10,
+    )
+    stages = []
+    expected = recipes.run(recipe, tmp_path, progress=lambda stage, *_: stages.append(stage))
+    assert stages[::2] == stages[1::2] == ["classifier", "teacher", "features", "student"]
+    compared = load_classifier(tmp_path / "runs" / "layers.safetensors")
+    train, test = load_digits()
+    third = train_classifier(train, test, iterations=2, seed=2)
+    assert torch.equal(compared.conv1.weight, third.conv1.weight)
+    assert "features=layers.safetensors" in (card := (tmp_path / "digits" / "README.md").read_text())
+    assert "by the layers of a third classifier" in card
+    shutil.rmtree(tmp_path / "digits")
+    (tmp_path / "digits").mkdir()
+    assert recipes.run(recipe, tmp_path, resume=True) == expected
 
 
 def test_a_recipe_goes_on_where_it_was_killed(tmp_path, monkeypatch):

@@ -12,29 +12,29 @@ from .checks import preconditioning_of, require
 from .conversion import consistency_from
 from .discretisation import neighbours, square_root_steps, target_decay
 from .levels import noised, uniform_index
-from .losses import distance
+from .losses import DistanceSettings, distance
 from .method import Draws, Method
 
 
 @dataclasses.dataclass(frozen=True)
-class ConsistencyTrainingSettings:
-    """Settings of `ConsistencyTraining`; the defaults are the paper's for CIFAR-10 (table 3), but for the loss.
+class ConsistencyTrainingSettings(DistanceSettings):
+    """Settings of `ConsistencyTraining`, beside those of the distance (`DistanceSettings`).
+
+    The defaults are the paper's for CIFAR-10 (table 3), but for the loss.
 
     Attributes:
         first_steps: levels of the Karras grid at the start (the paper's s0).
         last_steps: levels of the grid at the end, less one (s1).
         first_target_decay: of the target network at the start (mu0).
-        loss: "l2", "pseudo-huber" or "lpips" (the paper's).
-        huber_c: c of the pseudo-Huber loss, in units of √(elements of a sample).
+        loss: see `DistanceSettings`; the paper's is "lpips".
     """
 
     first_steps: int = 2
     last_steps: int = 150
     first_target_decay: float = 0.9
-    loss: str = "pseudo-huber"
-    huber_c: float = 0.03
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "first_steps", self.first_steps >= 2, "at least 2")
         require(self, "last_steps", self.last_steps >= self.first_steps, f"at least first_steps, {self.first_steps}")
         require(self, "first_target_decay", 0.0 < self.first_target_decay < 1.0, "between 0 and 1")
@@ -58,7 +58,7 @@ class ConsistencyTraining(Method):
         self.preconditioning = preconditioning_of("ConsistencyTraining", model, Consistency)
         self.settings = settings
         self.target = averaged_copy(model)
-        self.distance = distance(settings.loss, settings.huber_c)
+        self.distance = distance(settings)
 
     @classmethod
     def student(cls, source: ConsistencyModel) -> ConsistencyModel:

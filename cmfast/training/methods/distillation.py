@@ -11,35 +11,39 @@ from ..averages import average_into, averaged_copy
 from .checks import preconditioning_of, require
 from .conversion import consistency_from
 from .discretisation import neighbours
-from .levels import noised, uniform_index
-from .losses import distance
+from .levels import karras_level, noised, one_per_sample, uniform_index
+from .losses import DistanceSettings, distance
 from .method import Draws, Method
 from .solvers import euler_step, heun_step
 
 #: The solvers of the teacher's step.
 SOLVERS = {"heun": heun_step, "euler": euler_step}
 
+#: Where neighbours are taken.
+LEVELS = ("grid", "continuous")
+
 
 @dataclasses.dataclass(frozen=True)
-class DistillationSettings:
-    """Settings of `Distillation`.
+class DistillationSettings(DistanceSettings):
+    """Settings of `Distillation`, beside those of the distance (`DistanceSettings`).
 
     Attributes:
         grid_steps: levels of the Karras grid whose neighbours are matched.
+        levels: "grid", the paper's: neighbours are two levels of the grid, and the student learns no others.
+            "continuous": any two that are a step of the grid apart, so that it can be sampled from all levels.
         solver: of the teacher's step between them, "heun" or "euler".
         target_ema_decay: of the target network.
-        loss: "l2", "pseudo-huber" or "lpips".
-        huber_c: c of the pseudo-Huber loss, in units of √(elements of a sample).
     """
 
     grid_steps: int = 18
+    levels: str = "grid"
     solver: str = "heun"
     target_ema_decay: float = 0.9
-    loss: str = "pseudo-huber"
-    huber_c: float = 0.03
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "grid_steps", self.grid_steps >= 2, "at least 2")
+        require(self, "levels", self.levels in LEVELS, " or ".join(LEVELS))
         require(self, "solver", self.solver in SOLVERS, " or ".join(SOLVERS))
         require(self, "target_ema_decay", 0.0 <= self.target_ema_decay < 1.0, "in [0, 1)")
 
@@ -66,7 +70,7 @@ class Distillation(Method):
         self.preconditioning = preconditioning_of("Distillation: student", model, Consistency)
         self.settings, self.teacher = settings, teacher
         self.target = averaged_copy(model)
-        self.distance = distance(settings.loss, settings.huber_c)
+        self.distance = distance(settings)
 
     @classmethod
     def student(cls, source: ConsistencyModel) -> ConsistencyModel:
@@ -76,12 +80,25 @@ class Distillation(Method):
     def loss(self, images: Tensor, labels: Tensor | None, draws: Draws, iteration: int) -> Tensor:
         """The distance of each pair of neighbours [N]."""
         s, p = self.settings, self.preconditioning
-        low, high = neighbours(p, uniform_index(draws, images, s.grid_steps - 1), s.grid_steps, images)
+        low, high = self.neighbours(images, draws)
         x = noised(p, images, high, draws.normal(images))
         with torch.no_grad():
             previous = SOLVERS[s.solver](self.teacher, x, high, low, labels)
             wanted = self.target.denoise(previous, low, labels)
         return self.distance(self.model.denoise(x, high, labels), wanted)
+
+    def neighbours(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """The two levels of each sample, low and high [N].
+
+        On continuous levels the higher one's position is uniform in [0, 1 + a step], where 1 is sigma_max: what exceeds
+        it is there, so that the level at which sampling begins is as likely as on the grid.
+        """
+        steps, p = self.settings.grid_steps, self.preconditioning
+        if self.settings.levels == "grid":
+            return neighbours(p, uniform_index(draws, images, steps - 1), steps, images)
+        step = 1.0 / (steps - 1)
+        position = (draws.uniform(one_per_sample(images)).double() * (1.0 + step)).clamp(max=1.0)
+        return karras_level(p, (position - step).clamp(min=0.0), images), karras_level(p, position, images)
 
     def updated(self, iteration: int) -> None:
         """The target network follows the student."""

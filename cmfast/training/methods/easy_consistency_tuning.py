@@ -10,14 +10,16 @@ from ...preconditioning import Consistency
 from .checks import preconditioning_of, require
 from .conversion import consistency_from
 from .levels import log_normal, noised, per_sample
-from .losses import distance
+from .losses import DistanceSettings, distance
 from .method import Draws, Method
 from .targets import same_dropout
 
 
 @dataclasses.dataclass(frozen=True)
-class EasyConsistencyTuningSettings:
-    """Settings of `EasyConsistencyTuning`; the defaults are the paper's for CIFAR-10, but huber_c, which is 0 there.
+class EasyConsistencyTuningSettings(DistanceSettings):
+    """Settings of `EasyConsistencyTuning`, beside those of the distance (`DistanceSettings`).
+
+    The defaults are the paper's for CIFAR-10, but huber_c, which is 0 there.
 
     Attributes:
         log_sigma_mean: mean of ln(t).
@@ -26,8 +28,6 @@ class EasyConsistencyTuningSettings:
         q: factor of the stages.
         k: n(t) = 1 + k · sigmoid(-b t): how much further r is from t at low levels.
         b: see k.
-        loss: "l2", "pseudo-huber" or "lpips".
-        huber_c: c of the pseudo-Huber loss, in units of √(elements of a sample).
     """
 
     log_sigma_mean: float = -1.1
@@ -36,10 +36,11 @@ class EasyConsistencyTuningSettings:
     q: float = 2.0
     k: float = 8.0
     b: float = 1.0
-    loss: str = "pseudo-huber"
+    _: dataclasses.KW_ONLY
     huber_c: float = 0.00054
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "log_sigma_std", self.log_sigma_std > 0.0, "positive")
         require(self, "stages", self.stages >= 1, "at least 1")
         require(self, "q", self.q > 1.0, "more than 1")
@@ -68,7 +69,7 @@ class EasyConsistencyTuning(Method):
         super().__init__(model, settings, iterations, teacher)
         self.preconditioning = preconditioning_of("EasyConsistencyTuning", model, Consistency)
         self.settings = settings
-        self.distance = distance(settings.loss, settings.huber_c)
+        self.distance = distance(settings)
 
     @classmethod
     def student(cls, source: ConsistencyModel) -> ConsistencyModel:

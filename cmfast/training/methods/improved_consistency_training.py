@@ -10,32 +10,33 @@ from .checks import preconditioning_of, require
 from .conversion import consistency_from
 from .discretisation import doubling_steps, log_normal_index, neighbours
 from .levels import noised, one_per_sample
-from .losses import distance
+from .losses import DistanceSettings, distance
 from .method import Draws, Method
 from .targets import same_dropout
 
 
 @dataclasses.dataclass(frozen=True)
-class ImprovedConsistencyTrainingSettings:
-    """Settings of `ImprovedConsistencyTraining`; the defaults are the paper's (table 1).
+class ImprovedConsistencyTrainingSettings(DistanceSettings):
+    """Settings of `ImprovedConsistencyTraining`, beside those of the distance (`DistanceSettings`).
+
+    The defaults are the paper's (table 1).
 
     Attributes:
         first_steps: intervals of the Karras grid at the start (the paper's s0).
         last_steps: the most intervals (s1).
         log_sigma_mean: mean of ln(sigma) of the lower neighbour.
         log_sigma_std: its standard deviation.
-        loss: "l2", "pseudo-huber" or "lpips".
-        huber_c: c of the pseudo-Huber loss, in units of √(elements of a sample).
     """
 
     first_steps: int = 10
     last_steps: int = 1280
     log_sigma_mean: float = -1.1
     log_sigma_std: float = 2.0
-    loss: str = "pseudo-huber"
+    _: dataclasses.KW_ONLY
     huber_c: float = 0.00054
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "first_steps", self.first_steps >= 1, "at least 1")
         require(self, "last_steps", self.last_steps >= self.first_steps, f"at least first_steps, {self.first_steps}")
         require(self, "log_sigma_std", self.log_sigma_std > 0.0, "positive")
@@ -58,7 +59,7 @@ class ImprovedConsistencyTraining(Method):
         super().__init__(model, settings, iterations, teacher)
         self.preconditioning = preconditioning_of("ImprovedConsistencyTraining", model, Consistency)
         self.settings = settings
-        self.distance = distance(settings.loss, settings.huber_c)
+        self.distance = distance(settings)
 
     @classmethod
     def student(cls, source: ConsistencyModel) -> ConsistencyModel:

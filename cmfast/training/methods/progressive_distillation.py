@@ -11,28 +11,28 @@ from ..averages import averaged_copy
 from .checks import preconditioning_of, require
 from .conversion import copied
 from .levels import karras_level, noised, per_sample, uniform_index
-from .losses import distance
+from .losses import DistanceSettings, distance
 from .method import Draws, Method
 from .solvers import euler_step
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgressiveDistillationSettings:
-    """Settings of `ProgressiveDistillation`.
+class ProgressiveDistillationSettings(DistanceSettings):
+    """Settings of `ProgressiveDistillation`, beside those of the distance (`DistanceSettings`).
 
     Attributes:
         first_steps: sampling steps of the student in the first stage; the teacher takes twice as many.
         last_steps: sampling steps of the student in the last stage; first_steps is this times a power of 2.
-        loss: "l2" (the paper's), "pseudo-huber" or "lpips".
-        huber_c: c of the pseudo-Huber loss, in units of √(elements of a sample).
+        loss: see `DistanceSettings`; "l2" is the paper's.
     """
 
     first_steps: int = 16
     last_steps: int = 1
+    _: dataclasses.KW_ONLY
     loss: str = "l2"
-    huber_c: float = 0.03
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "last_steps", self.last_steps >= 1, "at least 1")
         powers = (self.last_steps << stage for stage in range(self.first_steps.bit_length()))
         expected = f"last_steps ({self.last_steps}) times a power of 2"
@@ -76,7 +76,7 @@ class ProgressiveDistillation(Method):
             )
         self.settings = settings
         self.teacher = averaged_copy(teacher)
-        self.distance = distance(settings.loss, settings.huber_c)
+        self.distance = distance(settings)
 
     @classmethod
     def student(cls, source: ConsistencyModel) -> ConsistencyModel:

@@ -69,6 +69,21 @@ def test_the_grid_is_matched_from_end_to_end():
     assert seen[0].tolist() == pytest.approx([karras(1, 150), karras(75, 150), 80.0], rel=1e-6)
 
 
+def test_levels_between_those_of_the_grid():
+    """Positions p of the higher level, in [0, 1 + 1/6] and at most 1, and 1/6 below it, at least 0: uniform numbers."""
+    method, seen = make(grid_steps=7, levels="continuous"), []
+    method.model.denoise = lambda x, sigma, labels: seen.append(sigma) or x
+    heun = method.teacher.denoise
+    method.teacher.denoise = lambda x, sigma, labels: seen.append(sigma) or heun(x, sigma, labels)
+    draws = Given()
+    draws.uniform = lambda like: torch.tensor([0.1, 0.5, 0.9], dtype=like.dtype)
+    method.loss(torch.zeros(3, 1, 2, 2).double(), torch.tensor(LABELS), draws, 0)
+    at_high, at_low, high = seen
+    positions = [0.1 * 7 / 6, 0.5 * 7 / 6, 1.0]  # 0.9 · 7/6 is more than 1
+    assert high.tolist() == at_high.tolist() == pytest.approx([karras(6 * p, 7) for p in positions], rel=1e-9)
+    assert at_low.tolist() == pytest.approx([0.002, karras(6 * positions[1] - 1, 7), karras(5, 7)], rel=1e-9)
+
+
 def test_only_the_student_has_a_gradient():
     method = make()
     before = method.teacher.unet.w.clone()
@@ -104,7 +119,7 @@ def test_errors():
         Distillation(model(Consistency()), DistillationSettings(), 1, model(Consistency()))
     with pytest.raises(ValueError, match="student: expected the preconditioning Consistency, got EDM"):
         Distillation(model(EDM()), DistillationSettings(), 1, model(EDM()))
-    for wrong in ({"grid_steps": 1}, {"solver": "dpm"}, {"target_ema_decay": 1.0}):
+    for wrong in ({"grid_steps": 1}, {"levels": "all"}, {"solver": "dpm"}, {"target_ema_decay": 1.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             DistillationSettings(**wrong)
     with pytest.raises(ValueError, match="unknown loss"):

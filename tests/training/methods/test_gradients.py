@@ -129,4 +129,5 @@ def test_methods_are_found_by_name():
     for name, (settings, method) in METHODS.items():
         assert method.__name__.lower() == name.replace("-", "")
         assert "Attributes:" in settings.__doc__
-        assert all(f"{field}:" in settings.__doc__ for field in settings.__dataclass_fields__)
+        said = "".join(kind.__doc__ for kind in settings.__mro__)
+        assert all(f"{field}:" in said for field in settings.__dataclass_fields__)
