@@ -39,7 +39,8 @@ class ContinuousConsistencySettings:
         warmup_iterations: updates over which the part of the tangent that has the network's derivative is faded in.
         tangent_c: c of the normalisation g / (‖g‖ + c).
         derivative: of the network along the trajectory: "jvp" by torch.func.jvp, or "finite-differences".
-        difference_step: h of the central differences, which move t by h · sin t · cos t to both sides.
+        difference_step: h of the central differences, which move t by h · sin t · cos t to both sides. The network is
+            evaluated for them as its weights are, without autocast.
     """
 
     log_sigma_mean: float = -1.0
@@ -133,10 +134,11 @@ class ContinuousConsistency(Method):
         network = self._network(labels)
         if s.derivative == "jvp":
             return torch.func.jvp(network, at, along)[1]
-        h = s.difference_step
-        with torch.random.fork_rng([] if x.device.type == "cpu" else [x.device], device_type=x.device.type):
-            after = network(at[0] + h * along[0], at[1] + h * along[1])
-        return (after - network(at[0] - h * along[0], at[1] - h * along[1])) / (2.0 * h)
+        h, kind = s.difference_step, x.device.type
+        with torch.autocast(kind, enabled=False):  # the difference is smaller than what bfloat16 rounds off
+            with torch.random.fork_rng([] if kind == "cpu" else [x.device], device_type=kind):
+                after = network(at[0] + h * along[0], at[1] + h * along[1])
+            return (after - network(at[0] - h * along[0], at[1] - h * along[1])) / (2.0 * h)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Those of the model and of the weighting."""

@@ -178,6 +178,23 @@ def test_jvp_through_the_operators_is_the_finite_difference(network):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_finite_differences_are_not_taken_in_bfloat16():
+    """bfloat16 rounds to 1/256, many times the difference: under autocast they are what they are without."""
+    torch.manual_seed(2)
+    student = ConsistencyModel(tiny_unet(), TrigFlow())
+    for p in student.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    settings = ContinuousConsistencySettings(derivative="finite-differences")
+    method = ContinuousConsistencyTraining(student, settings, 1)
+    x, dxdt = torch.randn(2, 2, *student.sample_shape)
+    sigma, classes = torch.tensor([0.3, 2.0]), torch.tensor([0, 1])
+    with torch.no_grad():
+        expected = method.slope(x, dxdt, sigma, classes)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(method.slope(x, dxdt, sigma, classes), expected)
+    assert expected.abs().max() > 0.01
+
+
 def test_the_weight_learns_the_size_of_the_loss():
     """At the optimum of exp(w) e - w, w is -ln e."""
     weighting = AdaptiveWeighting(4)
