@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,15 +37,20 @@ def train(
     device: Device = None,
     threads: Threads = None,
 ) -> None:
-    """Train a model. Under torchrun (torchrun --no-python cmfast train ...) each process takes its share of a batch."""
+    """Train a model. Under torchrun (torchrun --no-python cmfast train ...) each process takes its share of a batch.
+
+    Recipes are trained by one process, on the processor.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     path = None if data is None else str(data)
     named = {"method.name": method, "data.path": path, "data.size": size, "init_from": init_from, "teacher": teacher}
     values = {name: value for name, value in named.items() if value is not None}
     if recipe is not None:
-        if set(values) - {"data.path"} or config is not None or assignments:
+        if set(values) - {"data.path"} or config is not None or assignments or device is not None:
             raise ValueError("--recipe says everything: only --out, --data, --resume and --threads go with it")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("--recipe is trained by one process: start it without torchrun")
         _train_recipe(recipe, out, data, resume)
     elif values or config is not None:
         from ..training.configuration import assignment

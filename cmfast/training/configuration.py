@@ -183,7 +183,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
 
 def text(configuration: Configuration) -> str:
     """The configuration as YAML that `read` and `parse` take."""
-    import yaml
+    yaml = _pyyaml()
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -232,11 +232,16 @@ def _said(hint: Any) -> str:
 
 
 def _yaml(source: str, name: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError('configurations are read by PyYAML: pip install "cmfast[train]"') from error
+    yaml = _pyyaml()
     try:
         return yaml.safe_load(source)
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {error}") from error
+
+
+def _pyyaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError('configurations are read and written by PyYAML: pip install "cmfast[train]"') from error
+    return yaml

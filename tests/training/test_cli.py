@@ -1,4 +1,5 @@
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_a_student_of_the_bundled_teacher(cmfast, images, tmp_path):
         (("--config", "nowhere.yaml"), "nowhere.yaml: No such file or directory"),
         (("--recipe", "digits", "--method", "diffusion"), "--recipe says everything"),
         (("--recipe", "digits", "--set", "loop.seed=1"), "--recipe says everything"),
+        (("--recipe", "digits", "--device", "cpu"), "--recipe says everything"),
         (("--recipe", "digits", "--data", "nowhere"), "brings its data: leave out the folder nowhere"),
         (("--recipe", "fashion"), "the recipe fashion needs --data FOLDER, with Fashion-MNIST's four IDX files"),
         (("--recipe", "fashion", "--data", "nowhere"), "no data at nowhere"),
@@ -109,4 +111,20 @@ def test_bad_data_leaves_nothing(cmfast, tmp_path):
     assert status == 2
     assert "1.png is not an image that Pillow can read" in err
     assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_is_not_trained_by_several_processes(cmfast, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = cmfast("train", "--recipe", "digits", "--out", tmp_path / "out")
+    assert status == 2
+    assert err == "cmfast: --recipe is trained by one process: start it without torchrun\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_pyyaml_it_is_said(cmfast, images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    status, _, err = cmfast("train", "--method", "diffusion", "--data", images, "--out", tmp_path / "out")
+    assert status == 2
+    assert err == 'cmfast: configurations are read and written by PyYAML: pip install "cmfast[train]"\n'
     assert not (tmp_path / "out").exists()

@@ -88,7 +88,8 @@ class Features:
     """The distance of `Lpips` by a classifier of cmfast, which knows the data: Σ_l mean_p ‖φ_l(x)_p - φ_l(y)_p‖².
 
     φ_l(x)_p are the activations of layer l at position p, over their norm. Zhang et al. 2018, equation 1, with all
-    w_l = 1. In float32, also under autocast. Take another classifier than measures the samples, which would be fitted.
+    w_l = 1. In float32, also under autocast. Do not take the classifier that measures the samples: the training would
+    fit it.
     """
 
     def __init__(self, source: str) -> None:
