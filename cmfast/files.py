@@ -1,6 +1,7 @@
 """Writing files and folders whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -53,11 +54,40 @@ def whole_folder(path: str | Path, within: Path | None = None) -> Iterator[Path]
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        for file in (*temporary.rglob("*"), temporary):
+            flush(file)
         temporary.replace(path)
+        flush(path.parent)
     except OSError as error:
         raise named(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def held(folder: Path) -> int:
+    """Lock a folder for this process alone, for as long as the file descriptor that is returned is open.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BlockingIOError(f"{folder}: another process is writing there") from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk, so that a power failure does not leave less of it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def named(error: OSError, path: str | Path) -> OSError:

@@ -303,10 +303,14 @@ class ConsistencyModel(Storage):
                 f"the sampler {sampler!r} needs levels sigma, which {type(p).__name__} does not have; its samplers are "
                 f"{', '.join(suitable)}"
             )
-        if sigmas is not None:
-            return SAMPLERS[sampler], host_levels(sigmas, final_zero=not few)
-        if timesteps is not None:
-            return SAMPLERS[sampler], self._grid_levels(timesteps, grid_steps, few)
+        if sigmas is not None or timesteps is not None:
+            given = sigmas if timesteps is None else self._grid_levels(timesteps, grid_steps, few)
+            levels = host_levels(given, final_zero=not few)  # type: ignore[arg-type]
+            if sampler == "onestep" and len(levels) != 1:
+                raise ValueError(f"sample: onestep takes one level, got {levels}")
+            if sampler == "progdist" and len(levels) - (levels[-1] == 0.0) < 2:
+                raise ValueError(f"sample: progdist takes two levels at least before the final 0, got {levels}")
+            return SAMPLERS[sampler], levels
         if steps is None:
             steps = default_steps if sampler == default_name else {"multistep": 1, "onestep": 1}.get(sampler, 18)
         if steps < 1:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .files import whole_file
+from .finite import check_finite
 
 _MIN_CELL = 64  # pixels
 
@@ -52,7 +53,12 @@ def grid(samples: Tensor, columns: int | None = None, margin: int = 2, smallest:
 
 
 def to_pixels(samples: Tensor) -> Tensor:
-    """Samples in [-1, 1] as uint8 of the same shape: 0 is -1, 255 is 1; values beyond are clipped."""
+    """Samples in [-1, 1] as uint8 of the same shape: 0 is -1, 255 is 1; values beyond are clipped.
+
+    Raises:
+        FloatingPointError: samples that are not finite, which no pixel shows.
+    """
+    check_finite(samples)
     return ((samples.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -186,6 +192,8 @@ def read_image(path: str | Path, channels: int, size: Sequence[int], *, nearest:
             pixels = _pixels(image, channels)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}") from error
+    except SyntaxError as error:  # what Pillow raises of a broken PNG
+        raise ValueError(f"{path} is damaged: {error}") from error
     except KeyError as error:
         raise ValueError(f"{path}: pictures of Pillow's mode {error} have no known range of values") from error
     told = [f"{path}: {image.width} x {image.height} {image.mode}"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .files import whole_file
+from .finite import check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +87,12 @@ def save_wav(waveforms: Tensor, path: str | Path, sample_rate: int, pause: float
 
     Raises:
         ValueError: sounds of another shape.
+        FloatingPointError: sounds that are not finite.
         OSError: the file cannot be written.
     """
     if waveforms.ndim != 3 or waveforms.shape[1] != 1 or not len(waveforms):
         raise ValueError(f"save_wav: expected sounds [N, 1, L], got {list(waveforms.shape)}")
+    check_finite(waveforms)
     silence = round(pause * sample_rate)
     values = F.pad(waveforms[:, 0].float().cpu().clamp(-1.0, 1.0), (0, silence)).flatten()
     values = values[: len(values) - silence]

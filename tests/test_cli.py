@@ -588,3 +588,33 @@ def test_train(cmfast, tmp_path, monkeypatch):
     status, out, _ = cmfast("train", "--recipe", "digits", "--out", tmp_path / "new", "--resume", "--threads", 1)
     assert status == 0
     assert re.search(r"card of digits", out)
+
+
+def test_numbers_in_a_file_whose_ending_is_in_capitals(cmfast, tmp_path):
+    assert cmfast("sample", "--count", 2, "--out", tmp_path / "a.png", "--save", tmp_path / "a.NPZ")[0] == 0
+    assert np.load(tmp_path / "a.NPZ")["samples"].shape == (2, 1, 8, 8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.NPZ", "a.png"]
+
+
+def test_samples_that_are_no_numbers_are_one_line(cmfast, tmp_path):
+    model = load("digits")
+    torch.nn.init.constant_(model.unet.out[2].bias, float("nan"))
+    model.save(tmp_path / "damaged")
+    for command in (("sample", "--no-progress", "--count", 2, "--out", tmp_path / "a.png"), ("eval", "--count", 20)):
+        status, _, err = cmfast(*command, "--model", tmp_path / "damaged")
+        assert status == 2
+        assert "samples are not finite" in err
+        assert len(err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_where_a_sweep_is_written_is_looked_at_first(cmfast, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmfast.cli.evaluate._sweep", lambda *_: pytest.fail("it began"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    for save, message in ((tmp_path / "full", "give --save a new folder"), (tmp_path / "full" / "a", "a new folder")):
+        status, _, err = cmfast("eval", "--sweep", 2, "--save", save)
+        assert status == 2
+        assert message in err
+    status, _, err = cmfast("eval", "--data", "digits", "--split", "valid")
+    assert (status, err) == (2, "cmfast: --split must be train or test, got valid\n")

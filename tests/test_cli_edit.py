@@ -101,11 +101,14 @@ def test_pictures_are_read_as_they_are_meant(tmp_path):
 def test_errors_say_what_to_mend(cmfast, tmp_path, colours, monkeypatch):
     image, out = write(tmp_path / "given.png", "grey"), tmp_path / "out.png"
     (tmp_path / "text.png").write_text("no picture")
+    whole = image.read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[:33] + (10).to_bytes(4, "big") + whole[37:])  # a shorter IDAT
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tiff")
     inpaint = ("edit", "inpaint", "--image", image, "--out", out)
     for arguments, message in (
         (("edit", "strokes", "--image", tmp_path / "nothing.png", "--out", out), "nothing.png: No such file"),
         (("edit", "strokes", "--image", tmp_path / "text.png", "--out", out), "cannot identify image file"),
+        (("edit", "strokes", "--image", tmp_path / "broken.png", "--out", out), "broken.png is damaged: broken PNG"),
         (("edit", "strokes", "--image", tmp_path / "float.tiff", "--out", out), "mode 'F' have no known range"),
         (("edit", "strokes", "--image", image, "--out", tmp_path / "out.gif"), "must end in .png"),
         (
@@ -127,3 +130,20 @@ def test_errors_say_what_to_mend(cmfast, tmp_path, colours, monkeypatch):
         assert not out.exists()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert "exceeds limit" in cmfast("edit", "strokes", "--image", image, "--out", out)[2]
+
+
+def test_a_noisy_picture_in_the_terms_of_the_model(cmfast, tmp_path):
+    """TrigFlow's samples are cos(t) times those of EDM: the same network takes the same noise out of a picture."""
+    image, unet = write(tmp_path / "given.png", "grey"), tiny_unet()
+    results = []
+    for scheme in (preconditioning.EDM(), preconditioning.TrigFlow(network="edm")):
+        name = type(scheme).__name__
+        ConsistencyModel(unet, scheme).save(tmp_path / name)
+        arguments = ("--image", image, "--sigma", 0.5, "--steps", 2, "--save", tmp_path / f"{name}.png")
+        status, _, error = cmfast(
+            "edit", "denoise", "--model", tmp_path / name, *arguments, "--out", tmp_path / "o.png"
+        )
+        assert status == 0, error
+        results.append(pixels(tmp_path / f"{name}.png").astype(int))
+    assert np.abs(results[0] - results[1]).max() <= 1
+    assert results[0].std() > 10

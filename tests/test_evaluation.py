@@ -13,10 +13,13 @@ from cmfast.evaluation import (
     frechet_distance,
     latency,
     load_classifier,
+    load_features,
     nearest_distance,
+    report,
 )
 from cmfast.evaluation.classifier import feature_statistics, save_classifier
 from cmfast.evaluation.latency import Latency, Plan, equal_quality, measure
+from cmfast.evaluation.quality import nearest_distances
 from cmfast.preconditioning import EDM
 from cmfast.training.data import load_digits
 
@@ -100,6 +103,34 @@ def test_classifier_files(tmp_path):
     (tmp_path / "c.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
     with pytest.raises(CheckpointError, match="not a classifier"):
         load_classifier(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("size", [8, 15, 16, 17, 28, 36, 64])
+def test_classifiers_of_all_sizes(tmp_path, size):
+    classifier = Classifier(size=size).eval().half().float()
+    save_classifier(classifier, tmp_path / "c.safetensors")
+    x = torch.randn(2, 1, size, size)
+    assert torch.equal(load_classifier(tmp_path / "c.safetensors")(x), classifier(x))
+
+
+def test_copies_have_no_distance():
+    """Also among so many that distances are found by products, which lose small ones."""
+    images = torch.rand(200, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert nearest_distances(images[:50], images).tolist() == [0.0] * 50
+    moved = images[:50].clone()
+    moved[:, 0, 0, 0] += 0.125
+    assert nearest_distances(moved, images).tolist() == pytest.approx([0.125] * 50, rel=1e-6)
+
+
+def test_samples_that_are_no_numbers_are_not_measured():
+    samples = torch.zeros(3, 1, 8, 8)
+    samples[1, 0, 2, 3] = float("nan")
+    for measured in (
+        lambda: evaluate(samples, torch.tensor([0, 1, 2]), load_classifier()),
+        lambda: report(samples, None, load_features("digits")),
+    ):
+        with pytest.raises(FloatingPointError, match="1 of 3 samples are not finite"):
+            measured()
 
 
 def test_evaluate_checks():
@@ -235,7 +266,7 @@ def test_the_clock_waits_for_a_gpu(monkeypatch):
 def test_latency_refuses_wrong_samples():
     model = ConsistencyModel(tiny_unet(), EDM())
     torch.nn.init.constant_(model.unet.out[2].bias, float("nan"))
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         measure([Plan("m", model, "euler", 2)], batch_size=1, rounds=1)
 
 

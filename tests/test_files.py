@@ -8,7 +8,7 @@ import torch
 from cmfast.cli import sample
 from cmfast.engine.cpu import cache
 from cmfast.evaluation.classifier import Classifier, save_classifier
-from cmfast.files import check_writable, whole_file, whole_folder
+from cmfast.files import check_writable, held, whole_file, whole_folder
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -118,3 +118,26 @@ def test_a_full_disk_is_one_error_whoever_writes_tensors(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed = []
+
+    def note(descriptor):
+        flushed.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "a").exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "b.txt").write_text("content")
+        names = [folder / "inner" / "b.txt", folder / "inner", folder]
+    assert sorted(name for name, named in flushed if not named) == sorted(map(str, names))
+    assert [name for name, named in flushed if named] == [str(tmp_path)]
+
+
+def test_a_folder_is_held_once(tmp_path):
+    first = held(tmp_path)
+    with pytest.raises(BlockingIOError, match="another process is writing there"):
+        held(tmp_path)
+    os.close(first)
+    os.close(held(tmp_path))

@@ -438,3 +438,24 @@ def test_labels_for_an_unconditional_model():
     assert model.sample(1).shape == (1, 1, 8, 8)
     with pytest.raises(ValueError, match="unconditional"):
         model.sample(1, class_labels=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timesteps": (22, 0)}, "sigmas must decrease"),
+        ({"timesteps": (5, 5), "sampler": "heun"}, "sigmas must decrease"),
+        ({"timesteps": (3,), "sampler": "progdist"}, "progdist takes two levels at least before the final 0"),
+        ({"sigmas": (80.0, 0.0), "sampler": "progdist"}, "progdist takes two levels at least before the final 0"),
+        ({"timesteps": (0, 22), "sampler": "onestep"}, "onestep takes one level"),
+        ({"sigmas": (80.0, 5.0), "sampler": "onestep"}, "onestep takes one level"),
+    ],
+)
+def test_levels_that_a_sampler_does_not_take(model, options, message):
+    """Found out before anything is evaluated, as a service and bulk runs need it."""
+    calls = []
+    hook = model.unet.register_forward_pre_hook(lambda *given: calls.append(given))
+    with pytest.raises(ValueError, match=message):
+        model.sample(2, **options)
+    hook.remove()
+    assert not calls

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from cmfast.pictures import encode_png, grid, save_animation, save_png, save_spectrograms, to_pixels
+from cmfast.sound import save_wav
 
 
 def test_grid_places_each_sample():
@@ -117,3 +118,16 @@ def test_encoded_pictures(shape):
 def test_a_grid_of_pixels():
     samples = torch.linspace(-1, 1, 5 * 3 * 4 * 4).reshape(5, 3, 4, 4)
     np.testing.assert_array_equal(grid(to_pixels(samples)), grid(samples))
+
+
+@pytest.mark.parametrize("write", [save_png, save_animation, save_wav])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_no_number_is_not_drawn(tmp_path, write, value):
+    shape, name = {"save_png": ((2, 1, 8, 8), "a.png"), "save_animation": ((2, 1, 3, 8, 8), "a.gif")}.get(
+        write.__name__, ((2, 1, 16), "a.wav")
+    )
+    samples = torch.zeros(shape)
+    samples[1, 0, 0] = float(value)
+    with pytest.raises(FloatingPointError, match="1 of 2 samples are not finite"):
+        write(samples, tmp_path / name, **({"sample_rate": 8000} if name == "a.wav" else {}))
+    assert not list(tmp_path.iterdir())

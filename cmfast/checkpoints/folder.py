@@ -56,7 +56,8 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     if checkpoint.representation is not None:
         content["representation"] = {"type": "Mdct", **dataclasses.asdict(checkpoint.representation)}
     weights = {k: v.contiguous() for k, v in checkpoint.weights.items()}
-    with whole_file(path / WEIGHTS) as weights_file, whole_file(path / CONFIG) as config_file:
+    # The weights get their name first: a folder with a configuration is whole.
+    with whole_file(path / CONFIG) as config_file, whole_file(path / WEIGHTS) as weights_file:
         write_safetensors(weights_file, weights)
         write_json(config_file, content)
 

@@ -49,7 +49,7 @@ def main() -> None:
     """Run the command; an error that the user can mend is one line and exit status 2."""
     try:
         app(standalone_mode=True)
-    except (ValueError, OSError, ImportError, BackendError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, BackendError) as error:
         print(f"cmfast: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
 

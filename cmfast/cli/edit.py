@@ -236,7 +236,8 @@ def denoise(
     known = task.picture(image)
 
     def of_picture(denoiser: Any, x: Tensor, levels: Sequence[float], **given: Any) -> Tensor:
-        return sample_multistep(denoiser, known.expand_as(x), levels, **given)
+        signal, _ = given["renoise"](levels[0])  # what the noisy picture is multiplied by, in the model's own terms
+        return sample_multistep(denoiser, signal * known.expand_as(x), levels, **given)
 
     task.run(of_picture, shown=known)
 

@@ -19,6 +19,7 @@ from ..evaluation.features import Features, load_features
 from ..evaluation.levels import sweep
 from ..evaluation.measures import Measure, report
 from ..evaluation.quality import frechet_distance
+from ..files import check_writable
 from ..model import ConsistencyModel
 from ..preconditioning import EDM
 from . import options
@@ -68,6 +69,10 @@ def evaluate(
         raise ValueError("--save writes the levels that --sweep finds: give --sweep")
     if sweep_steps is not None and (timesteps is not None or sampler is not None):
         raise ValueError("--sweep finds levels of multistep consistency sampling: leave out --timesteps and --sampler")
+    if save is not None:
+        if save.exists() and not (save.is_dir() and not any(save.iterdir())):
+            raise FileExistsError(f"{save} is there already: give --save a new folder")
+        check_writable(save / "config.json")
     seen = load_features(features or (model if model in BUNDLED else "digits"))
     real, train = _images(data, split), _images(train_data, "train")
     loaded = load_model(model, device, dtype, accelerate, backend)
@@ -108,6 +113,8 @@ def _images(source: str | None, split: str) -> Tensor | None:
     }
     if source is None:
         return None
+    if split not in ("train", "test"):
+        raise ValueError(f"--split must be train or test, got {split}")
     if source in bundled:
         return bundled[source]()[("train", "test").index(split)].images
     return scaled(load_data(source, split=split).images)

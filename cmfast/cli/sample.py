@@ -162,6 +162,7 @@ def _save(samples: Tensor, out: Path, model: ConsistencyModel, columns: int | No
 def _save_numbers(samples: Tensor, path: Path) -> None:
     with whole_file(path) as file:
         if path.suffix.lower() == ".npz":
-            np.savez(file, samples=samples.numpy())
+            with file.open("wb") as stream:  # to a name, numpy adds .npz where it ends in .NPZ
+                np.savez(stream, samples=samples.numpy())
         else:
             write_safetensors(file, {"samples": samples.contiguous()})

@@ -126,7 +126,8 @@ def load_classifier(source: str | Path = "digits") -> Classifier:
         weights = {name: value.float() for name, value in load_file(path).items()}
         num_classes, channels = weights["out.weight"].shape[0], weights["conv1.weight"].shape[1]
         dims, positions = weights["conv1.weight"].ndim - 2, weights["hidden.weight"].shape[1] // 64
-        size = 2 * round(positions**0.5)  # or twice that, which has the same weights
+        side = round(positions**0.5)  # after it was pooled once or twice
+        size = 2 * side if 2 * side <= LARGE else 4 * side  # where both have it, they have the same weights
         classifier = Classifier(channels, size if dims == 2 else None, num_classes, dims)
         classifier.load_state_dict(weights)
     except (safetensors.SafetensorError, KeyError, RuntimeError) as error:

@@ -87,7 +87,7 @@ def measure(
         progress: called with (batches done, batches in all).
 
     Raises:
-        RuntimeError: samples that are not finite; nothing is reported of such a run.
+        FloatingPointError: samples that are not finite; nothing is reported of such a run.
     """
     firsts = [_timed(plan, batch_size, 0, seed)[0][1] for plan in plans]
     evaluations = [_evaluations(plan) for plan in plans]
@@ -101,7 +101,8 @@ def measure(
             for k, plan in enumerate(plans):
                 (sampled, elapsed), drawn = _timed(plan, batch_size, i * batch_size, seed)
                 if not torch.isfinite(drawn).all():
-                    raise RuntimeError(f"{plan.name} {plan.sampler} {plan.steps} gave samples that are not finite")
+                    what = f"{plan.name} {plan.sampler} {plan.steps}"
+                    raise FloatingPointError(f"{what} gave samples that are not finite")
                 seconds[k].append(elapsed)
                 decoding[k].append(elapsed - sampled)
                 samples[k].append(drawn.cpu())

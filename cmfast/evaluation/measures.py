@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..finite import check_finite
 from .bootstrap import Interval, interval
 from .classifier import feature_statistics, in_batches
 from .features import Features
@@ -60,6 +61,7 @@ def report(
 
     Raises:
         ValueError: fewer than two samples, or images and labels that do not fit.
+        FloatingPointError: samples that are not finite.
     """
     if len(samples) < 2 or (labels is not None and labels.shape != samples.shape[:1]):
         raise ValueError(
@@ -69,6 +71,7 @@ def report(
     for name, images in (("real", real), ("train", train)):
         if images is not None and images.shape[1:] != samples.shape[1:]:
             raise ValueError(f"report: samples are {list(samples.shape[1:])}, and {name} {list(images.shape[1:])}")
+    check_finite(samples)
     count = len(samples)
 
     def measured(statistic: Callable[[Tensor], float], of: int = count) -> Interval:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..finite import check_finite
 from .classifier import Classifier, feature_statistics, in_batches
 
 
@@ -29,11 +30,13 @@ def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality
 
     Raises:
         ValueError: fewer than two samples, or another number of labels.
+        FloatingPointError: samples that are not finite.
     """
     if len(samples) < 2 or labels.shape != samples.shape[:1]:
         raise ValueError(
             f"evaluate: expected at least two samples and as many labels, got {len(samples)} and {list(labels.shape)}"
         )
+    check_finite(samples)
     features = in_batches(classifier.features, samples)
     predicted = classifier.out(features).argmax(1)
     statistics = feature_statistics(features)
@@ -64,5 +67,8 @@ def nearest_distance(samples: Tensor, images: Tensor) -> float:
 
 def nearest_distances(samples: Tensor, images: Tensor) -> Tensor:
     """Euclidean distance of each of the samples [N, …] to the nearest of the images [M, …]: [N], on the CPU."""
-    flat = images.flatten(1).float().cpu()
-    return torch.cat([torch.cdist(part.flatten(1).float().cpu(), flat).amin(1) for part in samples.split(1024)])
+    flat, found = images.flatten(1).float().cpu(), []
+    for part in samples.flatten(1).float().cpu().split(1024):
+        nearest = flat[torch.cdist(part, flat).argmin(1)]  # by products, which lose the distances of copies
+        found.append((part - nearest).norm(dim=1))
+    return torch.cat(found)

@@ -19,6 +19,7 @@ from .distributed import Processes
 from .draws import UpdateDraws, module_seed
 from .learning_rate import learning_rate
 from .logs import Row
+from .methods.losses import compared_by
 from .methods.method import Method
 from .run_folder import RunFolder
 from .settings import LoopSettings
@@ -82,7 +83,7 @@ def train(
     """
     processes = Processes.current()
     share = _share(settings, processes)
-    _check_data(method.model, data)
+    _check_data(method.model, data, say if processes.rank == 0 else _silent)
     batches = Batches(data, settings.batch_size, settings.seed, settings.horizontal_flip)
     networks = [method.model, *method.networks().values()]
     _lay_out(networks, torch.channels_last)
@@ -247,7 +248,7 @@ def _share(settings: LoopSettings, processes: Processes) -> int:
     return settings.batch_size // processes.count
 
 
-def _check_data(model: ConsistencyModel, data: Dataset) -> None:
+def _check_data(model: ConsistencyModel, data: Dataset, say: Callable[[str], None]) -> None:
     check(data)
     if data.images.shape[1:] != model.sample_shape:
         raise ValueError(
@@ -255,6 +256,8 @@ def _check_data(model: ConsistencyModel, data: Dataset) -> None:
         )
     if model.num_classes is not None and int(data.labels.max()) >= model.num_classes:
         raise ValueError(f"the model has {model.num_classes} classes, and the data has label {int(data.labels.max())}")
+    if (model.num_classes or 1) > 1 and data.num_classes is None:
+        say(f"the data has no classes, and the model has {model.num_classes}: all samples are trained as class 0")
     if model.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f'a model is trained with float32 weights, got {model.dtype}: autocast="bfloat16" evaluates in that'
@@ -269,9 +272,9 @@ def _description(
     def fields(value: object) -> dict[str, Any]:
         return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {}  # type: ignore[arg-type]
 
-    model = method.model
+    model, settings_of = method.model, getattr(method, "settings", None)
     return {
-        "method": {"name": type(method).__name__, **fields(getattr(method, "settings", None))},
+        "method": {"name": type(method).__name__, **fields(settings_of), **compared_by(settings_of)},
         "loop": settings.of_the_weights(),
         "network": fields(getattr(model.unet, "config", None)),
         "preconditioning": {"type": type(model.preconditioning).__name__, **fields(model.preconditioning)},

@@ -19,7 +19,7 @@ from ..unet import UNet
 from .card import Measured, model_card
 from .classifier import train_classifier
 from .configured import frozen
-from .data import Dataset
+from .data import Dataset, fingerprint
 from .digits_recipe import DIGITS
 from .drums_recipe import DRUMS
 from .fashion_recipe import FASHION
@@ -27,6 +27,7 @@ from .loop import train
 from .methods import METHODS
 from .moving_digits_recipe import MOVING_DIGITS
 from .recipe import Recipe, Stage
+from .run_folder import check_new
 
 #: Called with (stage, iterations done, iterations, loss).
 Progress = Callable[[str, int, int, float], None]
@@ -71,6 +72,9 @@ def run(
     data, test = recipe.load(folder)
     card = out / recipe.name / "README.md"
     check_writable(card)
+    if not resume:
+        for name in ("teacher", "student"):
+            check_new(out / "runs" / name)
 
     def stage(name: str, total: int) -> Callable[[int, float], None] | None:
         return None if progress is None else lambda i, loss: progress(name, i + 1, total, loss)
@@ -144,6 +148,8 @@ def train_stage(
     _, method = METHODS[stage.method]
     learnt = frozen(teacher) if teacher is not None and method.needs_teacher else None
     made = method(method.student(source), stage.settings, stage.loop.iterations, learnt)
+    if learnt is not None:
+        written = {"description": {"teacher": fingerprint(learnt.parameters())}, **written}
     (average,) = train(made, data, stage.loop, progress=progress, **written).averages.values()
     return average
 

@@ -1,11 +1,12 @@
 """The folder that a training writes: checkpoints, logs, and snapshots of the averages."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints import CheckpointError
-from ..files import check_writable, whole_file
+from ..files import check_writable, held, whole_file
 from . import checkpoint
 from .distributed import Processes
 from .logs import Log, Row, open_logs
@@ -28,6 +29,7 @@ class RunFolder:
         self.folder, self.settings, self.description = folder, settings, description
         self.processes, self.say = processes, say
         self._logs: list[Log] = []
+        self._lock: int | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -40,24 +42,23 @@ class RunFolder:
         What `config` has is written to `config.yaml`.
 
         Raises:
-            OSError: the folder cannot be written to.
+            OSError: the folder cannot be written to, or another process is training in it.
             FileExistsError: it has checkpoints, and the training is not to be resumed.
             ValueError: it is to be resumed with other settings or other data; the message says what differs.
             CheckpointError: the checkpoint is damaged.
         """
         if self.processes.rank == 0:
             check_writable(self.folder / "log.csv")
+            self._lock = held(self.folder)
             checkpoint.remove_leftovers(self.checkpoints)
             for path in (*self.folder.glob(".log-*.csv"), *self.folder.glob(".config-*.yaml")):
                 path.unlink()
         self.processes.wait()
+        if not resume:
+            check_new(self.folder)
         paths = checkpoint.found(self.checkpoints)
-        if paths and not resume:
-            raise FileExistsError(
-                f"{self.folder} has a training after {max(paths)} updates: resume it (--resume), or name another folder"
-            )
         if paths:
-            self._load(state, paths[max(paths)])
+            self._load(state, paths)
         elif resume:
             self.say(f"{self.folder} has no checkpoint yet: the training begins")
         self.processes.wait()  # until all have read the checkpoint, which may be removed later
@@ -69,8 +70,13 @@ class RunFolder:
                     file.write_text(config, encoding="utf-8")
             self._logs = open_logs(self.folder, state.iteration)
 
-    def _load(self, state: State, path: Path) -> None:
-        tensors, content = checkpoint.read(path)
+    def _load(self, state: State, paths: Mapping[int, Path]) -> None:
+        path = paths[max(paths)]
+        try:
+            tensors, content = checkpoint.read(path)
+        except CheckpointError as error:
+            before = f"; remove that folder to go on after {sorted(paths)[-2]} updates" if len(paths) > 1 else ""
+            raise CheckpointError(f"{error}{before}") from error
         try:
             before, numbers, versions = content["settings"], content["state"], content["versions"]
         except KeyError as error:
@@ -116,3 +122,13 @@ class RunFolder:
         """Close the logs."""
         for log in self._logs:
             log.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def check_new(folder: Path) -> None:
+    """Raise FileExistsError where a training's folder has checkpoints."""
+    if paths := checkpoint.found(folder / "checkpoints"):
+        raise FileExistsError(
+            f"{folder} has a training after {max(paths)} updates: resume it (--resume), or name another folder"
+        )

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from cmfast.checkpoints import CheckpointError
+from cmfast.evaluation.classifier import Classifier, save_classifier
 from cmfast.training import LoopSettings, checkpoint, train
+from cmfast.training.methods.losses import DistanceSettings
 
 from .tiny import Denoising, data, ended, forked, same, weights
 
@@ -146,6 +149,45 @@ def test_another_training_is_not_resumed(undisturbed, tmp_path):
     assert said == [f"{tmp_path / 'new'} has no checkpoint yet: the training begins"]
 
 
+def test_a_folder_has_one_training_at_a_time(undisturbed, tmp_path):
+    """Another one is refused while it runs, resumed or new, and then it may go on."""
+    expected, _ = undisturbed
+    tried = []
+
+    def another(iteration, loss):
+        if iteration in (1, 5):  # before the first checkpoint, and after it
+            for resume in (False, True):
+                with pytest.raises(BlockingIOError, match=f"{tmp_path}: another process is writing there"):
+                    run(tmp_path, changed(seed=1), resume=resume)
+                tried.append(iteration)
+        if iteration == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=another)
+    assert tried == [1, 1, 5, 5]
+    assert same(weights(run(tmp_path, resume=True)), expected)
+
+
+def test_the_classifier_of_a_loss_is_told_by_its_weights(tmp_path, monkeypatch):
+    """Not by its path: the folder may be another one, and the file must be the same."""
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        torch.manual_seed(seed)
+        save_classifier(Classifier(size=4, num_classes=2), tmp_path / name)
+
+    def train_by(name, **options):
+        method = Denoising()
+        method.settings = DistanceSettings(features=str(name))
+        return train(method, data(), changed(iterations=2), out=tmp_path / "out", **options)
+
+    train_by(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    train_by("a", resume=True)
+    train_by("b", resume=True)
+    with pytest.raises(ValueError, match=r"cannot be resumed with this: method\.features is \w{32}, was \w{32}$"):
+        train_by("c", resume=True)
+
+
 def test_damaged_checkpoints_are_refused(tmp_path):
     run(tmp_path, changed(iterations=3))
     path = tmp_path / "checkpoints" / "000000003"
@@ -164,8 +206,19 @@ def test_damaged_checkpoints_are_refused(tmp_path):
     run(tmp_path, changed(iterations=3), resume=True, say=said.append)
     assert said[0] == f"bits may differ from those of an undisturbed training: torch is {torch.__version__}, was 1.0"
     (path / "training.json").unlink()
-    with pytest.raises(CheckpointError, match=r"training\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"training\.json is missing$"):
         run(tmp_path, changed(iterations=3), resume=True)
+
+
+def test_of_a_damaged_checkpoint_the_one_before_it_is_named(undisturbed, tmp_path):
+    expected, folder = undisturbed
+    shutil.copytree(folder, tmp_path / "copy")
+    damaged = tmp_path / "copy" / "checkpoints" / "000000009"
+    (damaged / "training.json").unlink()
+    with pytest.raises(CheckpointError, match=r"is missing; remove that folder to go on after 6 updates$"):
+        run(tmp_path / "copy", resume=True)
+    shutil.rmtree(damaged)
+    assert same(weights(run(tmp_path / "copy", resume=True)), expected)
 
 
 @pytest.mark.parametrize("size", [500, 3000], ids=["snapshot", "checkpoint"])

@@ -1,4 +1,5 @@
 import gzip
+import zipfile
 
 import numpy as np
 import pytest
@@ -184,6 +185,16 @@ def test_damaged_npz(tmp_path):
     with path.open("wb") as file:
         np.save(file, pixels())
     with pytest.raises(ValueError, match=r"a\.npz is not a whole \.npz file of numbers: it is a \.npy file"):
+        load_data(path)
+    np.savez_compressed(path, images=np.arange(3000, dtype=np.uint8).reshape(30, 10, 10))
+    content = bytearray(path.read_bytes())
+    content[100:140] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.npz is not a whole \.npz file"):
+        load_data(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", b"text")
+    with pytest.raises(ValueError, match="images are not arrays of numpy"):
         load_data(path)
     np.savez(path, images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match=r"a\.npz is not a whole \.npz file of numbers"):

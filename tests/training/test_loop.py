@@ -210,3 +210,13 @@ def test_what_does_not_fit_is_said():
     method.model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         train(method, data(), SHORT)
+
+
+def test_data_without_classes_is_told_of():
+    said = []
+    train(
+        Denoising(), data()._replace(labels=torch.zeros(len(data().labels), dtype=torch.int64)), SHORT, say=said.append
+    )
+    assert said == ["the data has no classes, and the model has 2: all samples are trained as class 0"]
+    train(Denoising(), data(), SHORT, say=said.append)
+    assert len(said) == 1

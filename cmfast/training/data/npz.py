@@ -1,6 +1,7 @@
 """NumPy's .npz files: an array of images and, for classes, one of labels."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def load_npz(path: Path, split: str = "train") -> Dataset:
             raise ValueError("it is a .npy file, of one array")
         with file:
             arrays = {name: file[name] for name in _wanted(file, path, split)}
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError(f"{' and '.join(arrays)} are not arrays of numpy")
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
         if str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} is not a whole .npz file of numbers: {error}") from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...evaluation.classifier import load_classifier
+from ..data.dataset import fingerprint
 from .checks import require
 
 #: distance(x, y) of samples [N, C, *spatial] -> [N].
@@ -56,6 +57,12 @@ def distance(settings: DistanceSettings) -> Distance:
         return loss
     features, weight = Features(settings.features), settings.feature_weight
     return lambda x, y: loss(x, y) + weight * features(x, y)
+
+
+def compared_by(settings: object) -> dict[str, Any]:
+    """What else tells a training's settings apart: the classifier at `features`, by its weights and not by its path."""
+    source = getattr(settings, "features", None)
+    return {} if source is None else {"features": fingerprint(load_classifier(source).state_dict().values())}
 
 
 def _loss(name: str, huber_c: float) -> Distance:
