@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import pipelines
 from .model import ConsistencyModel
@@ -99,7 +99,7 @@ def accelerate(
         fast.__dict__["_modules"] = {**model._modules, "unet": network}
         fast.training = False
         assert isinstance(network, nn.Module)
-        _warm_up(network, model.sample_shape, model.num_classes)
+        _warm_up(network, model.sample_shape, model.num_classes, with_labels=True)
         return cast(Model, fast)
     if not isinstance(model, nn.Module):
         _accelerate_parts(model, dtype, options)
@@ -172,14 +172,26 @@ def _install(network: nn.Module, dtype: torch.dtype | None, options: dict[str, A
     network._compiled_call_impl.replayed = replayed  # type: ignore[union-attr]
 
 
-def _warm_up(network: nn.Module, sample_shape: Sequence[int], num_classes: int | None) -> None:
-    """Make what evaluates one sample, so that the first call does not wait for it."""
+def _warm_up(
+    network: nn.Module, sample_shape: Sequence[int], num_classes: int | None, *, with_labels: bool = False
+) -> None:
+    """Make what evaluates one sample, so that the first call does not wait for it.
+
+    A ConsistencyModel calls its network `with_labels`, which are None where there are no classes.
+    """
     from .engine.accelerator import accelerator_of
+    from .engine.capture import CaptureError
 
     accelerator = accelerator_of(network)
     assert accelerator is not None
     device = accelerator.target.device
-    inputs = [torch.zeros(1, *sample_shape, device=device), torch.zeros(1, device=device)]
+    inputs: list[Tensor | None] = [torch.zeros(1, *sample_shape, device=device), torch.zeros(1, device=device)]
     if num_classes is not None:
         inputs.append(torch.zeros(1, dtype=torch.int64, device=device))
-    accelerator.executable(inputs)
+    elif with_labels:
+        inputs.append(None)
+    try:
+        accelerator.executable(inputs)
+    except CaptureError:
+        if not accelerator.has_parts:
+            raise

@@ -58,8 +58,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
         )
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"attention: q, k and v must share a floating dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
-    if k.shape[2] == 0:
-        raise ValueError("attention: k and v must have at least one position, got S = 0")
+    if k.shape[2] == 0 or k.shape[3] == 0:
+        raise ValueError(f"attention: k and v must have at least one position and channel, got {list(k.shape)}")
     scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     if needs_definition():
         require("attention", (q, k, v), backend)

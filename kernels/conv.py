@@ -113,7 +113,7 @@ def prepare_conv(
         form = choose(weight.shape, strides, outputs, dtype, tile=tile, transformed=transformed)
     except ValueError as error:
         raise ValueError(f"prepare_conv: {error}") from None
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    weight, bias = weight.detach(), None if bias is None else bias.detach().contiguous()
     return PreparedConv(weight, bias, _packed(weight, form), form.tile, form.transformed, strides, sides, dtype)
 
 

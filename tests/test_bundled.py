@@ -52,3 +52,16 @@ def test_the_engine_evaluates_them(name):
     with torch.no_grad():
         assert error(fast.unet(*inputs), exact(model.unet, inputs)) < 1e-5
     assert (fast.sample(2, seed=3) - model.sample(2, seed=3)).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_students_know_all_levels():
+    """Also those between the ones that a grid of its training has: what was noised there looks like what it was."""
+    for name in ("digits", "fashion"):
+        model, generator = cmfast.load(name), torch.Generator().manual_seed(0)
+        labels = torch.arange(40) % 10
+        images = model.sample(40, class_labels=labels)
+        noise = torch.randn(images.shape, generator=generator)
+        for sigma in torch.logspace(-2, 1.9, 27):
+            found = model.denoise(images + sigma * noise, torch.full((40,), sigma.item()), labels)
+            assert found.std().item() == pytest.approx(images.std().item(), rel=0.06), f"{name} at {sigma:.3f}"

@@ -4,6 +4,7 @@ import csv
 import functools
 import importlib
 import json
+import math
 
 import pytest
 import torch
@@ -405,3 +406,24 @@ def test_all_of_them_in_a_folder(cmfast, monkeypatch, tmp_path):
     asked.clear()
     cmfast("bench", "all", "--out", tmp_path / "out", "--compare", tmp_path)
     assert asked[0][3] == tmp_path / "operators.json"
+
+
+def test_a_peer_that_died_is_not_wrong_and_cmfast_has_to_run():
+    def row(peer, **facts):
+        told = dict.fromkeys(("version", "memory", "start", "conversion", "seconds"))
+        return module("model")._row_of(
+            {**told, "peer": peer, "error": None, "rounds": [], "note": "", **facts}, {"batch": 1}, 1e-3
+        )
+
+    assert row("openvino", error=1e-6, note="ended by SIGSEGV in turn").problem == ""
+    assert row("openvino", error=2e-3).problem == "wrong: off by 0.002 of the norm"
+    assert row("ncnn", error=math.nan).problem.startswith("wrong")
+    assert row("cmfast", note="ended by SIGSEGV in start").problem == "ended by SIGSEGV in start"
+    assert row("cmfast-eager").problem == "no time was taken"
+    assert row("cmfast", error=1e-6, rounds=[0.1], seconds=0.1).problem == ""
+
+
+def test_variants_are_not_measured_beside_peers(cmfast):
+    status, _, err = cmfast("bench", "model", "--model", "digits", "--variants", "torch", "--peers", "ncnn")
+    assert status == 2
+    assert "--variants are measured without --peers" in err

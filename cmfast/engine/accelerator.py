@@ -4,13 +4,16 @@ import copy
 import dataclasses
 import logging
 import os
+import pickle
+import random
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_modules
@@ -40,6 +43,9 @@ _log = logging.getLogger(__name__)
 #: A capture puts other parameters into modules that several accelerated networks may share.
 _turns = Turns()
 _thread = threading.local()
+#: Modules that are in evaluation mode for a while, by how many threads; they were in training mode.
+_in_eval: dict[int, int] = {}
+_modes = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -141,15 +147,24 @@ class Accelerator:
         if self.module.training:
             raise RuntimeError("an accelerated network serves inference: call eval(), or train the network itself")
         _refuse_global_hooks()
+        with _autocast_off():
+            return self._evaluate(args, kwargs)
+
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return self._as_a_whole(args, kwargs)
         except CaptureError as error:
             as_it_is = isinstance(error, SideEffectError) and not self.whole and self.keep_weights
-            if not self._has_parts and not as_it_is:
+            if not self.has_parts and not as_it_is:
                 raise (error.error if isinstance(error, _RaisedError) else error) from None
             reason = str(error)
-        with _turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
-            return self._parts(reason, args, kwargs)
+        try:
+            with _turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
+                return self._parts(reason, args, kwargs)
+        except Exception:  # the network's own: without its reason, such as an attribute not yet set, it may be captured
+            with self._lock:
+                self._refused.clear()
+            raise
 
     @property
     def left(self) -> dict[str, str]:
@@ -157,7 +172,7 @@ class Accelerator:
         return dict(self._parts.left)
 
     @property
-    def _has_parts(self) -> bool:
+    def has_parts(self) -> bool:
         """Whether its parts run where it cannot be captured. Weights that were given up are of no use there."""
         return not self.whole and self.keep_weights and self._parts.worthwhile
 
@@ -176,7 +191,7 @@ class Accelerator:
         with torch.no_grad():
             program = self._program(tensors, structure) if all(t.numel() for t in tensors) else None
             if program is None:  # there is nothing to compute
-                with _turns.beside():
+                with _turns.beside(), _in_eval_mode(self.module):
                     return _without_hooks(self.module)(*args, **kwargs)
             dtypes = self._output_dtypes(program, tensors, structure)
             outputs = trace.run(self.module, program.target, program.executable, tensors, dtypes)
@@ -184,7 +199,8 @@ class Accelerator:
 
     def executable(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Executable:
         """What evaluates the network as a whole for such arguments, made where there is none yet."""
-        return self._program(*_flatten(tuple(args), dict(kwargs or {}))).executable
+        with _autocast_off():
+            return self._program(*_flatten(tuple(args), dict(kwargs or {}))).executable
 
     @property
     def target(self) -> Target:
@@ -255,7 +271,7 @@ class Accelerator:
                 if len(self._with_side_effects) >= _MOST_REFUSALS:
                     self._with_side_effects.clear()
                 self._with_side_effects.add(key)
-            elif self.whole or self._has_parts or isinstance(error, SideEffectError):
+            elif self.whole or self.has_parts or isinstance(error, SideEffectError):
                 kind = SideEffectError if isinstance(error, SideEffectError) else CaptureError
                 self._refused[key] = kind, str(error)
             while len(self._refused) > _MOST_REFUSALS:
@@ -293,7 +309,7 @@ class Accelerator:
         _refuse_hooks(network)
         args, kwargs = structure.build(tensors)
         try:
-            with _capturing(), _attributes_kept(network):
+            with _capturing(), _attributes_kept(network), _nothing_drawn():
                 graph = capture(network, args, kwargs)
         except CaptureError:
             raise
@@ -435,14 +451,46 @@ def _capturing() -> Iterator[None]:
 @contextmanager
 def _in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Within the block all modules are in evaluation mode; then each is in its own again."""
-    training = [m for m in module.modules() if m.training]
-    for m in training:
-        m.training = False
+    held = []
+    with _modes:
+        for m in module.modules():
+            if m.training or id(m) in _in_eval:  # another thread holds it as well
+                m.training = False
+                _in_eval[id(m)] = _in_eval.get(id(m), 0) + 1
+                held.append(m)
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
+        with _modes:
+            for m in held:
+                _in_eval[id(m)] -= 1
+                if not _in_eval[id(m)]:
+                    del _in_eval[id(m)]
+                    m.training = True
+
+
+def _autocast_off() -> AbstractContextManager[Any]:
+    """Without autocast within the block, where there is some: what is captured, and computed beforehand, is kept."""
+    on = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if not on:
+        return nullcontext()
+    found = ExitStack()
+    for kind in on:
+        found.enter_context(torch.autocast(kind, enabled=False))
+    return found
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Raise CaptureError at the end of the block where Python's or numpy's random numbers were drawn in it."""
+    python, numbers = random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    yield
+    of_python, of_numpy = random.getstate() != python, pickle.dumps(np.random.get_state()) != numbers  # noqa: NPY002
+    random.setstate(python)
+    if of_numpy:
+        np.random.set_state(pickle.loads(numbers))  # noqa: NPY002
+    if of_python or of_numpy:
+        raise CaptureError(f"its forward draws random numbers of {'Python' if of_python else 'numpy'}")
 
 
 @contextmanager

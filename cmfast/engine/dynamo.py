@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ..kernels.backends import BackendError
 from .accelerator import Accelerator, check_dtype, products_of
+from .capture import CaptureError
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +151,8 @@ class _Compiled:
         )
         self._networks: OrderedDict[tuple[int, ...], Accelerator] = OrderedDict()
         self._lock = threading.Lock()
+        self._dropped: set[tuple[int, ...]] = set()
+        self._shared = False  # modules that share the graph share a weight as well
         self._refused = False
 
     def __call__(self, *given: Any) -> Any:
@@ -167,7 +170,7 @@ class _Compiled:
         except BackendError:  # it was asked for by name
             raise
         except Exception as error:  # torch has traced the graph, so that it is the engine that cannot run it
-            self._refused = True
+            self._refused = isinstance(error, CaptureError)  # others may be of this call alone
             _say(f"torch runs a graph of torch.compile's: {type(error).__name__}: {error}")
             return self._graph.forward(*given)
         return tuple(map(_laid_out, outputs, self._strides))
@@ -177,7 +180,8 @@ class _Compiled:
         with self._lock:
             key = tuple(id(given[i]) for i in sorted(self._weights))
             if key not in self._networks:
-                key = self._forget(given, key)
+                self._shared |= key in self._dropped  # what was taken for replaced is there again
+                key = key if self._shared else self._forget(given, key)
                 weights = {i: given[i] for i in sorted(self._weights)}
                 network = _Network(self._still, weights, self._numbers).eval()
                 products = products_of(list(network.parameters()), self._settings["dtype"])
@@ -202,6 +206,7 @@ class _Compiled:
             if len(replaced) == len(places):
                 continue
             del self._networks[old]
+            self._dropped = {*list(self._dropped)[-_MOST_NETWORKS:], old}
             if not any(isinstance(given[i], nn.Parameter) for i in replaced):
                 self._weights = self._weights - replaced
                 self._networks.clear()

@@ -6,20 +6,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .graph import Graph
+from .graph import CONV, Graph
 
 
 def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
     """What takes the name of a tensor of the graph, and frees its memory: all views of it, and the module's parameter.
 
-    In their place are tensors without data. Matrices that only other tensors were made of are freed at once; rows, such
-    as biases, stay.
+    In their place are tensors without data; what torch reads at every call stays. Matrices that only other tensors were
+    made of are freed at once; rows, such as biases, stay.
     """
     views: dict[int, list[str]] = defaultdict(list)
     for name, tensor in graph.tensors.items():
         views[_storage(tensor)].append(name)
 
     def give_up(name: str) -> None:
+        if _storage(graph.tensors[name]) in wanted:
+            return
         for view in views[_storage(graph.tensors[name])]:
             graph.tensors[view] = _without_data(graph.tensors[view])
             owner, _, parameter = view.rpartition(".")
@@ -28,6 +30,10 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
                 setattr(module.get_submodule(owner), parameter, nn.Parameter(empty, requires_grad=False))
 
     parameters = dict(module.named_parameters())
+    attributes = [n for n in graph.nodes.nodes if n.op == "get_attr"]
+    wanted = {  # by what is no convolution, at every call
+        _storage(graph.tensors[str(n.target)]) for n in attributes if any(user.target is not CONV for user in n.users)
+    }
     read = {_storage(graph.tensors[str(n.target)]) for n in graph.nodes.nodes if n.op == "get_attr"}
     for storage in views.keys() - read:
         if graph.tensors[views[storage][0]].ndim > 1:

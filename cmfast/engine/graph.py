@@ -149,6 +149,12 @@ def layer(node: fx.Node) -> str:
     return str(node.meta.get("layer", ""))
 
 
+def dtype(node: Any) -> torch.dtype | None:
+    """The dtype of a node's value; None of what is no tensor."""
+    found = value(node) if isinstance(node, fx.Node) else None
+    return found.dtype if isinstance(found, Tensor) else None
+
+
 def shape(node: Any) -> list[int]:
     """The shape of a node's value."""
     return list(value(node).shape)

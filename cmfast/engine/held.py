@@ -3,6 +3,7 @@
 import functools
 import sys
 import weakref
+from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable
 from types import CellType, FunctionType, MethodType, SimpleNamespace
@@ -25,7 +26,7 @@ class Held:
         self.owners: list[Any] = []
         self.others: list[list | set | deque] = []
         self._tensors: dict[int, Tensor] = {}
-        self._seen: set[int] = set()
+        self._seen: dict[int, int] = {}  # how many levels below were looked at
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -34,11 +35,12 @@ class Held:
 
     def add_module(self, module: nn.Module, depth: int) -> None:
         """Add a module with its submodules; what is nested in their attributes, so many levels deep."""
-        new = [m for m in module.modules() if id(m) not in self._seen]
-        self._seen.update(map(id, new))
-        for m in new:
-            self._add_dict(m.__dict__, m)
-        for m in new:
+        deeper = [m for m in module.modules() if self._seen.get(id(m), -1) < depth]
+        for m in deeper:
+            if id(m) not in self._seen:
+                self._add_dict(m.__dict__, m)
+            self._seen[id(m)] = depth
+        for m in deeper:
             for name, value in m.__dict__.items():
                 if name not in _NO_MATTER and name not in UNREAD:
                     self._add(value, depth)
@@ -52,7 +54,10 @@ class Held:
             return
         if isinstance(value, Tensor):
             self._tensors[id(value)] = value
-        if depth == 0 or id(value) in self._seen or isinstance(value, Tensor | type):
+        if depth == 0 or isinstance(value, Tensor | type):
+            return
+        known = self._seen.get(id(value), 0)  # at most what is nearer to a module is looked at again
+        if known >= depth:
             return
         if isinstance(value, nn.Module):
             self.add_module(value, depth - 1)
@@ -60,18 +65,21 @@ class Held:
         read = _read_by(value)
         if read is None and not isinstance(value, dict | list | set | deque | tuple) and not _is_object(value):
             return
-        self._seen.add(id(value))
+        self._seen[id(value)] = depth
         inner: Iterable[Any] = value
         if read is not None:
             inner = read
         elif isinstance(value, dict):
-            self._add_dict(value, None)
             inner = value.values()
+            if not known:
+                self._add_dict(value, None)
         elif isinstance(value, list | set | deque):
-            self.others.append(value)
+            if not known:
+                self.others.append(value)
         elif not isinstance(value, tuple):
-            self._add_dict(value.__dict__, value)
             inner = value.__dict__.values()
+            if not known:
+                self._add_dict(value.__dict__, value)
         for part in list(inner):
             self._add(part, depth - 1)
 
@@ -106,7 +114,7 @@ _EMPTY = CellType()
 
 
 def _is_object(value: Any) -> bool:
-    if isinstance(value, SimpleNamespace):
+    if isinstance(value, SimpleNamespace | Namespace):
         return True
     home = type(value).__module__.partition(".")[0]
     return home != "torch" and home not in sys.stdlib_module_names and isinstance(getattr(value, "__dict__", 0), dict)

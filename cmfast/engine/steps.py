@@ -96,7 +96,7 @@ class Steps:
 
     def row(self, *shape: int) -> Tensor:
         """Make a buffer for a float32 value whose last dimension is innermost."""
-        return self.keep(torch.empty(shape, device="meta"))
+        return self.keep(torch.empty(shape, dtype=torch.float32, device="meta"))
 
     def image(self, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
         """Make a buffer for [N, C, *spatial] with the channels innermost."""

@@ -51,7 +51,11 @@ class Turns:
         with self._condition:
             self._beside -= counted
             self._condition.notify_all()
-            self._condition.wait_for(lambda: self._alone is None and self._beside == 0)
+            try:
+                self._condition.wait_for(lambda: self._alone is None and self._beside == 0)
+            except BaseException:  # an interrupt
+                self._beside += counted
+                raise
             self._alone = me
         try:
             yield

@@ -55,7 +55,9 @@ class Watch:
         threads = torch.get_num_threads() if self._on_cpu else 1
         i, same = self._look(self._snapshot, self._tensors, threads)
         while i >= 0:
-            if type(self._owners[i]) is not self._types[i] or not _same(self._dicts[i], self._copies[i]):
+            if type(self._owners[i]) is not self._types[i] or not _same(
+                self._dicts[i], self._copies[i], self._types[i]
+            ):
                 self.what = _difference(self._dicts[i], self._copies[i], self._types[i])
                 return True
             self._copies[i] = dict(self._dicts[i])  # numbers or the mode: equal, or of no matter
@@ -84,10 +86,11 @@ def _snapshots() -> ModuleType:
         return snapshots
 
 
-def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
+def _same(state: dict[str, Any], before: dict[str, Any], owner: type) -> bool:
     """Whether two dicts differ in nothing but equal numbers, strings and the like, and what no forward reads."""
-    names = [name for name in state if name not in UNREAD]
-    if names != [name for name in before if name not in UNREAD]:
+    unread = _unread(owner)
+    names = [name for name in state if name not in unread]
+    if names != [name for name in before if name not in unread]:
         return False
     for name in names:
         value, other = state[name], before[name]
@@ -100,10 +103,15 @@ def _same(state: dict[str, Any], before: dict[str, Any]) -> bool:
 
 def _difference(state: dict[str, Any], before: dict[str, Any], owner: type) -> str:
     """Which entries of a dict have changed, and of what it is."""
-    names = [n for n in {**before, **state} if n not in UNREAD and (n not in state or n not in before)]
+    names = [n for n in {**before, **state} if n not in _unread(owner) and (n not in state or n not in before)]
     names += [n for n in before if n in state and state[n] is not before[n] and not alike(state[n], before[n])]
     of = "a dict" if owner is type(None) else owner.__name__
     return f"{', '.join(map(str, names)) or 'the class'} of {of}"
+
+
+def _unread(owner: type) -> tuple[str, ...]:
+    """Attributes of a module that no forward reads; those of objects, and entries of dicts, are read."""
+    return UNREAD if issubclass(owner, nn.Module) else ()
 
 
 def _has_memory(t: Tensor) -> bool:

@@ -99,6 +99,10 @@ def bytes_of_call(target: Any, arguments: Any, result: Any) -> int:
     """What a call of an operator reads and writes, each tensor once; nothing, where the result is a view."""
     if getattr(target, "is_view", False):
         return 0
+    if target is torch.ops.cmfast.conv2d.default and not isinstance(arguments, ConvArguments):
+        positional, named = arguments
+        of_kernel = {name: given for name, given in named.items() if name in ConvArguments._fields}
+        arguments = ConvArguments(*positional[: len(ConvArguments._fields)], **of_kernel)  # packed weights are read
     written = tensors_of(result)
     return _moved(target, [t for t in tensors_of(arguments) if all(t is not out for out in written)], written)
 

@@ -71,9 +71,10 @@ inline int64_t positions_of(const dlpack::Tensor& t) {
 // [N, C, *spatial] as [N, C, P]: where one stride leads through the positions, the last dimension innermost.
 inline std::optional<NormTensor> planes_of(const dlpack::Tensor& t) {
   int64_t stride = 0, span = 0;
+  bool found = false;  // the stride, which is 0 of positions that are all the same one
   for (int d = t.ndim - 1; d >= 2; --d) {
     if (t.shape[d] == 1) continue;
-    if (!stride) stride = t.strides[d];
+    if (!found) stride = t.strides[d], found = true;
     else if (t.strides[d] != span) return {};
     span = t.strides[d] * t.shape[d];
   }

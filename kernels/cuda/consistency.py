@@ -63,7 +63,8 @@ def consistency_step_backward(
     """Serve the gradients of the consistency step; arguments and results are those of the reference."""
     dx = empty_in_order(x, x.shape)
     d_output = empty_in_order(x, x.shape, model_output.dtype)
-    d_noise = None if noise_dtype is None else empty_in_order(x, x.shape, noise_dtype)
+    dtype = noise_dtype if noise_dtype in native.DTYPES else torch.float32
+    d_noise = None if noise_dtype is None else empty_in_order(x, x.shape, dtype)
     if x.numel():
         vectors = _float32(vectors)  # a name that holds the copies until the launch
         native.launch(
@@ -76,13 +77,13 @@ def consistency_step_backward(
             _tensor(dx),
             native.address(d_output),
             native.address(d_noise),
-            0 if noise_dtype is None else native.DTYPES[noise_dtype],
+            0 if noise_dtype is None else native.DTYPES[dtype],
             _addresses(vectors),
             scalars,
             low,
             high,
         )
-    return [t for t in (dx, d_output, d_noise) if t is not None]
+    return [dx, d_output] if d_noise is None or noise_dtype is None else [dx, d_output, d_noise.to(noise_dtype)]
 
 
 def _tensor(t: Tensor | None) -> tuple[int, int, Sequence[int]] | None:

@@ -74,6 +74,8 @@ def _recalled(
     tensors: list[Any] = [t for t in (noise, seed, first_sample, *vectors) if t is not None and type(t) is not int]
     if not plain.is_plain((x, model_output, *tensors)) or (tensors and any([t.requires_grad for t in tensors])):
         return None
+    if (noise is not None or seed is not None) != (coefficients[3] is not None):  # the long way refuses it
+        return None
     # The sizes are those of a call that was made; the numbers are others.
     if type(seed) is int:
         if not 0 <= seed < 1 << 64:

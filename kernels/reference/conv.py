@@ -34,6 +34,8 @@ def conv2d(a: ConvArguments) -> tuple[Tensor, Tensor]:
     u = resampled(u, a.resample)
     products = wide if wide == torch.float64 else a.dtype
     u = _padded(u.to(products), a)
+    if u.ndim == 5 and u.shape[1] == 1:  # of some of its strides torch 2.13 reads what is not there
+        u = u.clone(memory_format=torch.contiguous_format)
     y = _CONVOLUTIONS[h.ndim](u, a.weight.to(products), None, list(a.stride)).to(wide)
     if a.bias is not None:
         y = y + spread(a.bias)

@@ -143,7 +143,7 @@ def channel_norm_kernel(
             mean += tl.sum(subtract(u, mean, mask), 1, keep_dims=True) / channels
             u = subtract(u, mean, mask)
         squares += tl.sum(u * u, 1, keep_dims=True)
-        factor = tl.rsqrt(tl.maximum(squares / channels, least) + eps)
+        factor = tl.rsqrt(tl.maximum(squares / channels, least, propagate_nan=tl.PropagateNan.ALL) + eps)
         gain, offset = load_affine(weight, bias, scale, scale_n, shift, shift_n, n, c, valid)
         _write(y, y_n, y_c, y_p, n, c, p, u * factor, gain, offset, mask, VECTOR, CHANNELS_LAST, SILU)
     else:
@@ -159,7 +159,7 @@ def channel_norm_kernel(
             u = load_float(tile_pointers(x, x_n, x_c, x_p, n, start + c, p, VECTOR, CHANNELS_LAST), mask)
             u = subtract(u, mean, mask)
             squares += tl.sum(u * u, 1, keep_dims=True)
-        factor = tl.rsqrt(tl.maximum(squares / channels, least) + eps)
+        factor = tl.rsqrt(tl.maximum(squares / channels, least, propagate_nan=tl.PropagateNan.ALL) + eps)
         for start in range(0, channels, BLOCK_C):
             valid = which_exist(start + c, channels, WHOLE)
             mask = tile_mask(begin, positions, valid, BLOCK_P)

@@ -66,6 +66,7 @@ def plan_conv2d(
     taps = math.prod(a.weight.shape[2:])
     if a.gate or a.resample == "average" or (taps > 1 and (a.gain is not None or a.silu)):
         launch, u = plan_input(a)
+        _check_reach(u)
         launches.append(launch)
         resample = None if a.resample == "average" else a.resample
         a = a._replace(h=u, skip=None, gain=None, offset=None, silu=False, gate=None, resample=resample)
@@ -75,13 +76,20 @@ def plan_conv2d(
 
 def _check_reach(image: Tensor | None) -> None:
     """Raise BackendError for a sample that reaches too far: the kernels count its elements in 32 bits."""
-    if image is not None:
-        reach = sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))
-        if reach >= 1 << 31:
-            raise BackendError(
-                "backend 'triton' cannot serve conv2d: a sample may reach over 2^31 elements of memory, got "
-                f"{describe(image)}, which reaches over {reach + 1}"
-            )
+    if image is not None and (reach := _reach(image)) >= _MOST:
+        raise BackendError(
+            "backend 'triton' cannot serve conv2d: a sample may reach over 2^31 elements of memory, got "
+            f"{describe(image)}, which reaches over {reach + 1}"
+        )
+
+
+#: Elements, the last of which the kernels can count.
+_MOST = 1 << 31
+
+
+def _reach(image: Tensor) -> int:
+    """The place of a sample's last element from its first."""
+    return sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))
 
 
 def plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
@@ -129,7 +137,8 @@ def _plan_product(a: ConvArguments, out: Tensor, moments: Tensor, arch: str, cho
     h, skip, residual, to = a.h, a.skip, a.residual, out
     if inside and set(a.stride) == {1} and taps == 1 and a.gain is None and not a.moments and not a.residual_resample:
         images = [_flat(t) for t in (h, skip, residual, to)]
-        if all(flat is not None or t is None for flat, t in zip(images, (h, skip, residual, to), strict=True)):
+        flat = all(found is not None or t is None for found, t in zip(images, (h, skip, residual, to), strict=True))
+        if flat and all(image is None or _reach(image) < _MOST for image in images):
             h, skip, residual, to = images  # type: ignore[assignment]
             n, sizes = 1, [to.shape[2]]
     positions = math.prod(sizes)

@@ -63,6 +63,8 @@ def divide(problem: Problem, lanes: int, taps: int = 1) -> Tiles:
         return enough and (p % block_p != 0 or p % (block_p * unroll) == 0)
 
     unroll = next((u for u in (UNROLL // taps, UNROLL // taps // 2) if u > 1 and fits(u)), 1)
+    while triton.cdiv(p, block_p * unroll) > 65535:  # the most programs of a grid's last dimension
+        unroll *= 2
     return Tiles(block_p, block_c, unroll, (n, blocks, triton.cdiv(p, block_p * unroll)), num_warps)
 
 

@@ -74,7 +74,7 @@ def test_group_norms_are_right_and_recognised(name, shape):
     assert ((found.double() - expected).norm() / expected.norm()).item() < 1e-5
     operators = {step.operator for step in accelerator.executable(inputs).steps.steps}
     assert "aten.native_group_norm" not in operators
-    if name in ("film", "film the other way", "film of rows", "film without the one", "after an addition", "then silu"):
+    if name in ("film", "film the other way", "film of rows", "after an addition", "then silu"):
         assert not operators & {"aten.silu", "aten.mul.Tensor"}
 
 
@@ -90,12 +90,12 @@ def test_every_pass_leaves_the_result_alone(name):
         assert ((found - expected).norm() / expected.norm()).item() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["film", "film the other way", "film of rows", "film without the one", "then silu"])
+@pytest.mark.parametrize("name", ["film", "film the other way", "film of rows", "then silu"])
 def test_nothing_but_convolutions_is_left_of_an_image_block(name):
     block, inputs, _ = run(GROUP_NORMS[name], (2, C, 6, 5))
     accelerator = Accelerator(block, torch.float32)
     left = {step.operator for step in accelerator.executable(inputs).steps.steps if step.reason}
-    assert left <= {"aten.sub.Tensor"}
+    assert not left
 
 
 class Attention(nn.Module):

@@ -6,7 +6,7 @@ from cmfast.kernels.conv_arguments import ConvArguments
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from cmfast import load
+from cmfast import kernels, load
 from cmfast.engine import Accelerator, work
 from cmfast.engine.graph import CONV
 
@@ -99,3 +99,11 @@ def test_the_dtype_of_products_is_what_is_named():
     assert work.products_of(([torch.ones(2, dtype=torch.int64), half], {"bias": wide})) == torch.float16
     assert work.products_of((wide, {"dtype": torch.bfloat16})) == torch.bfloat16
     assert work.products_of((1, None)) is None
+
+
+def test_packed_weights_are_read_in_the_place_of_the_others():
+    prepared = kernels.prepare_conv(torch.randn(32, 32, 3, 3), padding=1, height=4, width=4)
+    x = torch.randn(2, 32, 4, 4)
+    given = (x, None, *prepared[:6], prepared.padding, prepared.dtype, None, None, None, False, None, None, None)
+    bytes_ = work.bytes_of_call(torch.ops.cmfast.conv2d.default, ((*given, False, False, None), {}), (x.clone(),))
+    assert bytes_ == 2 * 4 * x.numel() + prepared.packed.nbytes

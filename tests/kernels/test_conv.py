@@ -1003,3 +1003,35 @@ def test_a_sample_too_large_for_the_gpus_kernels_is_refused():
     with pytest.raises(BackendError, match=r"over 2\^31 elements .*\[2, 1, 60000, 60000\]"):
         plan_conv2d(a, arch="sm_90")
     assert len(plan_conv2d(a._replace(h=h[:, :, :100]), arch="sm_90")[0]) == 1
+
+
+def test_samples_are_joined_as_far_as_the_gpus_kernels_can_count():
+    """Convolutions of one element take all samples' positions as one image, where 32 bits count their elements."""
+    plan_conv2d = pytest.importorskip("cmfast.kernels.triton.conv").plan_conv2d
+    weight, packed = torch.empty(256, 256, 1, 1, device="meta"), torch.empty(256, 256, device="meta").bfloat16()
+    for n, joined in ((31, True), (33, False)):
+        h = torch.empty(n, 512, 512, 256, dtype=torch.bfloat16, device="meta").movedim(-1, 1)
+        a = ConvArguments(h, None, weight, None, packed, 1, False, (1, 1), (0,) * 4, torch.bfloat16)
+        [launch], _ = plan_conv2d(a, arch="sm_90")
+        positions = launch.args[-3]
+        assert positions == 512 * 512 * (n if joined else 1)
+
+
+def test_an_input_made_for_the_products_is_counted_too():
+    plan_conv2d = pytest.importorskip("cmfast.kernels.triton.conv").plan_conv2d
+    h, skip = (torch.empty(1, 4000, 4000, 128, device="meta").movedim(-1, 1) for _ in range(2))
+    weight, packed = torch.empty(1, 256, 3, 3, device="meta"), torch.empty(1, 256 * 9, device="meta")
+    a = ConvArguments(h, skip, weight, None, packed, 1, False, (1, 1), (1,) * 4, torch.float32, silu=True)
+    with pytest.raises(BackendError, match=r"over 2\^31 elements .*\[1, 256, 4000, 4000\]"):
+        plan_conv2d(a, arch="sm_90")
+
+
+@pytest.mark.parametrize("backend", ANY)
+def test_a_bias_whose_numbers_do_not_follow_one_another(backend):
+    x, weight, table = torch.randn(2, 32, 6, 5).bfloat16(), torch.randn(16, 32, 1, 1), torch.randn(16, 3)
+    for bias in (table[:, 1], table[:1, 1].expand(16)):
+        found, expected = (
+            conv2d(x, prepare_conv(weight, b, height=6, width=5, dtype=torch.bfloat16), backend=backend).out
+            for b in (bias, bias.contiguous())
+        )
+        assert torch.equal(found, expected)

@@ -234,6 +234,9 @@ def test_unusual_strides_give_the_same(monkeypatch):
         wide.contiguous()[:, :32, :, 1:6],
         wide[:1, :32].expand(4, 32, 6, 8),
         wide[:, :1].expand(4, 32, 6, 8),
+        wide[:, :32, :, :1].expand(4, 32, 6, 8),
+        wide.contiguous()[:, :32, :, :1].expand(4, 32, 6, 8),
+        wide[:, :32, :1, :1].expand(4, 32, 6, 8),
     ):
         moments = channel_moments(x, backend="cpu")
         for call in (
@@ -375,3 +378,13 @@ def test_a_call_takes_few_steps(monkeypatch, name):
 def test_every_operator_for_inference_is_here():
     operators = {name for name in backends.OPERATORS if not name.endswith("backward")}
     assert set(STEPS) == operators
+
+
+def test_a_pair_of_which_one_is_expanded_along_its_last_dimension(monkeypatch):
+    h, skip = normal(2, 4, 5, 4), normal(2, 4, 5, 1).expand(2, 4, 5, 4)
+
+    def call():
+        return group_norm((h, skip), 2)
+
+    (found,), (expected,) = tensors(call()), tensors(long_way(monkeypatch, call))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -47,3 +47,14 @@ def test_a_launch_leaves_its_counters_at_zero():
         moments.fill_(torch.nan)
         launch.run()
     assert torch.equal(moments, first)
+
+
+@pytest.mark.parametrize("side", [1024, 2048, 8192])
+def test_grids_are_within_what_a_gpu_can_launch(side):
+    for layout in ("nchw", "nhwc"):
+        for form in ("affine", "affine average"):
+            x = torch.empty(1, 128, side, side, dtype=torch.bfloat16, device="meta")
+            x = x if layout == "nchw" else torch.empty(1, side, side, 128, device="meta").bfloat16().movedim(-1, 1)
+            small = applied_norm_call(((1, 128, 8, 8),), layout, torch.bfloat16, form).arguments
+            [launch], _ = plan_apply_group_norm(x, *small[1:], arch="sm_90")
+            assert max(launch.grid[1:]) <= 65535

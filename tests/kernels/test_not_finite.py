@@ -42,6 +42,13 @@ def _channel_norm(x, weight, bias, backend=None):
     return F.layer_norm(x.movedim(1, -1).float(), (C,), weight.float(), bias.float()).movedim(-1, 1).to(x.dtype)
 
 
+def _rms(x, weight, bias, backend=None):
+    if backend:
+        return channel_norm(x, weight, bias, centred=False, least=1e-6, backend=backend)
+    square = x.square().mean(1, keepdim=True).clamp_min(1e-6)
+    return x * torch.rsqrt(square + 1e-5) * weight[:, None, None] + bias[:, None, None]
+
+
 def _moments(x, backend=None):
     """The means: they say whether the deviations are finite, too."""
     return channel_moments(x, backend=backend)[:, 0] if backend else x.float().mean((2, 3))
@@ -105,6 +112,7 @@ CASES = {
         {"x": IMAGE, "weight": CHANNELS, "bias": CHANNELS, "scale": ROWS, "shift": ROWS},
     ),
     "channel_norm": ("channel_norm", _channel_norm, {"x": IMAGE, "weight": CHANNELS, "bias": CHANNELS}),
+    "channel_norm-rms": ("channel_norm", _rms, {"x": IMAGE, "weight": CHANNELS, "bias": CHANNELS}),
     "channel_moments": ("channel_moments", _moments, {"x": IMAGE}),
     "apply_group_norm": ("apply_group_norm", _normed, {"x": IMAGE, "weight": CHANNELS, "bias": CHANNELS}),
     "fold_group_norm": ("fold_group_norm", _folded, {"x": IMAGE, "weight": CHANNELS, "bias": CHANNELS}),

@@ -425,3 +425,15 @@ def test_launches_of_triton_are_the_same():
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 17
+
+
+@on_the_processor
+@pytest.mark.usefixtures("_remembers")
+def test_a_step_that_has_to_be_refused_is_refused_each_time():
+    x, output = normal(2, 3, 4, 4), normal(2, 3, 4, 4)
+    for _ in range(3):
+        consistency_step(x, output, 0.4, 0.7, alpha=1.0, backend="cuda")
+        consistency_step(x, output, 0.4, 0.7, alpha=1.0, beta=0.3, seed=1, backend="cuda")
+    for given in ({"beta": 0.5}, {"seed": 2}, {"noise": normal(2, 3, 4, 4)}):
+        with pytest.raises(ValueError, match="beta"):
+            consistency_step(x, output, 0.4, 0.7, alpha=1.0, **given, backend="cuda")

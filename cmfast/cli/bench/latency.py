@@ -82,7 +82,7 @@ def latency(
     batches = integers(batch_sizes or ("1" if network else str(batch_size)), "--batch-sizes") or []
     if min(batches) < 1:
         raise ValueError(f"--batch-sizes must be positive, got {batch_sizes}")
-    rounds = rounds or (5 if network is None else 3)
+    rounds = rounds or (5 if network is None else 4)
     if teacher is None and network is None and f"{model}-teacher" in BUNDLED:
         teacher = f"{model}-teacher"
     settings: dict[str, Any] = {

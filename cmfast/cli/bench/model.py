@@ -56,6 +56,8 @@ def model(
     batches = integers(batch_sizes, "--batch-sizes") or []
     if min(batches) < 1:
         raise ValueError(f"--batch-sizes must be positive, got {batch_sizes}")
+    if peers is not None and variants != ",".join(VARIANTS):
+        raise ValueError(f"--variants are measured without --peers, which name their own; got {variants} and {peers}")
     if unknown := [name for name in variants.split(",") if name not in VARIANTS]:
         raise ValueError(f"--variants must be some of {', '.join(VARIANTS)}, got {', '.join(unknown)}")
     settings: dict[str, Any] = {"command": "model", "device": place, "dtype": dtype, "batch_sizes": batch_sizes}
@@ -187,17 +189,26 @@ def _with_peers(
     for batch in batches:
         case = compare.Case(name, batch, short, torch.get_num_threads(), (_ROOT / "out" / "peers").resolve(), device)
         found = compare.measure(case, list(dict.fromkeys(wanted)), rounds, lambda line: print(line, file=sys.stderr))
-        rows += [_row_of(peer, {"network": name, "batch": batch, "dtype": dtype}) for peer in found]
+        rows += [
+            _row_of(peer, {"network": name, "batch": batch, "dtype": dtype}, compare.WRONG[short]) for peer in found
+        ]
         if any(0 < len(row.samples.get("evaluation", ())) < rounds for row in rows):
             return _finish(rows, list(limits.values()), settings, files, earlier, interrupted=True)
     _finish(rows, list(limits.values()), settings, files, earlier, interrupted=False)
 
 
-def _row_of(peer: dict[str, Any], key: dict[str, Any]) -> Row:
-    """The row of a peer; one that is not there, or does not run, has a note and no time."""
+def _row_of(peer: dict[str, Any], key: dict[str, Any], worst: float) -> Row:
+    """The row of a peer; one that is not there, or does not run, has a note and no time.
+
+    cmfast itself has to run, and results that are off by `worst` of the norm or more are wrong.
+    """
     facts = {name: peer[name] for name in ("error", "version", "memory", "start", "conversion", "note")}
     facts["samples_per_s"] = peer["seconds"] and key["batch"] / peer["seconds"]
     samples = {"evaluation": peer["rounds"]} if peer["rounds"] else {}
-    wrong = f"wrong: off by {peer['error']:.2g} of the norm" if peer["error"] and not samples else ""
-    control = not peer["peer"].startswith("cmfast")
-    return Row(key | {"variant": peer["peer"]}, facts, samples, wrong, control)
+    error, control = peer["error"], not peer["peer"].startswith("cmfast")
+    problem = ""
+    if not samples and error and not error < worst:  # or not a number
+        problem = f"wrong: off by {error:.2g} of the norm"
+    elif not samples and not control:
+        problem = peer["note"] or "no time was taken"
+    return Row(key | {"variant": peer["peer"]}, facts, samples, problem, control)

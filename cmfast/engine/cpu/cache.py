@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def fingerprint(tensors: Mapping[str, Tensor], packed: Iterable[str], products: 
 
 
 class Stored:
-    """The packed weights in a file that `write` wrote: the file is mapped when one is wanted.
+    """The packed weights in a file that `write` wrote, which is mapped: what takes its place later is another file.
 
     Attributes:
         path: of the file; where there is none, there are no weights.
@@ -50,26 +50,40 @@ class Stored:
         if not path.exists():
             return
         try:
-            with safetensors.safe_open(path, "pt") as file:  # checks that the file is whole
-                names = file.keys()
-            with path.open("rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(size))
-            for name in names:
-                begin, end = header[name]["data_offsets"]
-                self._places[name] = _DTYPES[header[name]["dtype"]], 8 + size + begin, end - begin
-        except (safetensors.SafetensorError, OSError, KeyError) as error:
+            while not self._map():  # another process has put a new file in its place meanwhile
+                pass
+        except (safetensors.SafetensorError, OSError, EOFError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a whole file of packed weights ({error}): delete it") from error
+
+    def _map(self) -> bool:
+        """Map the file and read from its header what is where; False where both are not of the same file."""
+        with safetensors.safe_open(self.path, "pt") as file:  # checks that the file is whole
+            names = file.keys()
+        with self.path.open("rb") as stream:
+            length = stream.read(8)
+            size = int.from_bytes(length, "little")
+            content = stream.read(size)
+        header = json.loads(content)
+        self._places = {}
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            self._places[name] = _DTYPES[header[name]["dtype"]], 8 + size + begin, end - begin
+        end = max((begin + size for _, begin, size in self._places.values()), default=8 + size)
+        self._mapped = memory.mapped(self.path, end)
+        return bytes(self._mapped[: 8 + size].numpy()) == length + content
 
     def __contains__(self, name: str) -> bool:
         """Whether the file has what was packed under this name."""
         return name in self._places
 
+    def __iter__(self) -> Iterator[str]:
+        """The names in the file."""
+        return iter(self._places)
+
     def read(self, name: str) -> Tensor:
-        """What the file has under this name, in memory that is not to be written to. Raises OSError, and EOFError."""
+        """What the file has under this name, in memory that is not to be written to."""
         dtype, begin, size = self._places[name]
-        if self._mapped is None:
-            self._mapped = memory.mapped(self.path, max(begin + size for _, begin, size in self._places.values()))
+        assert self._mapped is not None
         tensor = self._mapped[begin : begin + size]
         return (tensor if begin % _LINE == 0 else tensor.clone()).view(dtype)
 

@@ -58,7 +58,8 @@ class CpuTarget:
             self._stored = Stored(self._cache / f"{self._fingerprint(network, graph)}.safetensors")
         done = (lambda name: None) if self._keep_weights else giver_up(network, graph)
         if self.weights.prepare(graph, self._choose, self._stored, done) and self._stored is not None:
-            write(self._stored.path, self.weights.packed)
+            there = Stored(self._stored.path)  # as others have left it
+            write(self._stored.path, {name: there.read(name) for name in there} | self.weights.packed)
         if isinstance(self._choose, Tuner):
             self._choose.save()
         steps = lower(graph, kernels(attention_products(self._products), images(self._products)))

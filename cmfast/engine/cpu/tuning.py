@@ -77,7 +77,7 @@ def _describe(node: fx.Node, products: torch.dtype) -> str:
 def _measure(node: fx.Node, form: ConvForm) -> float:
     """Seconds of a call whose weights come from memory."""
     a = arguments(node)
-    weight = torch.randn(shape(a["weight"])) / math.sqrt(math.prod(shape(a["weight"])[1:]))
+    weight = torch.randn(shape(a["weight"]), dtype=torch.float32) / math.sqrt(math.prod(shape(a["weight"])[1:]))
     packed = pack(weight, *form)
     copies = [packed.clone() for _ in range(min(16, -(-_COLD_BYTES // packed.nbytes)))]
     images = {name: _random_image(a[name]) for name in ("h", "skip", "residual")}
@@ -85,7 +85,7 @@ def _measure(node: fx.Node, form: ConvForm) -> float:
     same = {name: a[name] for name in ("stride", "padding", "resample", "silu", "gate", "relu", "residual_resample")}
     call = ConvArguments(weight=weight, packed=packed, **form._asdict(), **images, **rows, **same)
     out = empty_channels_last(weight, node.meta["val"][0].shape)
-    moments = torch.empty(len(out), 2, out.shape[1], device="cpu") if a["moments"] else None
+    moments = torch.empty(len(out), 2, out.shape[1], dtype=torch.float32, device="cpu") if a["moments"] else None
     program = native.cpu().Program()
     with native.recording(program):
         for copy in copies:
@@ -99,8 +99,8 @@ def _measure(node: fx.Node, form: ConvForm) -> float:
 
 
 def _random(node: Any) -> Tensor | None:
-    return None if node is None else torch.randn(shape(node))
+    return None if node is None else torch.randn(shape(node), dtype=torch.float32)
 
 
 def _random_image(node: Any) -> Tensor | None:
-    return None if node is None else channels_last(torch.randn(shape(node)))
+    return None if node is None else channels_last(torch.randn(shape(node), dtype=torch.float32))

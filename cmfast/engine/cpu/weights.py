@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, fx
 
-from ...kernels.conv_forms import ConvForm
+from ...kernels.conv_forms import ConvForm, conv_forms
 from ...kernels.cpu.conv import pack
 from ..graph import CONV, Graph, arguments, change
 from .cache import Stored
@@ -43,9 +43,10 @@ class Weights:
             a = arguments(node)
             name, weight = str(a["weight"].target), graph.tensor(a["weight"])
             assert weight is not None
-            if name not in self.forms:
-                self.forms[name] = choose(node)
-            form = self.forms[name]
+            form = self.forms.get(name)
+            if form is None or form not in conv_forms(weight.shape, a["stride"], form.dtype):
+                form = choose(node)  # for the first time, or since these weights have another stride here
+                self.forms.setdefault(name, form)
             key = f"{name}: {form}"
             if key not in self.packed:
                 if stored is not None and key in stored:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..graph import CONV, Graph, arguments, change, shape
+from ..graph import CONV, Graph, arguments, change, dtype, shape
 
 _NORM = torch.ops.cmfast.group_norm.default
 
@@ -16,7 +16,7 @@ def read_pairs(graph: Graph) -> int:
         if a["skip"] is not None or joined.target is not torch.ops.aten.cat.default:
             continue
         parts = joined.args[0]
-        same = all(len(shape(part)) == len(shape(joined)) for part in parts)
+        same = all(len(shape(part)) == len(shape(joined)) and dtype(part) == dtype(joined) for part in parts)
         if len(parts) != 2 or arguments(joined)["dim"] not in (1, 1 - len(shape(joined))) or not same:
             continue
         change(node, h=parts[0], skip=parts[1])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import CONV, VIEW, Graph, arguments, shape
+from ..graph import CONV, VIEW, Graph, arguments, dtype, shape
 
 _aten = torch.ops.aten
 
@@ -28,6 +28,8 @@ def _convolution(graph: Graph, node: fx.Node) -> bool:
     weight = graph.tensor(a["weight"])
     if weight is None or not 3 <= weight.ndim <= 5 or a["transposed"] or a["groups"] != 1:
         return False
+    if not _of_float32(a["input"], a["weight"], a["bias"]):
+        return False
     if any(d != 1 for d in a["dilation"]):
         return False
     padding = tuple(p for p in a["padding"] for _ in range(2))
@@ -43,12 +45,18 @@ def _linear(graph: Graph, node: fx.Node) -> bool:
         matrix is None
         or (bias is not None and _not_a_row(graph, bias, matrix))
         or (a.get("alpha", 1), a.get("beta", 1)) != (1, 1)
+        or not _of_float32(x, a["mat2"], bias)
     ):
         return False
     weight = graph.attribute(f"{a['mat2'].target} transposed as 1x1", matrix.t()[:, :, None, None], node)
     out = _conv(graph, node, graph.call(node, VIEW, x, [*shape(x), 1, 1]), weight, bias)
     graph.replace(node, graph.call(node, VIEW, out, shape(node)))
     return True
+
+
+def _of_float32(*nodes: Any) -> bool:
+    """Whether all values that there are have the dtype of the engine's."""
+    return all(node is None or dtype(node) == torch.float32 for node in nodes)
 
 
 def _not_a_row(graph: Graph, bias: fx.Node, matrix: Tensor) -> bool:

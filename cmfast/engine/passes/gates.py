@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import CONV, VIEW, Graph, arguments, change, only_user, shape
+from ..graph import CONV, VIEW, Graph, arguments, change, dtype, only_user, shape
 
 _aten = torch.ops.aten
 
@@ -35,7 +35,9 @@ def _factors(product: Any) -> tuple[fx.Node, fx.Node, str] | None:
         return None
     for h, active in itertools.permutations(product.args):
         name = _activation(active)
-        if name and isinstance(h, fx.Node) and only_user(active) and shape(h) == shape(active):
+        if not name or not isinstance(h, fx.Node) or not only_user(active) or shape(h) != shape(active):
+            continue
+        if dtype(h) == dtype(active) == torch.float32:
             return h, arguments(active)["self"], name
     return None
 

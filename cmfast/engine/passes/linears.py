@@ -18,7 +18,9 @@ def merge(graph: Graph) -> int:
     siblings: dict[Any, list[fx.Node]] = defaultdict(list)
     for node in graph.calls(CONV):
         a = arguments(node)
-        if shape(a["weight"])[2:] == [1, 1] and shape(a["h"])[2:] == [1, 1] and a["residual"] is None:
+        of_one = shape(a["weight"])[2:] == [1, 1] and shape(a["h"])[2:] == [1, 1]
+        known = a["bias"] is None or graph.tensor(a["bias"]) is not None
+        if of_one and known and a["residual"] is None:
             others = tuple(value for name, value in a.items() if name not in ("h", "weight", "bias"))
             siblings[_source(a["h"]), tuple(shape(a["h"])), others].append(node)
     count = 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import CONV, Graph, arguments, convolution_of, layer, only_user, shape
+from ..graph import CONV, Graph, arguments, convolution_of, dtype, layer, only_user, shape
 
 _aten = torch.ops.aten
 
@@ -43,6 +43,8 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
     call, of_node = convolution_of(out), isinstance(given, fx.Node)
     other, name = (_of_channels(graph, given, node), str(given.target)) if of_node else (given, repr(given))
     if call is None or not isinstance(other, Real | torch.Tensor) or (isinstance(other, Real) and not other):
+        return False
+    if shape(out) != shape(node) or dtype(out) != dtype(node):  # one channel that becomes many, or a wider dtype
         return False
     conv = arguments(call)
     weight, bias = graph.tensor(conv["weight"]), conv["bias"]

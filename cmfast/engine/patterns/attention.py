@@ -24,7 +24,7 @@ def recognise(function: Any, args: Any, kwargs: Any) -> Tensor | None:
         return None
     if min(q.ndim, k.ndim, v.ndim) < 2 or k.shape[-2:] != v.shape[-2:] or q.shape[-1] != k.shape[-1]:
         return None
-    if not k.shape[-2] or not q.is_floating_point():
+    if not k.shape[-2] or {q.dtype, k.dtype, v.dtype} != {torch.float32}:
         return None
     try:
         heads = torch.broadcast_shapes(*(x.shape[:-2] for x in (q, k, v)))

@@ -140,7 +140,7 @@ def _replace(graph: Graph, norm: _Norm) -> None:
     weight, bias = (None if t is None else graph.call(last, VIEW, t, [channels]) for t in (norm.weight, norm.bias))
     if abs(norm.factor - 1) > 1e-12:
         if weight is None:
-            ones = torch.full((channels,), norm.factor)
+            ones = torch.full((channels,), norm.factor, dtype=torch.float32)
             weight = graph.attribute(f"constant [{channels}] of {norm.factor}", ones, last)
         else:
             weight = graph.call(last, _aten.mul.Tensor, weight, norm.factor)

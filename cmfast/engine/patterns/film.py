@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from ..graph import VIEW, Graph, only_user, operands, shape, value
+from ..graph import VIEW, Graph, dtype, only_user, operands, shape, value
 
 _aten = torch.ops.aten
 
@@ -32,8 +32,8 @@ def following(graph: Graph, out: fx.Node, channels: list[int]) -> Film:
     user = only_user(last)
     if user is not None and is_call(user, _aten.mul.Tensor):
         factor = other(user, last)
-        if is_row(factor, channels, shape(last)):
-            last, scale = user, _minus_one(graph, user, factor, channels)
+        scale = _minus_one(graph, user, factor, channels) if is_row(factor, channels, shape(last)) else None
+        last = last if scale is None else user
     user = only_user(last)
     if user is not None and is_call(user, _aten.add.Tensor):
         added = other(user, last)
@@ -44,16 +44,19 @@ def following(graph: Graph, out: fx.Node, channels: list[int]) -> Film:
     return Film(user if silu and user is not None else last, scale, shift, silu)
 
 
-def _minus_one(graph: Graph, before: fx.Node, factor: fx.Node, channels: list[int]) -> fx.Node:
-    """The scale whose factor is 1 + scale: what 1 was added to, where the network has written it so."""
+def _minus_one(graph: Graph, before: fx.Node, factor: fx.Node, channels: list[int]) -> fx.Node | None:
+    """The scale whose factor is 1 + scale: what 1 was added to, where the network has written it so; else None.
+
+    Of another factor, 1 + (factor - 1) would lose the digits of a small one.
+    """
     inner = factor
     while inner.target in (VIEW, _aten.unsqueeze.default):
         inner = operands(inner)[0]
     if is_call(inner, _aten.add.Tensor) and operands(inner)[1] == 1:
         source = operands(inner)[0]
         if isinstance(source, fx.Node) and value(source).numel() == channels[0] * channels[1]:
-            return row(graph, before, source, channels)
-    return row(graph, before, graph.call(before, _aten.sub.Tensor, factor, 1), channels)
+            return row(graph, before, source, channels) if dtype(source) == torch.float32 else None
+    return None
 
 
 def other(node: fx.Node, one: fx.Node) -> Any:
@@ -68,9 +71,7 @@ def is_call(node: Any, target: Any) -> bool:
 
 def is_row(node: Any, channels: list[int], image: list[int]) -> bool:
     """Whether a value is one number a sample and channel, to broadcast over an image's positions."""
-    if not isinstance(node, fx.Node) or not isinstance(value(node), torch.Tensor) or len(image) < 3:
-        return False
-    return bool(shape(node) == [*channels, *(1,) * (len(image) - 2)] and value(node).is_floating_point())
+    return len(image) > 2 and dtype(node) == torch.float32 and shape(node) == [*channels, *(1,) * (len(image) - 2)]
 
 
 def row(graph: Graph, before: fx.Node, node: fx.Node, channels: list[int]) -> fx.Node:

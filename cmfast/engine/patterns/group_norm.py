@@ -5,7 +5,7 @@ import operator
 import torch
 from torch import fx
 
-from ..graph import VIEW, Graph, arguments, layer, only_user, shape
+from ..graph import VIEW, Graph, arguments, dtype, layer, only_user, shape
 from .film import following, is_call, is_row, row
 
 _aten = torch.ops.aten
@@ -16,11 +16,17 @@ def recognise(graph: Graph) -> int:
     """Replace each group norm of which only the normalised values are read, with what surrounds it."""
     count = 0
     for node in graph.calls(_aten.native_group_norm.default):
+        if dtype(arguments(node)["input"]) != torch.float32:
+            continue
         outs = [user for user in node.users if user.target is operator.getitem and user.users]
         if len(outs) == 1 and outs[0].args[1] == 0:
             _replace(graph, node, outs[0])
             count += 1
     return count
+
+
+def _alike(image: fx.Node, x: fx.Node) -> bool:
+    return shape(image) == shape(x) and dtype(image) == dtype(x)
 
 
 def _replace(graph: Graph, node: fx.Node, out: fx.Node) -> None:
@@ -30,7 +36,7 @@ def _replace(graph: Graph, node: fx.Node, out: fx.Node) -> None:
     rows = [(x.args[i], x.args[1 - i]) for i in (0, 1)] if is_call(x, _aten.add.Tensor) else []
     for image, added in rows:
         # An image of one position is no row: its additions have the shape of the image as well.
-        if only_user(x) and is_row(added, channels, shape(x)) and shape(image) == shape(x):
+        if only_user(x) and is_row(added, channels, shape(x)) and _alike(image, x):
             x, add = image, row(graph, node, added, channels)
             break
     last, scale, shift, silu = following(graph, out, channels)

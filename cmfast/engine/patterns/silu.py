@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import fx
 
-from ..graph import Graph
+from ..graph import Graph, dtype
 
 _aten = torch.ops.aten
 
@@ -15,7 +15,8 @@ def recognise(graph: Graph) -> int:
     count = 0
     for node in graph.calls(_aten.mul.Tensor):
         for x, sigmoid in itertools.permutations(node.args):
-            if isinstance(sigmoid, fx.Node) and sigmoid.target is _aten.sigmoid.default and sigmoid.args[0] is x:
+            of_x = isinstance(sigmoid, fx.Node) and sigmoid.target is _aten.sigmoid.default and sigmoid.args[0] is x
+            if of_x and dtype(x) == dtype(node):  # of integers there is no SiLU
                 graph.replace(node, graph.like(node, _aten.silu.default, x))
                 count += 1
                 break

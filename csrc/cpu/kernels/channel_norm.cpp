@@ -50,7 +50,7 @@ struct ChannelNorm {
     float mean = p.centred && !FAULT(mean_not_subtracted)
                      ? total(from, [](Floats x) __attribute__((always_inline)) { return x; }) / count : 0.0f;
     float square = total(from, [&](Floats x) __attribute__((always_inline)) { return (x - mean) * (x - mean); }) / count;
-    float rstd = 1.0f / __builtin_sqrtf((square > p.least ? square : p.least) + p.eps);
+    float rstd = 1.0f / __builtin_sqrtf((square < p.least ? p.least : square) + p.eps);
     auto normal = [=](Floats x, Floats by, Floats plus) __attribute__((always_inline)) {
       return (x - mean) * rstd * by + plus;
     };
