@@ -63,6 +63,7 @@ ROOMS = [
     "sampling",
     "preconditioning",
     "files",
+    "finite",
     "sound",
     "checkpoints",
     "storage",

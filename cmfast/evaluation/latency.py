@@ -1,9 +1,11 @@
 """Latency of samplers beside the quality of what they draw, so that speed is compared at equal quality."""
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +92,7 @@ def measure(
         FloatingPointError: samples that are not finite; nothing is reported of such a run.
     """
     firsts = [_timed(plan, batch_size, 0, seed)[0][1] for plan in plans]
-    evaluations = [_evaluations(plan) for plan in plans]
+    evaluations = _evaluations(plans)
     for plan in plans:  # a network that is accelerated is made ready again once the counting hook is gone
         plan.model.sample(batch_size, sampler=plan.sampler, steps=plan.steps)
     seconds: list[list[float]] = [[] for _ in plans]
@@ -138,15 +140,28 @@ def measure(
     return rows
 
 
-def _evaluations(plan: Plan) -> int:
-    """How many times a plan evaluates the network, counted by a hook: what is timed has none."""
-    calls: list[None] = []
-    hook = plan.model.unet.register_forward_pre_hook(lambda *_: calls.append(None))
+def _evaluations(plans: Sequence[Plan]) -> list[int]:
+    """How many times each plan evaluates its network, counted by hooks: what is timed has none.
+
+    One for all plans of a network: an accelerated one is captured anew when a hook comes or goes, or a list changes
+    that its hooks write to.
+    """
+    calls, found = itertools.count(), []
+
+    def note(*_: Any) -> None:
+        next(calls)
+
+    networks = {id(plan.model.unet): plan.model.unet for plan in plans}
+    hooks = [network.register_forward_pre_hook(note) for network in networks.values()]
     try:
-        plan.model.sample(1, sampler=plan.sampler, steps=plan.steps)
+        for plan in plans:
+            before = next(calls)
+            plan.model.sample(1, sampler=plan.sampler, steps=plan.steps)
+            found.append(next(calls) - before - 1)
     finally:
-        hook.remove()
-    return len(calls)
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _timed(plan: Plan, batch_size: int, first_sample: int, seed: int) -> tuple[tuple[float, float], Tensor]:

@@ -9,7 +9,9 @@ _LEAST = "test_small_values and triton"
 _TOKENS = "test_views and triton"
 
 _BEGIN = "    begin = tl.program_id(0) % tiles * BLOCK_P\n"
-_SQUARE = "factor = tl.rsqrt(tl.maximum(squares / channels, least) + eps)\n        gain"
+_SQUARE = (
+    "factor = tl.rsqrt(tl.maximum(squares / channels, least, propagate_nan=tl.PropagateNan.ALL) + eps)\n        gain"
+)
 _DIFFERENCE = "            u = subtract(u, mean, mask)\n        squares"
 _GAIN = "shift, shift_n, n, start + c, valid)"
 _SWAP = "return Operand(x.tensor, (0, c, n))"
