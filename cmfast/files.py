@@ -1,7 +1,6 @@
 """Writing files and folders whole or not at all."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -70,6 +69,8 @@ def held(folder: Path) -> int:
     Raises:
         BlockingIOError: another process has it.
     """
+    import fcntl  # which Windows has not, where what needs no lock is used too
+
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -72,7 +72,7 @@ def evaluate(
     if save is not None:
         if save.exists() and not (save.is_dir() and not any(save.iterdir())):
             raise FileExistsError(f"{save} is there already: give --save a new folder")
-        check_writable(save / "config.json")
+        check_writable(save / "config.json" if save.exists() else save)
     seen = load_features(features or (model if model in BUNDLED else "digits"))
     real, train = _images(data, split), _images(train_data, "train")
     loaded = load_model(model, device, dtype, accelerate, backend)

@@ -309,8 +309,14 @@ class Accelerator:
         _refuse_hooks(network)
         args, kwargs = structure.build(tensors)
         try:
-            with _capturing(), _attributes_kept(network), _nothing_drawn():
-                graph = capture(network, args, kwargs)
+            for again in (True, False):  # another thread may draw random numbers meanwhile, but hardly twice
+                before = _random_states()
+                with _capturing(), _attributes_kept(network):
+                    graph = capture(network, args, kwargs)
+                if _random_states() == before:
+                    break
+                if not again:
+                    raise CaptureError("its forward draws random numbers of Python or numpy")
         except CaptureError:
             raise
         except Exception as error:
@@ -480,17 +486,9 @@ def _autocast_off() -> AbstractContextManager[Any]:
     return found
 
 
-@contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """Raise CaptureError at the end of the block where Python's or numpy's random numbers were drawn in it."""
-    python, numbers = random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
-    yield
-    of_python, of_numpy = random.getstate() != python, pickle.dumps(np.random.get_state()) != numbers  # noqa: NPY002
-    random.setstate(python)
-    if of_numpy:
-        np.random.set_state(pickle.loads(numbers))  # noqa: NPY002
-    if of_python or of_numpy:
-        raise CaptureError(f"its forward draws random numbers of {'Python' if of_python else 'numpy'}")
+def _random_states() -> tuple[Any, bytes]:
+    """Of Python's and numpy's global random numbers: other ones once some were drawn."""
+    return random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
     wanted = {  # by what is no convolution, at every call
         _storage(graph.tensors[str(n.target)]) for n in attributes if any(user.target is not CONV for user in n.users)
     }
-    read = {_storage(graph.tensors[str(n.target)]) for n in graph.nodes.nodes if n.op == "get_attr"}
+    read = {_storage(graph.tensors[str(n.target)]) for n in attributes}
     for storage in views.keys() - read:
         if graph.tensors[views[storage][0]].ndim > 1:
             give_up(views[storage][0])

@@ -42,3 +42,16 @@ def exact(unet, inputs):
     wide = {k: v.double() if v.is_floating_point() else v for k, v in unet.state_dict().items()}
     x, *rest = (t.double() if t.is_floating_point() else t for t in inputs)
     return torch.func.functional_call(unet, wide, (x, *rest))
+
+
+class Net(torch.nn.Module):
+    """A function of itself and its inputs, with layers and attributes."""
+
+    def __init__(self, function, **attributes):
+        super().__init__()
+        self.function = function
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)

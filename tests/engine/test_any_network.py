@@ -19,18 +19,7 @@ from cmfast.benchmarking.accuracy import relative_error
 from cmfast.engine import accelerator
 from cmfast.engine.capture import capture
 
-
-class Net(nn.Module):
-    """A function of itself and its inputs, with layers and attributes."""
-
-    def __init__(self, function, **attributes):
-        super().__init__()
-        self.function = function
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, *args, **kwargs):
-        return self.function(self, *args, **kwargs)
+from .networks import Net
 
 
 @pytest.fixture(autouse=True)

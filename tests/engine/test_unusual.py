@@ -15,20 +15,7 @@ from cmfast import ConsistencyModel
 from cmfast.engine.turns import Turns
 from cmfast.preconditioning import EDM
 
-from .networks import error
-
-
-class Of(nn.Module):
-    """A network of a function of itself and its inputs, with some modules and tensors."""
-
-    def __init__(self, function, **attributes):
-        super().__init__()
-        self.function = function
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def forward(self, *given):
-        return self.function(self, *given)
+from .networks import Net, error
 
 
 def seeded(*shape):
@@ -60,28 +47,28 @@ def image(row):
 #: Networks and inputs, whose results are torch's to rounding, and in its dtype.
 NETWORKS = {
     "a mask of booleans beside the channels": (
-        Of(lambda m, x, k: m.c(torch.cat([x, k], 1)), c=conv(5, 32, 3)),
+        Net(lambda m, x, k: m.c(torch.cat([x, k], 1)), c=conv(5, 32, 3)),
         (X, MASK),
     ),
     "a norm of an image and a mask": (
-        Of(lambda m, x, k: m.g(torch.cat([x, k, k, k, k], 1)), g=nn.GroupNorm(2, 8)),
+        Net(lambda m, x, k: m.g(torch.cat([x, k, k, k, k], 1)), g=nn.GroupNorm(2, 8)),
         (X, MASK),
     ),
-    "film of doubles": (Of(lambda m, x, s: F.silu(m.g(x) * (1 + image(s.double()))), g=nn.GroupNorm(2, 4)), (X, ROW)),
-    "a shift of doubles": (Of(lambda m, x, s: m.g(x) + image(s.double()), g=nn.GroupNorm(2, 4)), (X, ROW)),
-    "an addition of doubles": (Of(lambda m, x, s: m.g(x + image(s.half()).float()), g=nn.GroupNorm(2, 4)), (X, ROW)),
+    "film of doubles": (Net(lambda m, x, s: F.silu(m.g(x) * (1 + image(s.double()))), g=nn.GroupNorm(2, 4)), (X, ROW)),
+    "a shift of doubles": (Net(lambda m, x, s: m.g(x) + image(s.double()), g=nn.GroupNorm(2, 4)), (X, ROW)),
+    "an addition of doubles": (Net(lambda m, x, s: m.g(x + image(s.half()).float()), g=nn.GroupNorm(2, 4)), (X, ROW)),
     "an image of integers and a row": (
-        Of(lambda m, x, s: m.g((x * 9).int() + image(s)), g=nn.GroupNorm(2, 4)),
+        Net(lambda m, x, s: m.g((x * 9).int() + image(s)), g=nn.GroupNorm(2, 4)),
         (X, ROW),
     ),
-    "film by small factors": (Of(lambda m, x, s: m.g(x) * image(s * 1e-6), g=nn.GroupNorm(2, 4)), (X, ROW)),
-    "one channel that becomes five": (Of(lambda m, x: m.c(x) + m.p, c=conv(4, 1, 3), p=parameter(1, 5, 1, 1)), (X,)),
+    "film by small factors": (Net(lambda m, x, s: m.g(x) * image(s * 1e-6), g=nn.GroupNorm(2, 4)), (X, ROW)),
+    "one channel that becomes five": (Net(lambda m, x: m.c(x) + m.p, c=conv(4, 1, 3), p=parameter(1, 5, 1, 1)), (X,)),
     "a convolution plus doubles": (
-        Of(lambda m, x: m.c(x) + torch.linspace(0, 1, 32, dtype=torch.float64)[:, None, None], c=conv(4, 32, 3)),
+        Net(lambda m, x: m.c(x) + torch.linspace(0, 1, 32, dtype=torch.float64)[:, None, None], c=conv(4, 32, 3)),
         (X,),
     ),
     "layers of one input whose biases are inputs": (
-        Of(
+        Net(
             lambda m, x, b: (F.conv2d(x, m.a.weight, b[0]), F.conv2d(x, m.b.weight, b[0])),
             a=conv(4, 6, 1),
             b=conv(4, 6, 1),
@@ -89,30 +76,32 @@ NETWORKS = {
         (seeded(2, 4, 1, 1), seeded(1, 6)),
     ),
     "one weight with two strides": (
-        Of(lambda m, x: (F.conv2d(x, m.w, padding=1), F.conv2d(x, m.w, padding=1, stride=2)), w=parameter(32, 4, 3, 3)),
+        Net(
+            lambda m, x: (F.conv2d(x, m.w, padding=1), F.conv2d(x, m.w, padding=1, stride=2)), w=parameter(32, 4, 3, 3)
+        ),
         (X,),
     ),
-    "a product of doubles": (Of(lambda m, t: torch.sin(t.double() @ m.w.double()).float(), w=parameter(4, 8)), (T,)),
+    "a product of doubles": (Net(lambda m, t: torch.sin(t.double() @ m.w.double()).float(), w=parameter(4, 8)), (T,)),
     "a convolution of doubles": (
-        Of(lambda m, x: F.conv2d(x.double(), m.w.double()).float(), w=parameter(8, 4, 3, 3)),
+        Net(lambda m, x: F.conv2d(x.double(), m.w.double()).float(), w=parameter(8, 4, 3, 3)),
         (X,),
     ),
     "a product of integers": (
-        Of(lambda m, t: (t * 9).long() @ torch.arange(8).reshape(4, 2)),
+        Net(lambda m, t: (t * 9).long() @ torch.arange(8).reshape(4, 2)),
         (T,),
     ),
     "attention of doubles": (
-        Of(lambda m, q: F.scaled_dot_product_attention(*(q.double(),) * 3).float()),
+        Net(lambda m, q: F.scaled_dot_product_attention(*(q.double(),) * 3).float()),
         (seeded(2, 1, 6, 8),),
     ),
-    "a norm of doubles": (Of(lambda m, x: F.group_norm(x.double(), 2).float()), (X,)),
+    "a norm of doubles": (Net(lambda m, x: F.group_norm(x.double(), 2).float()), (X,)),
     "a gate of integers": (
-        Of(lambda m, t, k: m.l(k.sign().int() * F.gelu(t)), l=nn.Linear(4, 8)),
+        Net(lambda m, t, k: m.l(k.sign().int() * F.gelu(t)), l=nn.Linear(4, 8)),
         (T, ROW),
     ),
-    "SiLU of integers": (Of(lambda m, k: k.round().int() * torch.sigmoid(k.round().int())), (3 * T,)),
+    "SiLU of integers": (Net(lambda m, k: k.round().int() * torch.sigmoid(k.round().int())), (3 * T,)),
     "complex numbers": (
-        Of(lambda m, t: m.l(torch.complex(t, t)).abs(), l=nn.Linear(4, 8, dtype=torch.complex64)),
+        Net(lambda m, t: m.l(torch.complex(t, t)).abs(), l=nn.Linear(4, 8, dtype=torch.complex64)),
         (T,),
     ),
 }
@@ -136,7 +125,7 @@ def test_results_are_torchs(name):
 def test_torchs_default_dtype_is_of_no_matter(dtype):
     torch.manual_seed(0)
     normed = nn.Sequential(conv(4, 32, 3), nn.GroupNorm(8, 32), nn.SiLU(), conv(32, 32, 3)).eval()
-    unit = Of(lambda m, x: F.normalize(x, dim=1) * 3).eval()
+    unit = Net(lambda m, x: F.normalize(x, dim=1) * 3).eval()
     expected = normed(X), unit(X)
     try:
         torch.set_default_dtype(dtype)
@@ -150,7 +139,7 @@ def test_torchs_default_dtype_is_of_no_matter(dtype):
 
 @torch.no_grad()
 def test_autocast_changes_nothing_and_leaves_nothing_behind():
-    network = Of(
+    network = Net(
         lambda m, x, t: (F.linear(t, m.w + m.b @ m.a), F.scaled_dot_product_attention(x, x, x, m.mask)),
         **{"w": parameter(8, 4), "a": parameter(2, 4), "b": parameter(8, 2), "mask": parameter(8, 8)},
     ).eval()
@@ -176,7 +165,7 @@ def test_no_thread_puts_another_into_training_mode():
             ended.wait(10)
         return m.drop(y)
 
-    network = Of(forward, c=block(), drop=nn.Dropout(0.5))
+    network = Net(forward, c=block(), drop=nn.Dropout(0.5))
     fast = cmfast.accelerate(network)
     expected = network.c(X)
     results = {}
@@ -207,7 +196,7 @@ def test_batches_of_nothing_leave_a_network_in_training_mode_as_it_was():
 )
 @torch.no_grad()
 def test_random_numbers_are_drawn_at_each_call(draw):
-    network = Of(lambda m, x: m.c(x) * draw(), c=block()).eval()
+    network = Net(lambda m, x: m.c(x) * draw(), c=block()).eval()
     fast = cmfast.accelerate(network)
     assert not torch.equal(fast(X), fast(X))
     random.seed(3), np.random.seed(3)  # noqa: NPY002
@@ -224,7 +213,7 @@ class Config:
 def test_what_a_network_is_told_by_is_watched():
     """A namespace, an entry with a module's attribute's name, and an object that is met far from the module first."""
     config = Config(opts={"s": 2.0})
-    network = Of(
+    network = Net(
         lambda m, x: m.c(x) * m.args.scale * (3.0 if m.cfg["training"] else 1.0) * m.near.opts["s"],
         c=conv(4, 32, 3),
         args=argparse.Namespace(scale=2.0),
@@ -252,7 +241,7 @@ def test_what_a_network_is_told_by_is_watched():
     ids=["tied", "read"],
 )
 def test_weights_that_torch_reads_too_are_not_given_up(function):
-    network = Of(function, e=nn.Embedding(10, 8), l=nn.Linear(8, 8)).eval()
+    network = Net(function, e=nn.Embedding(10, 8), l=nn.Linear(8, 8)).eval()
     i = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         expected = network(i)
@@ -263,13 +252,13 @@ def test_weights_that_torch_reads_too_are_not_given_up(function):
 
 
 def test_a_consistency_model_of_a_network_that_draws_is_accelerated_in_parts():
-    network = Of(lambda m, x, t, labels: m.c(x) + 0 * torch.rand(1), c=block()).eval()
+    network = Net(lambda m, x, t, labels: m.c(x) + 0 * torch.rand(1), c=block()).eval()
     model = ConsistencyModel(network, EDM(), sample_shape=(4, 8, 8))
     assert cmfast.accelerate(model).sample(2, sampler="euler", steps=2).shape == (2, 4, 8, 8)
 
 
 def test_an_unconditional_model_is_made_ready_for_its_own_call():
-    network = Of(lambda m, x, t, labels: m.c(x), c=conv(4, 4, 3, padding=1)).eval()
+    network = Net(lambda m, x, t, labels: m.c(x), c=conv(4, 4, 3, padding=1)).eval()
     fast = cmfast.accelerate(ConsistencyModel(network, EDM(), sample_shape=(4, 8, 8)))
     programs = fast.unet._compiled_call_impl.accelerator._made.programs
     assert len(programs) == 1
@@ -285,7 +274,7 @@ def test_a_refusal_ends_with_its_reason():
             raise ValueError("no condition")
         return m.c(x) * m.cond
 
-    network = Of(forward, c=conv(4, 32, 3), cond=None).eval()
+    network = Net(forward, c=conv(4, 32, 3), cond=None).eval()
     fast = cmfast.accelerate(network)
     with torch.no_grad():
         for _ in range(2):

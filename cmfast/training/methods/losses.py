@@ -55,7 +55,7 @@ def distance(settings: DistanceSettings) -> Distance:
     loss = _loss(settings.loss, settings.huber_c)
     if settings.features is None:
         return loss
-    features, weight = Features(settings.features), settings.feature_weight
+    features, weight = FeatureDistance(settings.features), settings.feature_weight
     return lambda x, y: loss(x, y) + weight * features(x, y)
 
 
@@ -91,7 +91,7 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float) -> Tensor:
     return (difference.square().sum(1) + c**2).sqrt() - c
 
 
-class Features:
+class FeatureDistance:
     """The distance of `Lpips` by a classifier of cmfast, which knows the data: Σ_l mean_p ‖φ_l(x)_p - φ_l(y)_p‖².
 
     φ_l(x)_p are the activations of layer l at position p, over their norm. Zhang et al. 2018, equation 1, with all

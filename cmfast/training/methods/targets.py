@@ -13,7 +13,7 @@ def same_dropout(images: Tensor) -> Iterator[None]:
 
     Both evaluations of a pair must drop the same: Song and Dhariwal 2023, "Improved Techniques for Training Consistency
     Models", section 3.1. torch's random state is put back at the end, on the device of `images` too. What autocast has
-    cast in the block is forgotten: before torch 2.11 the evaluation that follows took weights of it without gradients.
+    cast in the block is forgotten: in torch 2.9 the evaluation that follows took weights of it, without gradients.
     """
     device = images.device
     devices = [] if device.type == "cpu" else [device]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmfast.evaluation.classifier import Classifier, save_classifier
-from cmfast.training.methods.losses import DistanceSettings, Features, distance, l2, pseudo_huber
+from cmfast.training.methods.losses import DistanceSettings, FeatureDistance, distance, l2, pseudo_huber
 
 from .toy import IMAGES, NOISE, images
 
@@ -88,7 +88,7 @@ def compare(tmp_path):
     """By a classifier with random weights of grey images of 8×8 pixels."""
     torch.manual_seed(3)
     save_classifier(Classifier(), tmp_path / "classifier.safetensors")
-    return Features(str(tmp_path / "classifier.safetensors"))
+    return FeatureDistance(str(tmp_path / "classifier.safetensors"))
 
 
 def test_features_are_compared_layer_by_layer(compare, tmp_path):
