@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 ALIGNMENT = 256
 #: Cycles of a GPU's clock, for a step, that its work waits while the steps are enqueued: 20 us and more.
 _HEAD_START = 40_000
-#: One thread captures at a time: torch empties the allocator's cache before it does.
-_capture_lock = threading.Lock()
+#: One thread captures at a time: torch empties the allocator's cache before it does. Taken before an executable's turn.
+_capture_lock = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -87,7 +87,8 @@ class Executable:
 
     def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
         """Evaluate; outputs are contiguous tensors of the dtypes, by default those of the graph."""
-        with self.turn():
+        captures = self._graphs and self._graph is None
+        with _capture_lock if captures else contextlib.nullcontext(), self.turn():
             self._run(inputs)
             return self._give(dtypes)
 

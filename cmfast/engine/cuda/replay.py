@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from .executable import Executable
+from .executable import Executable, capturing
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +111,7 @@ class Replay:
         samples.record_stream(current)  # once it is freed, its memory is not used again before this stream has read it
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may use the device meanwhile. What is allocated here is the graph's, as long as that lives.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with capturing(graph, stream):  # what is allocated here is the graph's, as long as that lives
                 self._inputs = self._places(inputs)
                 self._samples = self._function(*self._inputs)
         except RuntimeError as error:

@@ -1,5 +1,7 @@
 """What a replay asks of torch.cuda, with stand-ins for it."""
 
+import threading
+
 import pytest
 import torch
 
@@ -91,3 +93,21 @@ def test_what_the_function_raises_is_raised_and_nothing_captured(cuda, replay):
     with pytest.raises(RuntimeError, match="must match"):
         replay([1, torch.ones(2)])
     assert "capture" not in cuda.log
+
+
+def test_nothing_else_is_captured_meanwhile(cuda):
+    made, other = executable(cuda, graphs=False), executable(cuda)
+    thread = threading.Thread(target=lambda: other([X]), daemon=True)
+
+    def function(x):
+        if cuda.capturing:
+            thread.start()
+            thread.join(0.1)
+            assert thread.is_alive()  # it waits, and has taken no turn that this capture waits for
+            with other.turn():
+                pass
+        return made([x])[0]
+
+    OnCpu(made, function, torch.device("cuda:1"))([X])
+    thread.join(10)
+    assert cuda.log.count("capture") == 2
