@@ -147,3 +147,14 @@ def test_a_noisy_picture_in_the_terms_of_the_model(cmfast, tmp_path):
         results.append(pixels(tmp_path / f"{name}.png").astype(int))
     assert np.abs(results[0] - results[1]).max() <= 1
     assert results[0].std() > 10
+
+
+@pytest.mark.parametrize(("name", "option"), [("colorize", "--steps"), ("strokes", "--sigma")])
+def test_the_levels_are_given_once(name, option, cmfast, tmp_path, colours):
+    image, out = write(tmp_path / "given.png", "grey"), tmp_path / "out.png"
+    arguments = ("--model", colours, "--image", image, "--out", out, "--sigmas", "80,2")
+    status, _, error = cmfast("edit", name, *arguments, option, 2)
+    assert status == 2
+    assert f"--sigmas are the levels themselves: leave out {option}" in error
+    assert not out.exists()
+    assert cmfast("edit", name, *arguments)[0] == 0

@@ -29,7 +29,10 @@ Class = Annotated[
     str | None, typer.Option("--class", help="The class, or one a result (3,1,4); all in turn by default.")
 ]
 Results = Annotated[int, typer.Option("--count", min=1, help="How many results, each of other noise.")]
-Evaluations = Annotated[int, typer.Option("--steps", min=1, help="Evaluations of the model.")]
+Evaluations = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Evaluations of the model: 8 by default, 2 of strokes, else 1."),
+]
 Levels = Annotated[str | None, typer.Option("--sigmas", help="Instead of steps: the levels, such as 80,20,5,1.")]
 
 
@@ -94,7 +97,7 @@ def inpaint(
     model: options.Model = "digits",
     class_labels: Class = None,
     count: Results = 1,
-    steps: Evaluations = 8,
+    steps: Evaluations = None,
     sigmas: Levels = None,
     seed: options.Seed = 0,
     save: Save = None,
@@ -117,7 +120,7 @@ def colorize(
     model: options.Model = "digits",
     class_labels: Class = None,
     count: Results = 1,
-    steps: Evaluations = 8,
+    steps: Evaluations = None,
     sigmas: Levels = None,
     seed: options.Seed = 0,
     save: Save = None,
@@ -142,7 +145,7 @@ def super_resolve(
     model: options.Model = "digits",
     class_labels: Class = None,
     count: Results = 1,
-    steps: Evaluations = 8,
+    steps: Evaluations = None,
     sigmas: Levels = None,
     seed: options.Seed = 0,
     save: Save = None,
@@ -162,11 +165,13 @@ def super_resolve(
 def strokes(
     image: Picture,
     out: Out,
-    sigma: Annotated[float, typer.Option(help="The first level: how far a result may be from the drawing.")] = 2.0,
+    sigma: Annotated[
+        float | None, typer.Option(help="The first level, 2 by default: how far a result may be from the drawing.")
+    ] = None,
     model: options.Model = "digits",
     class_labels: Class = None,
     count: Results = 1,
-    steps: Evaluations = 2,
+    steps: Evaluations = None,
     sigmas: Levels = None,
     seed: options.Seed = 0,
     save: Save = None,
@@ -176,7 +181,10 @@ def strokes(
 ) -> None:
     """Make a picture of a rough drawing."""
     task = _prepare(model, class_labels, count, steps, sigmas, seed, out, save, device, dtype, backend)
-    task = task if sigmas is not None else dataclasses.replace(task, levels=_below(task.model, sigma, steps))
+    if sigmas is None:
+        task = dataclasses.replace(task, levels=_below(task.model, 2.0 if sigma is None else sigma, steps or 2))
+    elif sigma is not None:
+        raise ValueError("--sigmas are the levels themselves: leave out --sigma")
     known = task.picture(image)
     task.run(editing.edit_strokes, known, shown=known)
 
@@ -187,7 +195,7 @@ def interpolate(
     model: options.Model = "digits",
     class_labels: Class = None,
     count: Results = 8,
-    steps: Evaluations = 1,
+    steps: Evaluations = None,
     sigmas: Levels = None,
     seed: options.Seed = 0,
     to_sample: Annotated[int, typer.Option(min=1, help="Index of the sample of the same seed that is gone to.")] = 1,
@@ -197,7 +205,7 @@ def interpolate(
     backend: options.Backend = "auto",
 ) -> None:
     """Go from the first sample of a seed to another one, on a sphere of noise; of the class 0 by default."""
-    task = _prepare(model, class_labels, count, steps, sigmas, seed, out, save, device, dtype, backend, classes=1)
+    task = _prepare(model, class_labels, count, steps, sigmas, seed, out, save, device, dtype, backend, 1, 1)
     scale = task.model.preconditioning.initial_scale(task.levels[0])
     zero = torch.zeros((1, *task.model.sample_shape), device=task.model.device)
     first, second = (scale * GaussianNoise(seed, i)(zero, 0)[0] for i in (0, to_sample))
@@ -223,7 +231,7 @@ def denoise(
     model: options.Model = "digits",
     class_labels: Class = None,
     count: Results = 1,
-    steps: Evaluations = 1,
+    steps: Evaluations = None,
     seed: options.Seed = 0,
     save: Save = None,
     device: options.Device = None,
@@ -232,7 +240,7 @@ def denoise(
 ) -> None:
     """Take the noise out of a picture."""
     task = _prepare(model, class_labels, count, steps, None, seed, out, save, device, dtype, backend)
-    task = dataclasses.replace(task, levels=_below(task.model, sigma, steps))
+    task = dataclasses.replace(task, levels=_below(task.model, sigma, steps or 1))
     known = task.picture(image)
 
     def of_picture(denoiser: Any, x: Tensor, levels: Sequence[float], **given: Any) -> Tensor:
@@ -246,7 +254,7 @@ def _prepare(
     model: str,
     class_labels: str | None,
     count: int,
-    steps: int,
+    steps: int | None,
     sigmas: str | None,
     seed: int,
     out: Path,
@@ -254,9 +262,12 @@ def _prepare(
     device: str | None,
     dtype: str,
     backend: str,
+    default_steps: int = 8,
     classes: int | None = None,
 ) -> _Edit:
     """The task of the options; without --class results have the first so many classes in turn, None for all."""
+    if sigmas is not None and steps is not None:
+        raise ValueError("--sigmas are the levels themselves: leave out --steps")
     for path in (out, save):
         if path is not None:
             if path.suffix.lower() != ".png":
@@ -276,7 +287,7 @@ def _prepare(
         labels = torch.tensor([given[i % len(given)] for i in range(count)], device=loaded.device)
     elif class_labels is not None:
         raise ValueError(f"--class was given, and {model} has no classes")
-    levels = numbers(sigmas, "--sigmas") or loaded.preconditioning.levels(steps)
+    levels = numbers(sigmas, "--sigmas") or loaded.preconditioning.levels(steps or default_steps)
     return _Edit(loaded, labels, seed, count, levels, out, save, backend)
 
 
