@@ -97,3 +97,8 @@ def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
     if shape == like.shape and _is_channels_last_image(like):
         return torch.empty_like(like, memory_format=torch.channels_last)  # faster, of small tensors
     return empty_channels_last(like, shape) if channels_adjoin(like) else like.new_empty(tuple(shape))
+
+
+def reach(image: Tensor) -> int:
+    """The elements of memory from a sample's first to its last, of an image [N, C, *spatial] that has some."""
+    return 1 + sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import native
 from ..conv_arguments import RESAMPLES, ConvArguments
 from ..conv_weights import pack
-from ..layout import channels_adjoin, empty_channels_last
+from ..layout import channels_adjoin, empty_channels_last, reach
 from . import conv_plan
 
 
@@ -87,9 +87,9 @@ def _refusal(a: ConvArguments) -> str:
     if any(c % 8 or not c for c in (*sources, columns)):
         given = f"{' and '.join(map(str, sources))} channels to {columns}"
         return f"the CUDA kernel reads and writes 8 channels at a time, got {given}"
-    images = [_reach(image) for image in (a.h, a.skip, a.residual) if image is not None]
-    if (reach := max(*images, columns * height * width)) >= 1 << 31:
-        return f"the CUDA kernel serves samples that reach over less than 2^31 elements, got {reach}"
+    images = [reach(image) for image in (a.h, a.skip, a.residual) if image is not None]
+    if (most := max(*images, columns * height * width)) >= 1 << 31:
+        return f"the CUDA kernel serves samples that reach over less than 2^31 elements, got {most}"
     if (programs := conv_plan.plan(height, width, columns, sources).programs) < conv_plan.PROGRAMS:
         shape = f"{height} x {width} positions and {columns} channels"
         return f"{programs} blocks, all that {shape} give, would leave most of a GPU idle"
@@ -98,11 +98,6 @@ def _refusal(a: ConvArguments) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _reach(image: Tensor) -> int:
-    """The elements from a sample's first to its last."""
-    return 1 + sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))
 
 
 def _in_vectors(t: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .conv_refusal import refusal
+
 #: Of the kernels: to be raised with changes of them after which earlier measurements say nothing.
 VERSION = 1
 #: Which module of this package has an operator.
@@ -50,6 +52,12 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     if any(t.dtype == torch.float64 for t in tensors):
         return False, "float64 is served by the reference"
     return True, ""
+
+
+def serves(op: str, arguments: Sequence) -> tuple[bool, str]:
+    """Serve, of tensors that are served, every call but convolutions of too large images."""
+    refused = refusal(*arguments) if op == "conv2d" else ""
+    return not refused, refused
 
 
 @functools.cache

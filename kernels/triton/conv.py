@@ -18,11 +18,12 @@ from torch import Tensor
 from ..backends import BackendError
 from ..conv_arguments import GATES, ConvArguments, in_three, resampled_sizes
 from ..conv_weights import pack
-from ..layout import channels_adjoin, channels_last, describe, empty_channels_last
+from ..layout import channels_adjoin, channels_last, empty_channels_last, reach
 from . import conv_config
 from .conv_config import Config, configuration
 from .conv_input import conv_input_kernel
 from .conv_product import AVERAGE, NEAREST, NO_RESIDUAL, PLAIN, conv_product_kernel
+from .conv_refusal import MOST, input_shape, makes_input, refusal
 from .launch import Launch, architecture
 
 _RESIDUALS = {None: PLAIN.value, "nearest": NEAREST.value, "average": AVERAGE.value}
@@ -57,16 +58,14 @@ def plan_conv2d(
     moments = a.h.new_empty((shape[0], 2, shape[1]) if a.moments else 0, dtype=torch.float32)
     if not out.numel():
         return [], (out, moments)
-    for image in (a.h, a.skip, a.residual, out):
-        _check_reach(image)
+    if refused := refusal(a):
+        raise BackendError(f"backend 'triton' cannot serve conv2d: {refused}")
     h = a.h if channels_adjoin(a.h) else channels_last(a.h)
     a = a._replace(h=h, skip=_last(a.skip), residual=_last(a.residual))
     a = a._replace(gain=_row(a.gain), offset=_row(a.offset))
     launches = []
-    taps = math.prod(a.weight.shape[2:])
-    if a.gate or a.resample == "average" or (taps > 1 and (a.gain is not None or a.silu)):
+    if makes_input(a):
         launch, u = plan_input(a)
-        _check_reach(u)
         launches.append(launch)
         resample = None if a.resample == "average" else a.resample
         a = a._replace(h=u, skip=None, gain=None, offset=None, silu=False, gate=None, resample=resample)
@@ -74,30 +73,10 @@ def plan_conv2d(
     return launches, (out, moments)
 
 
-def _check_reach(image: Tensor | None) -> None:
-    """Raise BackendError for a sample that reaches too far: the kernels count its elements in 32 bits."""
-    if image is not None and (reach := _reach(image)) >= _MOST:
-        raise BackendError(
-            "backend 'triton' cannot serve conv2d: a sample may reach over 2^31 elements of memory, got "
-            f"{describe(image)}, which reaches over {reach + 1}"
-        )
-
-
-#: Elements, the last of which the kernels can count.
-_MOST = 1 << 31
-
-
-def _reach(image: Tensor) -> int:
-    """The place of a sample's last element from its first."""
-    return sum((size - 1) * step for size, step in zip(image.shape[1:], image.stride()[1:], strict=True))
-
-
 def plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
     """What writes the input of the products, and where: all that is done to it before, but for upsampling."""
     pool = a.resample == "average"
-    n, c, *sizes = a.h.shape
-    channels = c if a.gate or a.skip is None else c + a.skip.shape[1]
-    sizes = resampled_sizes(sizes, a.resample) if pool else sizes
+    n, channels, *sizes = input_shape(a)
     u = a.h.new_empty((n, *sizes, channels), dtype=a.dtype).movedim(-1, 1)
     _, height, width = in_three(sizes)
     positions = math.prod(sizes)
@@ -109,7 +88,7 @@ def plan_input(a: ConvArguments) -> tuple[Launch, Tensor]:
         (n * tiles_p * tiles_c,),
         (
             *(*_image(a.h), *_image(a.skip), *_rows(a.gain), *_rows(a.offset), u),
-            *(c, channels, height, width, positions, tiles_p, tiles_c),
+            *(a.h.shape[1], channels, height, width, positions, tiles_p, tiles_c),
         ),
         dict(
             GATE=GATES.index(a.gate),
@@ -138,7 +117,7 @@ def _plan_product(a: ConvArguments, out: Tensor, moments: Tensor, arch: str, cho
     if inside and set(a.stride) == {1} and taps == 1 and a.gain is None and not a.moments and not a.residual_resample:
         images = [_flat(t) for t in (h, skip, residual, to)]
         flat = all(found is not None or t is None for found, t in zip(images, (h, skip, residual, to), strict=True))
-        if flat and all(image is None or _reach(image) < _MOST for image in images):
+        if flat and all(image is None or reach(image) <= MOST for image in images):
             h, skip, residual, to = images  # type: ignore[assignment]
             n, sizes = 1, [to.shape[2]]
     positions = math.prod(sizes)

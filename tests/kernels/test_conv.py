@@ -14,6 +14,7 @@ from cmfast.kernels import (
     prepare_conv,
     use_backend,
 )
+from cmfast.kernels.backends import resolve
 from cmfast.kernels.conv_arguments import ConvArguments
 from cmfast.kernels.conv_forms import SPLIT, has_tiles
 from hypothesis import given, settings
@@ -1003,6 +1004,17 @@ def test_a_sample_too_large_for_the_gpus_kernels_is_refused():
     with pytest.raises(BackendError, match=r"over 2\^31 elements .*\[2, 1, 60000, 60000\]"):
         plan_conv2d(a, arch="sm_90")
     assert len(plan_conv2d(a._replace(h=h[:, :, :100]), arch="sm_90")[0]) == 1
+
+
+def test_auto_moves_on_from_an_image_that_is_too_large(monkeypatch):
+    monkeypatch.setattr("cmfast.kernels.triton.available", lambda op, tensors: (True, ""))
+    monkeypatch.delenv("CMFAST_BACKEND", raising=False)
+    h, weight = torch.empty(1, 60000, 60000, 1, device="meta").movedim(-1, 1), torch.empty(1, 1, 1, 1, device="meta")
+    a = ConvArguments(h, None, weight, None, None, 1, False, (1, 1), (0,) * 4, torch.float32)
+    assert resolve("conv2d", [h], None, (a,)).__module__ != "cmfast.kernels.triton.conv"
+    assert resolve("conv2d", [h], None, (a._replace(h=h[:, :, :100]),)).__module__ == "cmfast.kernels.triton.conv"
+    with pytest.raises(BackendError, match=r"over 2\^31 elements .*\[1, 1, 60000, 60000\]"):
+        resolve("conv2d", [h], "triton", (a,))
 
 
 def test_samples_are_joined_as_far_as_the_gpus_kernels_can_count():
