@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ ROOMS = [
     "benchmarking",
     "training",
     "cli",
+    "__main__",
 ]
 
 
@@ -169,3 +171,9 @@ def test_circles_are_found(tmp_path):
     assert circles(imports_of(tmp_path)) == set()
     (tmp_path / "room" / "b.py").write_text("from . import y\n")
     assert {"room", "room.b"} <= circles(imports_of(tmp_path))
+
+
+def test_the_command_is_the_packages():
+    result = subprocess.run([sys.executable, "-m", "cmfast", "--version"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == metadata.version("cmfast")
