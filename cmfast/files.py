@@ -1,8 +1,11 @@
 """Writing files and folders whole or not at all."""
 
 import contextlib
+import errno
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,8 @@ def whole_file(path: str | Path, within: Path | None = None) -> Iterator[Path]:
 
     The folder is made where it is missing. When the block raises, nothing is left of what it wrote. The temporary path
     is in the folder `within` where that is given, which must be of the same file system, and nothing is made then.
+    A file that was there keeps its mode; a link stays one, to the new file; what is no file, such as a pipe or
+    `/dev/null`, stays what it is, and is written to when the block succeeds.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -21,13 +26,20 @@ def whole_file(path: str | Path, within: Path | None = None) -> Iterator[Path]:
     path = Path(path)
     if within is None:
         check_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=within or path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    is_special = _is_special(path)
+    if not is_special:
+        path = path.resolve()
+    temporary = _unused(path, Path(tempfile.gettempdir()) if is_special else within)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = stat.S_IMODE((temporary if is_special or not path.exists() else path).stat().st_mode)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        if is_special:
+            with temporary.open("rb") as made, path.open("wb") as to:
+                shutil.copyfileobj(made, to)
+        else:
+            temporary.chmod(mode)
+            temporary.replace(path)
     except OSError as error:
         raise named(error, path) from error
     finally:
@@ -45,14 +57,14 @@ def whole_folder(path: str | Path, within: Path | None = None) -> Iterator[Path]
         FileExistsError: `path` is there, and is not an empty folder.
         OSError: the folder cannot be made or written to.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there already: a folder is written to a new name, or to an empty folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=within or path.parent))
+    temporary = _unused(path, within)
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         for file in (*temporary.rglob("*"), temporary):
             flush(file)
         temporary.replace(path)
@@ -103,6 +115,11 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return
+    path = path.resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -112,7 +129,11 @@ def check_writable(path: str | Path) -> None:
         raise OSError(error.errno, reason, str(path.parent)) from error
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def _is_special(path: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder: a pipe, a device."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _unused(path: Path, within: Path | None) -> Path:
+    """A hidden name that nobody has, beside `path` or in the folder `within`."""
+    return (within or path.parent) / f".{path.stem}-{secrets.token_hex(6)}{path.suffix}"

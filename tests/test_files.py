@@ -1,6 +1,8 @@
 import errno
 import os
 import resource
+import stat
+import threading
 
 import pytest
 import torch
@@ -72,6 +74,52 @@ def test_a_file_has_the_mode_that_files_have(tmp_path, umask, mode):
         assert os.umask(umask) == umask  # it is as it was
     finally:
         os.umask(before)
+
+
+def test_a_file_that_was_there_keeps_its_mode_and_links_to_it(tmp_path):
+    path, link = tmp_path / "a.txt", tmp_path / "link.txt"
+    path.write_text("old")
+    path.chmod(0o600)
+    link.symlink_to(path)
+    with whole_file(link) as file:
+        file.write_text("new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    with whole_file(pipe) as file:
+        file.write_text("content")
+    reader.join(10)
+    assert read == ["content"]
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+    with whole_file(os.devnull) as file:
+        file.write_text("content")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_other_threads_files_have_their_mode_meanwhile(tmp_path):
+    """The umask is the process's: it is not changed, not even to be read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+        with whole_file(tmp_path / "a.txt") as file:
+            file.write_text("content")
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "a").write_text("a")
+
+
+def test_a_folder_behind_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with whole_folder(tmp_path / "link") as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / "there" / "a").read_text() == "a"
 
 
 def test_a_folder_whole_or_not_at_all(tmp_path):
