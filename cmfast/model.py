@@ -272,7 +272,8 @@ class ConsistencyModel(Storage):
             if self.num_classes is None:
                 return None
             given = [(first_sample + i) % self.num_classes for i in range(count)]
-        labels = torch.as_tensor([given] * count if isinstance(given, int) else given)
+        labels = torch.as_tensor(given)
+        labels = labels.repeat(count) if labels.ndim == 0 else labels
         if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(
                 f"class_labels: expected one integer, or {count} of them, got {list(labels.shape)} {labels.dtype}"
@@ -303,6 +304,8 @@ class ConsistencyModel(Storage):
                 f"the sampler {sampler!r} needs levels sigma, which {type(p).__name__} does not have; its samplers are "
                 f"{', '.join(suitable)}"
             )
+        if grid_steps is not None and (timesteps is None or grid_steps < 1):
+            raise ValueError(f"sample: grid_steps is the positive size of the grid of timesteps, got {grid_steps}")
         if sigmas is not None or timesteps is not None:
             given = sigmas if timesteps is None else self._grid_levels(timesteps, grid_steps, few)
             levels = host_levels(given, final_zero=not few)  # type: ignore[arg-type]
@@ -327,7 +330,7 @@ class ConsistencyModel(Storage):
             raise ValueError("sample: timesteps index a Karras grid, which this preconditioning has not: give sigmas")
         grid_steps = grid_steps or self.preconditioning.num_train_timesteps
         grid = self.preconditioning.grid(grid_steps)
-        if not timesteps or any(not 0 <= t < grid_steps for t in timesteps):
+        if not len(timesteps) or any(not 0 <= t < grid_steps for t in timesteps):
             raise ValueError(f"sample: timesteps must be indices in 0 … {grid_steps - 1}, got {tuple(timesteps)}")
         return [grid[t] for t in timesteps] + ([] if few else [0.0])
 
@@ -343,7 +346,7 @@ def _check_options(sampler: Callable[..., Tensor], given: Mapping[str, Any]) -> 
             raise TypeError(f"sample: the sampler {of!r} has no option {name!r}: {known}")
 
 
-_GIVEN_BY_THE_MODEL = ("noise", "callback", "progress")
+_GIVEN_BY_THE_MODEL = ("noise", "callback", "progress", "renoise", "sigma_min")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,6 +366,10 @@ class ModelDenoiser:
     def at(self, x: Tensor, sigma: float) -> Tensor:
         """D(x, sigma) at one level."""
         return self(self.model.preconditioning.renoise(sigma)[0] * x if self.exploding else x, sigma)
+
+    def noising(self, sigma: float) -> tuple[float, float]:
+        """(alpha, beta) of `alpha · D + beta · z` at a level, for D of `at`."""
+        return self.model.preconditioning.noising(sigma)
 
     def step(
         self, x: Tensor, sigma: float, sigma_next: float, noise: NoiseFunction, draw: int

@@ -54,13 +54,17 @@ class Preconditioning:
         """(alpha, beta) of the renoising `alpha · denoised + beta · z` to the level sigma_next."""
         raise NotImplementedError
 
+    def noising(self, sigma: float) -> tuple[float, float]:
+        """(alpha, beta) of `alpha · D(x, sigma') + beta · z`, which brings what `denoise` gives to the level sigma."""
+        return self.renoise(sigma)
+
     def levels(self, steps: int) -> list[float]:
         """The levels at which a sampler of so many steps evaluates the model where the user names none."""
         raise NotImplementedError
 
     def initial_scale(self, sigma: float) -> float:
         """Standard deviation of the noise that sampling starts from at its first level."""
-        return 1.0
+        return self.noising(sigma)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ class EDM(Preconditioning):
     num_train_timesteps: int = dataclasses.field(default=40, kw_only=True)
 
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
-        """(a, b, c_in, c_noise) of the denoiser with D(x, 0) = x."""
+        """(a, b, c_in, c_noise) of the denoiser, which comes to D(x, 0) = x; the network has no time at 0 itself."""
         s, sd = _float64(sigma), self.sigma_data
         total = s**2 + sd**2
         return _like(sigma, sd**2 / total, s * sd / total**0.5, total**-0.5, 250.0 * _log(s))
@@ -166,6 +170,8 @@ class Flow(Preconditioning):
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise): 1, -sigma, 1, 1000 · sigma."""
         s = _float64(sigma)
+        if not isinstance(s, Tensor) and not 0.0 < s <= 1.0:
+            raise ValueError(f"a level of a flow must be above 0 and at most 1, got {s:g}")
         return _like(sigma, 1.0, -s, 1.0, self.num_train_timesteps * s)
 
     def renoise(self, sigma_next: float) -> tuple[float, float]:
@@ -216,6 +222,10 @@ class _Discrete(Preconditioning):
         picked = (self.original_steps - i * self.original_steps // steps for i in range(steps))
         return [float(stride * index - 1) for index in picked]
 
+    def initial_scale(self, sigma: float) -> float:
+        """1 at every timestep, as diffusers has it: sampling starts from the last ones, where there is only noise."""
+        return 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class LatentConsistency(_Discrete):
@@ -260,9 +270,11 @@ class TrajectoryConsistency(_Discrete):
 
     Attributes:
         eta: 0 for deterministic sampling, 1 for multistep consistency sampling (the paper's gamma).
+        clip_denoised: False unless it is set: between levels D is a noisy sample, which goes beyond [-1, 1].
     """
 
     eta: float = 0.3
+    clip_denoised: bool = dataclasses.field(default=False, kw_only=True)
 
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise) of the jump from sigma to s; without sigma_next, to timestep 0."""
@@ -275,6 +287,11 @@ class TrajectoryConsistency(_Discrete):
     def renoise(self, sigma_next: float) -> tuple[float, float]:
         """From timestep s to the next one."""
         ratio = self.alpha_bar(sigma_next) / self.alpha_bar(self._middle(sigma_next))
+        return math.sqrt(ratio), math.sqrt(1.0 - ratio)
+
+    def noising(self, sigma: float) -> tuple[float, float]:
+        """From timestep 0, to which D jumps where it is told no next level."""
+        ratio = self.alpha_bar(sigma) / self.alpha_bar(0.0)
         return math.sqrt(ratio), math.sqrt(1.0 - ratio)
 
     def _middle(self, timestep: Level) -> Any:

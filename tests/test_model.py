@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -148,7 +149,8 @@ def test_sampler_options(model):
 @pytest.mark.parametrize(
     ("sampler", "option", "known"),
     [
-        (None, "levels", "its options are renoise, sigma_min"),
+        (None, "renoise", "it has none"),
+        ("multistep", "sigma_min", "it has none"),
         ("heun", "eta", "its options are s_churn, s_tmin, s_tmax, s_noise"),
         ("euler", "noise", "it has none"),
         ("onestep", "function", "it has none"),
@@ -186,6 +188,33 @@ def test_other_schemes(scheme):
     if not isinstance(scheme, TrigFlow):
         with pytest.raises(ValueError, match=f"'ddim' needs levels sigma, which {type(scheme).__name__} does not have"):
             model.sample(1, sampler="ddim")
+
+
+def test_noisy_estimates_are_not_clipped():
+    """Between levels a trajectory's D is a noisy sample; all deviations are those of data of deviation 1."""
+
+    class Normal(nn.Module):
+        def forward(self, x, timesteps, class_labels=None):
+            return (1 - TrajectoryConsistency().alphas_cumprod[timesteps.long()]).sqrt()[:, None, None, None].to(x) * x
+
+    model = ConsistencyModel(Normal(), TrajectoryConsistency(), sample_shape=(1, 32, 32))
+    model.register_parameter("one", nn.Parameter(torch.zeros(1)))
+    seen = []
+    model.sample(64, steps=4, callback=lambda step: seen.append(step["denoised"]))
+    assert all(denoised.abs().max() > 2 for denoised in seen)
+    assert model.sample(64, steps=4, clip=1.0).abs().max() == 1
+
+
+@pytest.mark.parametrize("given", [{"steps": 2, "grid_steps": 7}, {"timesteps": [0, 22], "grid_steps": 0}])
+def test_a_grid_is_that_of_timesteps(given):
+    with pytest.raises(ValueError, match="grid_steps is the positive size of the grid of timesteps, got"):
+        ConsistencyModel(tiny_unet()).sample(1, **given)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = ConsistencyModel(tiny_unet())
+    assert model.sample(2, class_labels=np.int64(3)).equal(model.sample(2, class_labels=3))
+    assert model.sample(2, timesteps=np.array([0, 22])).equal(model.sample(2, timesteps=[0, 22]))
 
 
 @pytest.mark.parametrize("sampler", ["heun", "euler", "dpm2", "dpmpp_2m", "ddim", "ancestral"])

@@ -126,6 +126,32 @@ def test_default_levels_decrease(scheme, levels, steps):
     assert scheme.initial_scale(chosen[0]) > 0
 
 
+@pytest.mark.parametrize(("scheme", "levels"), SCHEMES, ids=IDS)
+def test_a_clean_sample_comes_to_a_level(scheme, levels):
+    """The first two moments of data with one value, after `noising`, are those that the scheme's levels have."""
+    for sigma in levels:
+        alpha, beta = scheme.noising(sigma)
+        if isinstance(scheme, TrajectoryConsistency):  # D is the sample at timestep 0
+            bars = scheme.alphas_cumprod
+            alpha, beta = alpha * math.sqrt(bars[0]), math.sqrt(beta**2 + alpha**2 * (1 - bars[0]))
+        expected = {
+            EDM: (1, sigma),
+            Consistency: (1, math.sqrt(sigma**2 - EPS**2)),
+            TrigFlow: (SD / math.hypot(sigma, SD), SD * sigma / math.hypot(sigma, SD)),
+            Flow: (1 - sigma, sigma),
+        }.get(type(scheme))
+        if expected is None:
+            bar = scheme.alphas_cumprod[int(sigma)]
+            expected = math.sqrt(bar), math.sqrt(1 - bar)
+        assert (alpha, beta) == pytest.approx(expected)
+
+
+def test_levels_of_a_flow():
+    for wrong in (0.0, -0.1, 1.5):
+        with pytest.raises(ValueError, match="above 0 and at most 1, got"):
+            Flow().coefficients(wrong)
+
+
 def test_latent_levels_are_the_published_ones():
     assert LatentConsistency().levels(4) == [999, 759, 499, 259]
     assert LatentConsistency().levels(1) == [999]
@@ -151,7 +177,7 @@ def test_noise_is_added_as_the_forward_process_does():
 def test_the_noise_at_the_start():
     assert EDM().initial_scale(80.0) == Consistency().initial_scale(80.0) == 80.0
     assert TrigFlow().initial_scale(80.0) == pytest.approx(80 * SD / math.sqrt(80**2 + SD**2))
-    assert Flow().initial_scale(0.7) == LatentConsistency().initial_scale(999.0) == 1.0
+    assert (Flow().initial_scale(0.7), LatentConsistency().initial_scale(999.0)) == (0.7, 1.0)
 
 
 def test_what_is_said_where_nothing_else_is():

@@ -59,12 +59,11 @@ class _Edit:
     def run(self, edit: Callable[..., Tensor], *given: Any, shown: Tensor, **settings: Any) -> None:
         """Edit, with the model's noise of the first level, and write the pictures."""
         size, device = (self.count, *self.model.sample_shape), self.model.device
-        noise, scale = GaussianNoise(self.seed), self.model.preconditioning.initial_scale(self.levels[0])
+        noise, (_, scale) = GaussianNoise(self.seed), self.model.preconditioning.noising(self.levels[0])
         with torch.no_grad(), kernels_of(self.backend):
             x = scale * noise(torch.zeros(size, device=device), 0)
             denoiser = self.model.denoiser(self.labels)
-            common = {"noise": noise, "renoise": self.model.preconditioning.renoise}
-            self.write(edit(denoiser, *given, x, self.levels, **common, **settings), shown)
+            self.write(edit(denoiser, *given, x, self.levels, noise=noise, **settings), shown)
 
     def write(self, results: Tensor, shown: Tensor | None) -> None:
         """Write what was given beside the results, and the first result."""
@@ -206,7 +205,7 @@ def interpolate(
 ) -> None:
     """Go from the first sample of a seed to another one, on a sphere of noise; of the class 0 by default."""
     task = _prepare(model, class_labels, count, steps, sigmas, seed, out, save, device, dtype, backend, 1, 1)
-    scale = task.model.preconditioning.initial_scale(task.levels[0])
+    _, scale = task.model.preconditioning.noising(task.levels[0])
     zero = torch.zeros((1, *task.model.sample_shape), device=task.model.device)
     first, second = (scale * GaussianNoise(seed, i)(zero, 0)[0] for i in (0, to_sample))
     same = GaussianNoise(seed)  # of one sample, for all
@@ -218,7 +217,6 @@ def interpolate(
             task.levels,
             weights=[i / max(count - 1, 1) for i in range(count)],
             noise=lambda like, draw: same(torch.zeros_like(like[:1]), draw).expand_as(like),
-            renoise=task.model.preconditioning.renoise,
         )
     task.write(results, None)
 
@@ -244,7 +242,9 @@ def denoise(
     known = task.picture(image)
 
     def of_picture(denoiser: Any, x: Tensor, levels: Sequence[float], **given: Any) -> Tensor:
-        signal, _ = given["renoise"](levels[0])  # what the noisy picture is multiplied by, in the model's own terms
+        signal, _ = task.model.preconditioning.noising(
+            levels[0]
+        )  # what the noisy picture is multiplied by, in the model's own terms
         return sample_multistep(denoiser, signal * known.expand_as(x), levels, **given)
 
     task.run(of_picture, shown=known)

@@ -1,11 +1,20 @@
 """Samplers of consistency models: one evaluation, or a few with fresh noise between them."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from .protocol import Callback, DenoiserFunction, NoiseFunction, evaluate, report, steps, torch_noise
+from .protocol import (
+    Callback,
+    DenoiserFunction,
+    NoiseFunction,
+    Renoise,
+    evaluate,
+    renoising,
+    report,
+    steps,
+    torch_noise,
+)
 from .schedules import host_levels
 
 
@@ -45,27 +54,28 @@ def sample_multistep(
     noise: NoiseFunction | None = None,
     callback: Callback | None = None,
     progress: bool = False,
-    renoise: Callable[[float], tuple[float, float]] | None = None,
-    sigma_min: float = 0.002,
+    renoise: Renoise | None = None,
+    sigma_min: float | None = None,
 ) -> Tensor:
     """Multistep consistency sampling: denoise, renoise to the next level, and again. Song et al. 2023, algorithm 1.
 
     Args:
-        denoiser: D(x, sigma [N]); where it has the method `step` of `HostDenoiser`, that does the renoising.
+        denoiser: D(x, sigma [N]).
         x: [N, C, *spatial], noise of standard deviation sigmas[0].
         sigmas: the decreasing, positive levels at which the model is evaluated.
         noise: draw i brings the sample to sigmas[i]; None means torch's global generator.
         callback: called after each step (see `cmfast.sampling.protocol`).
         progress: show a progress bar.
-        renoise: (alpha, beta) of `alpha · denoised + beta · z` at the next level, such as a preconditioning's method;
-            None means 1, √(sigma² - sigma_min²).
-        sigma_min: the level at which the denoised sample stands, where renoise is None.
+        renoise: (alpha, beta) of `alpha · denoised + beta · z` at the next level; None means what the denoiser's own
+            methods do, those of `HostDenoiser`, and 1, √(sigma² - sigma_min²) of one without them.
+        sigma_min: the level at which the denoised sample stands, for 1, √(sigma² - sigma_min²); 0.002 by default.
 
     Raises:
         ValueError: levels that do not decrease, or are not positive.
     """
     levels, noise = host_levels(sigmas, final_zero=False), noise or torch_noise
-    fused_step = getattr(denoiser, "step", None) if renoise is None else None
+    fused_step = getattr(denoiser, "step", None) if renoise is None and sigma_min is None else None
+    renoise = renoising(denoiser, renoise, sigma_min)
     for i in steps(len(levels), progress):
         if i == len(levels) - 1:
             x = denoised = evaluate(denoiser, x, levels[i])
@@ -73,8 +83,7 @@ def sample_multistep(
             denoised, x = fused_step(x, levels[i], levels[i + 1], noise, i + 1)
         else:
             denoised = evaluate(denoiser, x, levels[i])
-            sigma = levels[i + 1]
-            alpha, beta = renoise(sigma) if renoise else (1.0, math.sqrt(max(sigma**2 - sigma_min**2, 0.0)))
+            alpha, beta = renoise(levels[i + 1])
             x = alpha * denoised + beta * noise(x, i + 1)
         report(callback, i, x, levels[i], denoised)
     return x

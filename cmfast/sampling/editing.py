@@ -6,7 +6,6 @@ positions, the weighted mean of its channels, or the means of its patches. The s
 [N, C, *spatial], as everywhere in `cmfast.sampling`; for latents give clip=None.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,14 +16,21 @@ from torch import Tensor
 from ..kernels import consistency_step
 from ..noise import noise_arguments
 from .consistency import sample_multistep
-from .protocol import Callback, DenoiserFunction, NoiseFunction, evaluate, report, steps, torch_noise
+from .protocol import (
+    Callback,
+    DenoiserFunction,
+    NoiseFunction,
+    Renoise,
+    evaluate,
+    renoising,
+    report,
+    steps,
+    torch_noise,
+)
 from .schedules import host_levels
 
 #: The weights of red, green and blue in the luma of a picture (ITU-R BT.601).
 LUMA = (0.2989, 0.5870, 0.1140)
-
-#: (alpha, beta) of `alpha · denoised + beta · z` at a level.
-Renoise = Callable[[float], tuple[float, float]]
 
 
 def inpaint(
@@ -37,7 +43,7 @@ def inpaint(
     noise: NoiseFunction | None = None,
     clip: float | None = 1.0,
     renoise: Renoise | None = None,
-    sigma_min: float = 0.002,
+    sigma_min: float | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -52,9 +58,9 @@ def inpaint(
         sigmas: the decreasing, positive levels at which the model is evaluated.
         noise: draw i brings the sample to sigmas[i]; None means torch's global generator.
         clip: bound of each evaluation's absolute value; None does not clip.
-        renoise: (alpha, beta) of `alpha · denoised + beta · z` at the next level, such as a preconditioning's method;
-            None means 1, √(sigma² - sigma_min²).
-        sigma_min: the level at which the denoised sample stands, where renoise is None.
+        renoise: (alpha, beta) of `alpha · denoised + beta · z` at the next level; None means the model's own where the
+            denoiser is `model.denoiser()`, else 1, √(sigma² - sigma_min²).
+        sigma_min: the level at which the denoised sample stands, for 1, √(sigma² - sigma_min²); 0.002 by default.
         callback: called after each step (see `cmfast.sampling.protocol`).
         progress: show a progress bar.
 
@@ -82,7 +88,7 @@ def colorize(
     noise: NoiseFunction | None = None,
     clip: float | None = 1.0,
     renoise: Renoise | None = None,
-    sigma_min: float = 0.002,
+    sigma_min: float | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -131,7 +137,7 @@ def super_resolve(
     noise: NoiseFunction | None = None,
     clip: float | None = 1.0,
     renoise: Renoise | None = None,
-    sigma_min: float = 0.002,
+    sigma_min: float | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -176,7 +182,7 @@ def edit_strokes(
     *,
     noise: NoiseFunction | None = None,
     renoise: Renoise | None = None,
-    sigma_min: float = 0.002,
+    sigma_min: float | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -203,7 +209,7 @@ def edit_strokes(
         ValueError: shapes that do not fit, or levels that do not decrease.
     """
     levels = host_levels(sigmas, final_zero=False)
-    alpha, _ = _renoising(renoise, sigma_min)(levels[0])
+    alpha, _ = renoising(denoiser, renoise, sigma_min)(levels[0])
     start = alpha * _like("edit_strokes: known", known, x) + x
     given: dict[str, Any] = {
         "noise": noise,
@@ -224,7 +230,7 @@ def interpolate(
     weights: Sequence[float],
     noise: NoiseFunction | None = None,
     renoise: Renoise | None = None,
-    sigma_min: float = 0.002,
+    sigma_min: float | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -295,12 +301,13 @@ def _edit(
     noise: NoiseFunction | None,
     clip: float | None,
     renoise: Renoise | None,
-    sigma_min: float,
+    sigma_min: float | None,
     callback: Callback | None,
     progress: bool,
 ) -> Tensor:
     """Algorithm 4: denoise, put back what is known, renoise to the next level, and again."""
-    levels, noise, renoise = host_levels(sigmas, final_zero=False), noise or torch_noise, _renoising(renoise, sigma_min)
+    levels, noise = host_levels(sigmas, final_zero=False), noise or torch_noise
+    renoise = renoising(denoiser, renoise, sigma_min)
     for i in steps(len(levels), progress):
         denoised = evaluate(denoiser, x, levels[i])
         x = denoised = put_back(denoised if clip is None else denoised.clamp(-clip, clip))
@@ -312,10 +319,6 @@ def _edit(
             x = step.sample
         report(callback, i, x, levels[i], denoised)
     return x
-
-
-def _renoising(renoise: Renoise | None, sigma_min: float) -> Renoise:
-    return renoise or (lambda sigma: (1.0, math.sqrt(max(sigma**2 - sigma_min**2, 0.0))))
 
 
 def _like(name: str, given: Tensor, x: Tensor, *sizes: Sequence[int]) -> Tensor:

@@ -1,5 +1,6 @@
 """What samplers take and what they share: the denoiser, the noise, the callback and the progress bar."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -11,6 +12,9 @@ DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
 
 #: noise(like, draw) -> standard normal noise of the shape, dtype and device of `like`; draws count from 1.
 NoiseFunction = Callable[[Tensor, int], Tensor]
+
+#: (alpha, beta) of `alpha · denoised + beta · z` at a level.
+Renoise = Callable[[float], tuple[float, float]]
 
 #: Called after each step with a dict: i, x, sigma, sigma_hat (after churn), denoised.
 Callback = Callable[[dict[str, Any]], None]
@@ -27,6 +31,9 @@ class HostDenoiser(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """(D(x, sigma), the same renoised to sigma_next) in one launch after the network."""
 
+    def noising(self, sigma: float) -> tuple[float, float]:
+        """(alpha, beta) of `alpha · D + beta · z` at the level sigma, for D of `at`."""
+
 
 def evaluate(denoiser: DenoiserFunction, x: Tensor, sigma: float) -> Tensor:
     """D(x, sigma) with one host level for the whole batch."""
@@ -35,6 +42,17 @@ def evaluate(denoiser: DenoiserFunction, x: Tensor, sigma: float) -> Tensor:
         return at(x, sigma)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return denoiser(x, torch.full(x.shape[:1], sigma, dtype=dtype, device=x.device))
+
+
+def renoising(denoiser: DenoiserFunction, renoise: Renoise | None, sigma_min: float | None) -> Renoise:
+    """How what a denoiser gives comes to a level again: as is asked, as the denoiser says, or as the paper does."""
+    if renoise is not None:
+        return renoise
+    own = getattr(denoiser, "noising", None)
+    if own is not None and sigma_min is None:
+        return own
+    lowest = 0.002 if sigma_min is None else sigma_min
+    return lambda sigma: (1.0, math.sqrt(max(sigma**2 - lowest**2, 0.0)))
 
 
 def torch_noise(like: Tensor, draw: int) -> Tensor:

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -116,6 +118,50 @@ def test_models_and_latents(scheme):
                 x = alpha * denoised + beta * noise(x, i + 1)
     torch.testing.assert_close(found, denoised)
     assert (found.abs().max() > 1) or clip
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        preconditioning.TrajectoryConsistency(),
+        preconditioning.LatentConsistency(),
+        preconditioning.TrigFlow(),
+        preconditioning.Flow(),
+        preconditioning.Consistency(sigma_min=0.1),
+    ],
+    ids=lambda scheme: type(scheme).__name__,
+)
+def test_a_model_says_how_its_samples_are_renoised(scheme):
+    """Where nothing is known, an edit is multistep sampling by full estimates, each noised as the scheme has it."""
+    unet = tiny_unet(in_channels=1, out_channels=1, num_classes=None)
+    model, levels, noise = ConsistencyModel(unet, scheme), scheme.levels(3), GaussianNoise(7)
+    x = first = scheme.initial_scale(levels[0]) * noise(torch.zeros(2, 1, 8, 8), 0)
+    with torch.no_grad():
+        nothing = torch.zeros(8, 8)
+        found = editing.inpaint(model.denoiser(clip=None), first, nothing, first, levels, noise=noise, clip=None)
+        for i, level in enumerate(levels):
+            denoised = model.denoise(x, level)
+            if i < 2:
+                alpha, beta = (
+                    dataclasses.replace(scheme, eta=1.0).renoise(levels[i + 1])
+                    if hasattr(scheme, "eta")
+                    else scheme.renoise(levels[i + 1])
+                )
+                x = alpha * denoised + beta * noise(x, i + 1)
+        torch.testing.assert_close(found, denoised)
+        drawn = editing.edit_strokes(model.denoiser(clip=None), 0 * first, first, levels, noise=noise)
+        expected = model.sample(2, sigmas=levels, seed=7, clip=None)
+    torch.testing.assert_close(drawn, expected)
+
+
+def test_the_least_level_is_the_callers_to_say():
+    model = ConsistencyModel(tiny_unet(in_channels=1, out_channels=1, num_classes=None))
+    x, noise = 80 * torch.randn(1, 1, 8, 8), GaussianNoise(0)
+    with torch.no_grad():
+        found = sampling.sample_multistep(model.denoiser(), x, [80.0, 1.0], noise=noise, sigma_min=0.9)
+        clean = model.denoise(x, 80.0, clip=1.0)
+        expected = model.denoise(clean + math.sqrt(1 - 0.81) * noise(x, 1), 1.0, clip=1.0)
+    torch.testing.assert_close(found, expected)
 
 
 def test_steps_are_reported():
