@@ -75,13 +75,15 @@ class ConsistencyModel(Storage):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; those that an accelerated network gave up are nowhere."""
-        return next((p for p in self.parameters() if not p.is_meta), next(self.parameters())).device
+        """Where the parameters are: those that an accelerated network gave up are nowhere. Without any, the CPU."""
+        parameters = list(self.parameters())
+        found = next((p for p in parameters if not p.is_meta), next(iter(parameters), None))
+        return torch.device("cpu") if found is None else found.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the parameters, in which the network computes."""
-        return next(self.parameters()).dtype
+        """The dtype of the parameters, in which the network computes; without any, float32."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
 
     @property
     def state_dtype(self) -> torch.dtype:

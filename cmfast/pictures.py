@@ -133,12 +133,14 @@ def save_spectrograms(waveforms: Tensor, path: str | Path, sample_rate: int, col
 
     Raises:
         ValueError: sounds of another shape.
+        FloatingPointError: sounds that are not finite.
         OSError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
     if waveforms.ndim != 3 or waveforms.shape[1] != 1 or not len(waveforms):
         raise ValueError(f"save_spectrograms: expected sounds [N, 1, L], got {list(waveforms.shape)}")
+    check_finite(waveforms)
     waves, window = waveforms[:, 0].float().cpu(), 2 * round(0.008 * sample_rate)
     spectra = torch.stft(
         waves, window, window // 8, window=torch.hann_window(window), pad_mode="constant", return_complex=True
@@ -232,6 +234,7 @@ def _pixels(image: Any, channels: int) -> Tensor:
 def _save_waveforms(samples: Tensor, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
+    check_finite(samples)
     figure = Figure(figsize=(8, 1.2 * len(samples)), layout="tight")
     for axes, sample in zip(figure.subplots(len(samples), squeeze=False)[:, 0], samples.float().cpu(), strict=True):
         axes.plot(sample.T, linewidth=0.6)

@@ -1,5 +1,6 @@
 """How a model is loaded and saved, and shared on the Hugging Face hub: what ConsistencyModel inherits."""
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,12 @@ class Storage(nn.Module):
         preconditioning: what makes a denoiser of it.
         recommended_levels: for a number of steps, the levels that were found best for this model.
         representation: of a model of sound, how waveforms are made of its samples.
+        sample_shape: [C, *spatial] of one sample.
+        num_classes: number of classes; None for an unconditional model.
     """
 
+    sample_shape: tuple[int, ...]
+    num_classes: int | None
     unet: nn.Module
     preconditioning: Preconditioning
     recommended_levels: Mapping[int, tuple[float, ...]]
@@ -194,11 +199,22 @@ class Storage(nn.Module):
             raise ValueError(f"save: only models of a cmfast.UNet can be saved, got {type(self.unet).__name__}")
         if any(p.is_meta for p in self.unet.parameters()):
             raise ValueError("save: this model gave up its weights when it was accelerated (keep_weights=False)")
+        config = self.unet.config
+        if self.sample_shape[:1] != config.sample_shape[:1] or len(self.sample_shape) != len(config.sample_shape):
+            raise ValueError(
+                f"save: the model's sample_shape {list(self.sample_shape)} does not fit its network, whose samples are "
+                f"{list(config.sample_shape)}"
+            )
+        if self.sample_shape != config.sample_shape:
+            config = dataclasses.replace(config, image_size=self.sample_shape[1:])
+        if self.num_classes != config.num_classes:
+            raise ValueError(
+                f"save: only the network's own number of classes, {config.num_classes}, is stored, and this model has "
+                f"{self.num_classes}"
+            )
         weights = {name: value.detach().cpu() for name, value in self.unet.state_dict().items()}
         levels = {steps: tuple(values) for steps, values in self.recommended_levels.items()}
-        checkpoint = Checkpoint(
-            self.unet.config, weights, self.preconditioning, levels, "this model", self.representation
-        )
+        checkpoint = Checkpoint(config, weights, self.preconditioning, levels, "this model", self.representation)
         return checkpoint if dtype is None else checkpoint.to(dtype)
 
 

@@ -18,6 +18,19 @@ from .kernels import attention, group_norm, split_qkv
 NUM_GROUPS = 32
 
 
+#: The fields of a `UNetConfig` that count something.
+_COUNTS = (
+    "in_channels",
+    "out_channels",
+    "model_channels",
+    "num_res_blocks",
+    "num_heads",
+    "num_head_channels",
+    "num_classes",
+    "patch_size",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Sizes of a `UNet`.
@@ -67,21 +80,31 @@ class UNetConfig:
             object.__setattr__(self, field, tuple(getattr(self, field)))
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(self.image_size))
+        for field in _COUNTS:
+            value = getattr(self, field)
+            is_count = isinstance(value, int) and value >= 1
+            if not is_count and not (value is None and field in ("num_head_channels", "num_classes")):
+                raise ValueError(f"UNetConfig: {field} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"UNetConfig: dropout must be at least 0 and below 1, got {self.dropout!r}")
         if self.dims not in (1, 2, 3):
             raise ValueError(f"UNetConfig: dims must be 1, 2 or 3, got {self.dims}")
         if not isinstance(self.image_size, int) and len(self.image_size) != self.dims:
             raise ValueError(f"UNetConfig: image_size must have {self.dims} lengths, got {self.image_size}")
-        if self.patch_size < 1:
-            raise ValueError(f"UNetConfig: patch_size must be at least 1, got {self.patch_size}")
         if not self.channel_mult or any(c % NUM_GROUPS or c < 1 for c in self.channels):
             raise ValueError(
                 f"UNetConfig: every level needs a multiple of {NUM_GROUPS} channels, got "
                 f"model_channels {self.model_channels} x channel_mult {self.channel_mult}"
             )
+        per_head = self.num_head_channels
         for ds, channels in zip(self.downsampling, self.channels, strict=True):
-            per_head = self.num_head_channels or 0
-            if ds in self.attention_resolutions and (channels % per_head if per_head else channels % self.num_heads):
-                raise ValueError(f"UNetConfig: the heads must divide the {channels} channels at factor {ds}")
+            # The middle block, at the last factor, always attends.
+            attends = ds in self.attention_resolutions or ds == self.downsampling[-1]
+            if attends and channels % (self.num_heads if per_head is None else per_head):
+                heads = f"num_heads {self.num_heads}" if per_head is None else f"num_head_channels {per_head}"
+                raise ValueError(
+                    f"UNetConfig: the heads must divide the {channels} channels at factor {ds}, got {heads}"
+                )
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -600,12 +600,19 @@ def test_samples_that_are_no_numbers_are_one_line(cmfast, tmp_path):
     model = load("digits")
     torch.nn.init.constant_(model.unet.out[2].bias, float("nan"))
     model.save(tmp_path / "damaged")
-    for command in (("sample", "--no-progress", "--count", 2, "--out", tmp_path / "a.png"), ("eval", "--count", 20)):
+    sample = ("sample", "--no-progress", "--count", 2)
+    for command in (
+        (*sample, "--out", tmp_path / "a.png"),
+        (*sample, "--save", tmp_path / "a.npz"),
+        (*sample, "--out", tmp_path / "bulk", "--dtype-out", "float32"),
+        ("eval", "--count", 20),
+    ):
         status, _, err = cmfast(*command, "--model", tmp_path / "damaged")
         assert status == 2
         assert "samples are not finite" in err
         assert len(err.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bulk", "damaged"]
+    assert not any((tmp_path / "bulk").rglob("*.npz"))
 
 
 def test_where_a_sweep_is_written_is_looked_at_first(cmfast, tmp_path, monkeypatch):

@@ -51,6 +51,13 @@ def test_frechet_distance_of_singular_covariances():
     assert frechet_distance(torch.zeros(3), flat, torch.zeros(3), torch.eye(3)) == pytest.approx(3)
 
 
+def test_a_set_has_no_distance_to_itself():
+    for count, features, size in ((100, 512, 20.0), (10, 64, 1e3)):
+        found = torch.rand(count, features, dtype=torch.float64) * size
+        statistics = feature_statistics(found)
+        assert abs(frechet_distance(*statistics, *statistics)) < 1e-6
+
+
 def test_nearest_distance():
     images = torch.zeros(5, 1, 2, 2)
     assert nearest_distance(images, images) == 0

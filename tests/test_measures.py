@@ -130,6 +130,8 @@ def test_a_report_of_what_does_not_fit():
             report(*arguments, features)
     with pytest.raises(ValueError, match=r"samples are \[1, 8, 8\], and train \[3, 8, 8\]"):
         report(samples, None, features, train=torch.zeros(2, 3, 8, 8))
+    with pytest.raises(FloatingPointError, match="2 of 2 samples are not finite"):
+        report(samples, None, features, real=torch.full((2, 1, 8, 8), torch.nan))
 
 
 def test_inception_sees_pixels_in_colour(monkeypatch):

@@ -121,7 +121,18 @@ def test_heads_divide_the_channels():
     args = (torch.randn(1, 1, 8, 8), torch.ones(1), torch.tensor([0]))
     assert torch.equal(unet(*args), other(*args))
     assert not torch.allclose(unet(*args), tiny_unet(num_head_channels=64)(*args))
-    tiny_config(num_head_channels=None, num_heads=3, attention_resolutions=())  # no level there has heads to divide
+    for heads in ({"num_head_channels": None, "num_heads": 3}, {"num_head_channels": 48}):  # the middle block attends
+        with pytest.raises(ValueError, match="the heads must divide the 64 channels at factor 2, got num_head"):
+            tiny_config(attention_resolutions=(), **heads)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_res_blocks", 0), ("num_res_blocks", 1.5), ("model_channels", "32"), ("in_channels", -1), ("dropout", 1.0)],
+)
+def test_sizes_are_numbers_of_things(field, value):
+    with pytest.raises(ValueError, match=f"UNetConfig: {field} must be .* got {value!r}"):
+        tiny_config(**{field: value})
 
 
 def test_attention_is_where_it_is_asked_for():

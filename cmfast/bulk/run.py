@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..engine.accelerator import accelerator_of
+from ..finite import check_finite
 from ..kernels.backends import chosen
 from ..model import ConsistencyModel
 from ..pictures import to_pixels
@@ -180,6 +181,7 @@ class Run:
                 first_sample=first,
                 **self._plan,
             )
+            check_finite(batch[:kept])
             samples[start : start + kept] = to_pixels(batch[:kept]) if dtype == torch.uint8 else batch[:kept]
             if advance is not None:
                 advance(start + kept)

@@ -53,8 +53,10 @@ class Checkpoint:
         """The same with floating-point weights of another dtype.
 
         Raises:
-            ValueError: a weight is too large for the dtype.
+            ValueError: another dtype than float64, float32, float16 and bfloat16, or a weight is too large for it.
         """
+        if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"weights are float64, float32, float16 or bfloat16, got {dtype}")
         weights = {
             name: value.to(dtype) if value.is_floating_point() else value for name, value in self.weights.items()
         }

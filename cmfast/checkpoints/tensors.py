@@ -29,14 +29,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors on the CPU as a safetensors file.
+    """Write tensors on the CPU as a safetensors file; those that share memory are written each.
 
     Raises:
         OSError: the file cannot be written, the disk is full; without the path, which `whole_file` and `whole_folder`
             put in: this one is temporary.
     """
+    apart, seen = {}, set()
+    for name, value in tensors.items():
+        storage = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if storage in seen else value.contiguous()
+        seen.add(storage)
     try:
-        save_file(dict(tensors), path, metadata)
+        save_file(apart, path, metadata)
     except safetensors.SafetensorError as error:
         number = re.search(r"^.*?I/O error: (.*) \(os error (\d+)\)", str(error))
         if number is None:
@@ -63,7 +68,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise CheckpointError(f"{path} is not a whole PyTorch file: {first_line(error)}") from error
-    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()) or not weights:
+    named = isinstance(weights, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items())
+    if not named or not weights:
         raise CheckpointError(f"{path} does not hold a state_dict (names to tensors) but {_kind(weights)}")
     return weights
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..bulk import process_of
 from ..checkpoints.tensors import write_safetensors
 from ..files import check_writable, whole_file
+from ..finite import check_finite
 from ..model import ConsistencyModel
 from ..pictures import save_animation, save_png, save_spectrograms
 from ..sound import save_wav
@@ -160,6 +161,7 @@ def _save(samples: Tensor, out: Path, model: ConsistencyModel, columns: int | No
 
 
 def _save_numbers(samples: Tensor, path: Path) -> None:
+    check_finite(samples)
     with whole_file(path) as file:
         if path.suffix.lower() == ".npz":
             with file.open("wb") as stream:  # to a name, numpy adds .npz where it ends in .NPZ

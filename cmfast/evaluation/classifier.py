@@ -130,6 +130,6 @@ def load_classifier(source: str | Path = "digits") -> Classifier:
         size = 2 * side if 2 * side <= LARGE else 4 * side  # where both have it, they have the same weights
         classifier = Classifier(channels, size if dims == 2 else None, num_classes, dims)
         classifier.load_state_dict(weights)
-    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+    except (safetensors.SafetensorError, KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a classifier written by cmfast: {first_line(error)}") from error
     return classifier.eval()

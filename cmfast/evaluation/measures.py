@@ -71,7 +71,9 @@ def report(
     for name, images in (("real", real), ("train", train)):
         if images is not None and images.shape[1:] != samples.shape[1:]:
             raise ValueError(f"report: samples are {list(samples.shape[1:])}, and {name} {list(images.shape[1:])}")
-    check_finite(samples)
+    for images in (samples, real, train):
+        if images is not None:
+            check_finite(images)
     count = len(samples)
 
     def measured(statistic: Callable[[Tensor], float], of: int = count) -> Interval:

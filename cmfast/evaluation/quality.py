@@ -50,14 +50,19 @@ def evaluate(samples: Tensor, labels: Tensor, classifier: Classifier) -> Quality
 def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covariance2: Tensor) -> float:
     """Squared Fréchet distance of two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½).
 
-    Heusel et al. 2017, equation 6. Means [D], covariances [D, D]; in float64, from the eigenvalues of C1^½ C2 C1^½.
+    Heusel et al. 2017, equation 6. Means [D], covariances [D, D]; in float64. The last trace is the sum of the singular
+    values of C1^½ C2^½: taken as roots of eigenvalues of the product, what is rounding of 0 would add up.
     """
     c1, c2 = covariance1.double(), covariance2.double()
-    values, vectors = torch.linalg.eigh(c1)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ c2 @ root).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.svdvals(_root(c1) @ _root(c2)).sum()
     gap = (mean1.double() - mean2.double()).square().sum()
     return (gap + c1.trace() + c2.trace() - 2.0 * cross).item()
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric root of a positive semi-definite matrix."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 def nearest_distance(samples: Tensor, images: Tensor) -> float:

@@ -141,7 +141,12 @@ def sample_ddim(
     """DDIM, one evaluation a step. Song et al. 2020, equations 12 and 16, in terms of sigma.
 
     eta = 0 is deterministic, and then Euler's method; eta = 1 is ancestral (DDPM) sampling.
+
+    Raises:
+        ValueError: an eta that is not in [0, 1], or levels that do not decrease.
     """
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"ddim: eta must be in [0, 1], got {eta}")
     levels, noise = host_levels(sigmas, final_zero=True), noise or torch_noise
     for i in steps(len(levels) - 1, progress):
         sigma, sigma_next = levels[i], levels[i + 1]

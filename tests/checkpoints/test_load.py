@@ -50,6 +50,55 @@ def test_preconditioning_can_be_replaced(tmp_path, model):
     assert cmfast.load(tmp_path, preconditioning=EDM()).preconditioning == EDM()
 
 
+def test_a_sample_shape_of_ones_own_is_kept(tmp_path):
+    model = ConsistencyModel(tiny_unet(), sample_shape=(1, 16, 12))
+    model.save(tmp_path)
+    loaded = cmfast.load(tmp_path)
+    assert loaded.sample_shape == (1, 16, 12)
+    torch.testing.assert_close(loaded.sample(1, seed=3), model.sample(1, seed=3))
+    for wrong, message in (
+        (
+            {"sample_shape": (3, 8, 8)},
+            r"sample_shape \[3, 8, 8\] does not fit its network, whose samples are \[1, 8, 8\]",
+        ),
+        ({"num_classes": 4}, "only the network's own number of classes, 10, is stored, and this model has 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ConsistencyModel(tiny_unet(), **wrong).save(tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+class Mine(EDM):
+    """A scheme that cmfast does not know."""
+
+
+def test_a_scheme_of_ones_own_is_given_where_it_is_loaded(tmp_path, model):
+    model.save(tmp_path)
+    model.preconditioning = Mine()
+    with pytest.raises(ValueError, match="the preconditioning Mine is not one of EDM, Consistency, TrigFlow, "):
+        model.save(tmp_path / "mine")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for other in ("Mine", "karras_sigmas", "Coefficients", "Preconditioning"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"preconditioning": {"type": other}}))
+        with pytest.raises(CheckpointError, match="is not a configuration written by cmfast"):
+            cmfast.load(tmp_path)
+        assert type(cmfast.load(tmp_path, preconditioning=Mine()).preconditioning) is Mine
+
+
+def test_weights_that_are_tied_are_stored_each(tmp_path, model):
+    first, second = model.unet.middle_block[0], model.unet.middle_block[2]
+    first.in_layers[2].weight = second.in_layers[2].weight
+    model.save(tmp_path)
+    torch.testing.assert_close(cmfast.load(tmp_path).sample(1, seed=3), model.sample(1, seed=3))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_are_not_stored_as_other_numbers(tmp_path, model, dtype):
+    with pytest.raises(ValueError, match=f"weights are float64, float32, float16 or bfloat16, got {dtype}"):
+        model.save(tmp_path / "new", dtype=dtype)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["imagenet64", "lsun256"])
 def test_released_configurations_are_read_off_the_weights(name):
     released = json.loads((FIXTURES / f"released_{name}_state_dict.json").read_text())

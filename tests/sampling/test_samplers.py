@@ -71,6 +71,12 @@ def test_order_of_convergence(sampler, order):
     assert errors[0] / errors[1] == pytest.approx(2.0**order, rel=0.15)
 
 
+@pytest.mark.parametrize("eta", [-1.0, 1.5])
+def test_a_share_of_noise_is_a_share(eta):
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got"):
+        sampling.sample_ddim(denoiser, torch.randn(1, 3, 4, 4), SIGMAS, eta=eta)
+
+
 def test_ddim_without_noise_is_euler_and_with_all_of_it_ancestral():
     x, noise = DATA["x_T"], recorded("ancestral")
     torch.testing.assert_close(
