@@ -228,22 +228,30 @@ def assert_shown_again(cmfast, files, said):
     assert "torch 2" in out
 
 
-def test_control_c_in_a_model(cmfast, monkeypatch):
+@pytest.mark.parametrize("turn", [1, 3])
+def test_control_c_in_a_model(cmfast, monkeypatch, tmp_path, turn):
+    """In its first round or a later one: some rows have more samples than others."""
     turns = []
     take = importlib.import_module("cmfast.benchmarking.model").take_turns
 
-    def interrupted(*arguments, **options):
+    def interrupted(candidates, *arguments, **options):
         turns.append(None)
-        if len(turns) == 3:
+        if len(turns) == turn:
+            take(candidates[:1], *arguments, **options)
             raise KeyboardInterrupt
-        take(*arguments, **options)
+        take(candidates, *arguments, **options)
 
     monkeypatch.setattr("cmfast.benchmarking.model.take_turns", interrupted)
     monkeypatch.setattr("cmfast.benchmarking.devices.TURN", 1e-6)
-    status, out, _ = cmfast("bench", "model", "--variants", "accelerated")
+    path = tmp_path / "rows.json"
+    status, out, _ = cmfast("bench", "model", "--variants", "accelerated,eager", "--json", path)
     assert status == 130
     assert "accelerated" in out
     assert "interrupted" in out
+    rows = {row["variant"]: row for row in json.loads(path.read_text())["rows"] if "variant" in row["key"]}
+    assert [len(row["samples"]["evaluation"]) for row in rows.values()] == ([1] if turn == 1 else [3, 2])
+    for row in rows.values():
+        assert row["samples_per_s"] == pytest.approx(1 / row["evaluation_s"])
 
 
 @pytest.mark.parametrize(
@@ -282,8 +290,12 @@ def test_peers_have_rows_beside_ours(cmfast, monkeypatch, tmp_path):
     ]
     asked = []
 
+    interrupted = []
+
     def measure(case, peers, rounds, say):
         asked.append((case.network, case.batch, case.dtype, peers, rounds))
+        if case.batch in interrupted:
+            raise compare.Interrupted(found) if case.batch == 2 else KeyboardInterrupt
         return found
 
     monkeypatch.setattr(compare, "measure", measure)
@@ -315,9 +327,23 @@ def test_peers_have_rows_beside_ours(cmfast, monkeypatch, tmp_path):
         ("ncnn", True, {}),
     ]
     del found[2:], found[0]["rounds"][1:]
-    status, out, _ = cmfast("bench", "model", "--peers", "torch", "--rounds", 2)
-    assert status == 130
-    assert "interrupted" in out
+    found[1] |= {"rounds": [], "seconds": None}
+    path.unlink()
+    interrupted.append(2)  # in its first round
+    arguments = ("bench", "model", "--peers", "torch", "--rounds", 2, "--batch-sizes", "1,2,3", "--json", path)
+    for batch, rows in ((2, 3), (1, 0)):
+        interrupted[:] = [batch]  # 1: while the peers start
+        asked.clear()
+        status, out, _ = cmfast(*arguments)
+        assert status == 130
+        assert "interrupted" in out
+        assert [batch for _, batch, *_ in asked] == list(range(1, batch + 1))
+        if rows:
+            written = [row for row in json.loads(path.read_text())["rows"] if "variant" in row["key"]]
+            assert [(row["batch"], row["variant"]) for row in written if row["samples"]] == [
+                *[(1, "cmfast")],
+                *[(2, "cmfast")],
+            ]
 
 
 def test_latency_of_a_network_with_random_weights(cmfast, monkeypatch, tmp_path):
@@ -366,11 +392,12 @@ def test_control_c_in_latency(cmfast, monkeypatch, tmp_path):
 
     def interrupted(*arguments):
         calls_made.append(None)
-        if len(calls_made) > 5:
+        if len(calls_made) > 7:
             raise KeyboardInterrupt
         return timed(*arguments)
 
     monkeypatch.setattr(latency, "_timed", interrupted)
+    monkeypatch.setattr(latency, "SHORT", 0.0)  # each batch is drawn once
     options = ("--consistency-steps", "1", "--samplers", "euler", "--steps", 1, "--batch-size", 2)
     status, out, _ = cmfast("bench", "latency", *options, "--json", tmp_path / "a.json")
     assert status == 130

@@ -22,6 +22,8 @@ def folder(tmp_path_factory):
     sound = UNetConfig(image_size=10, in_channels=8, out_channels=8, dims=1, **small)
     ConsistencyModel(UNet(sound), representation=mdct).save(folder / "sound")
     ConsistencyModel(UNet(sound)).save(folder / "waves")
+    latents = UNetConfig(image_size=8, in_channels=4, out_channels=4, **small)
+    ConsistencyModel(UNet(latents)).save(folder / "latents")
     video = UNetConfig(image_size=(4, 8, 8), in_channels=1, out_channels=1, dims=3, patch_size=2, **small)
     ConsistencyModel(UNet(video)).save(folder / "video")
     return folder
@@ -64,6 +66,7 @@ def test_clips_are_written_as_animations(cmfast, folder, tmp_path):
         ("digits", "a.gif", r"a \.gif file is for video, and digits draws images"),
         ("sound", "a.gif", r"draws sound \[8, 10\]: give a name that ends in \.png or \.wav"),
         ("video", "a.wav", r"draws video \[1, 4, 8, 8\]: give a name that ends in \.png or \.gif or \.apng"),
+        ("latents", "a.png", "latents draws samples of 4 channels, and pictures have 1 or 3"),
         ("waves", "a.wav", "does not say its sampling rate"),
         ("video", "a.mp4", r"must end in \.png, \.gif, \.apng, \.wav, or be a folder"),
     ],

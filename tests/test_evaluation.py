@@ -223,16 +223,20 @@ def test_each_plan_is_warmed_up_and_then_measured_in_turn(monkeypatch):
             return torch.zeros(count, 1, 8, 8)
 
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(latency, "SHORT", 7.5)
     plans = [
         Plan("a", Model("a", [9, 7, 8, 4, 1, 2]), "heun", 5),
-        Plan("b", Model("b", [5, 7, 8, 8, 16, 12]), "euler", 2),
+        Plan("b", Model("b", [5, 7, 7, 50, 8, 50, 16, 50, 12]), "euler", 2),
     ]
     first, second = measure(plans, batch_size=6, rounds=3, seed=7)
     assert calls[:2] == [("a", 6, "heun", 5, 7, 0), ("b", 6, "euler", 2, 7, 0)]  # the first
     assert calls[2:4] == [("a", 1, "heun", 5, 0, 0), ("b", 1, "euler", 2, 0, 0)]  # counted
-    assert calls[4:6] == [("a", 6, "heun", 5, 0, 0), ("b", 6, "euler", 2, 0, 0)]
+    assert calls[4:6] == [("a", 6, "heun", 5, 7, 0), ("b", 6, "euler", 2, 7, 0)]
+    # The batches of b are short: one is drawn before each that is timed.
     assert calls[6:] == [
-        (name, 6, *rest, 7, n) for n in (0, 6, 12) for name, *rest in (("a", "heun", 5), ("b", "euler", 2))
+        (name, 6, *rest, 7, n)
+        for n in (0, 6, 12)
+        for name, *rest in (("a", "heun", 5), ("b", "euler", 2), ("b", "euler", 2))
     ]
     assert (first.seconds, first.fastest, first.slowest, first.samples_per_second) == (2, 1, 4, 3)
     assert (first.first, first.rounds, first.batch_size) == (9, (4, 1, 2), 6)
@@ -247,7 +251,7 @@ def test_the_time_in_a_decoder(monkeypatch):
         now[0] += next(seconds)
         return value
 
-    seconds = iter([9, 1, 9, 2, 3, 4]), iter([5, 20, 10, 30])
+    seconds = iter([9, 1, 9, 2, 3, 4]), iter([5, 5, 20, 10, 30])
     zeros = torch.zeros(1, 1, 8, 8)
     model = types.SimpleNamespace(num_classes=None, device=torch.device("cpu"), unet=torch.nn.Identity())
     model.sample = lambda *arguments, **options: takes(seconds[0], zeros)
@@ -277,8 +281,16 @@ def test_latency_refuses_wrong_samples():
         measure([Plan("m", model, "euler", 2)], batch_size=1, rounds=1)
 
 
+def test_one_sample_has_no_quality():
+    model = ConsistencyModel(tiny_unet(), EDM())
+    (found,) = measure([Plan("m", model, "euler", 1)], batch_size=1, rounds=1, classifier=load_classifier())
+    assert found.quality is None
+    assert found.rounds
+
+
 @pytest.mark.parametrize(("done", "rounds"), [(3, [2, 1]), (4, [2, 2]), (1, [1]), (0, None)])
-def test_an_interruption_keeps_the_rounds_that_were_done(done, rounds):
+def test_an_interruption_keeps_the_rounds_that_were_done(monkeypatch, done, rounds):
+    monkeypatch.setattr(latency, "SHORT", 0.0)  # each batch is drawn once
     model = ConsistencyModel(tiny_unet(), EDM())
     sample, calls = model.sample, []
 

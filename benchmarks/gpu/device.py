@@ -94,7 +94,6 @@ class _Operators(TorchDispatchMode):
 def chosen(emulate: bool) -> Iterator[Gpu | Emulated]:
     """The device that the stages measure, ready within the `with` block."""
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is compared with float32
     if not emulate:
         device = Gpu()
         with torch.cuda.stream(device.stream):

@@ -143,8 +143,20 @@ def wait_for_an_idle_machine():
             return
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended the rounds; `rows` are those of `measure`, of the rounds that were done."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+
 def measure(case, peers, rounds, say=print):
-    """A row a peer: version, seconds, those of each round, ratio to the fastest, error, memory in GB, time to start."""
+    """A row a peer: version, seconds, those of each round, ratio to the fastest, error, memory in GB, time to start.
+
+    Raises:
+        Interrupted: Ctrl-C ended the rounds.
+    """
     case.write()
     exact = case.reference()
     rows, workers = {}, {}
@@ -154,21 +166,24 @@ def measure(case, peers, rounds, say=print):
         rows[peer] |= {"seconds": None, "ratio": None, "memory": None, "rounds": []}
         if worker:
             workers[peer] = worker
-    for peer, result in take_turns(workers, rounds, say).items():
+    results, interrupted = take_turns(workers, rounds, say)
+    for peer, result in results.items():
         rows[peer] |= result
         workers[peer].end()
     fastest = min((row["seconds"] for row in rows.values() if row["seconds"]), default=None)
     for row in rows.values():
         row["ratio"] = row["seconds"] and row["seconds"] / fastest
+    if interrupted:
+        raise Interrupted(list(rows.values()))
     return list(rows.values())
 
 
 def take_turns(workers, rounds, say):
     """For each peer its rounds' seconds of a call, their median and the peak memory, or the reason why it has none.
 
-    Ctrl-C ends the rounds: fewer are there then.
+    And whether Ctrl-C ended the rounds: fewer are there then.
     """
-    times, results, worst = {peer: [] for peer in workers}, {}, 0.0
+    times, results, worst, interrupted = {peer: [] for peer in workers}, {}, 0.0, False
     try:
         for i in range(rounds):
             say(f"round {i + 1} of {rounds}")
@@ -181,12 +196,13 @@ def take_turns(workers, rounds, say):
                     times[peer].append(seconds)
                     worst = max(worst, disturbance)
     except KeyboardInterrupt:
+        interrupted = True
         say("interrupted: the rounds that were done are kept")
     say(f"other processes took at most {worst:.0%} of a core during a turn")
     for peer in workers.keys() - results.keys():
         seconds = statistics.median(times[peer]) if times[peer] else None
         results[peer] = {"seconds": seconds, "rounds": times[peer], **_memory(workers[peer])}
-    return results
+    return results, interrupted
 
 
 def _memory(worker):
@@ -238,12 +254,11 @@ def main():
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
     case = Case(given.network, given.batch, given.dtype, given.threads, given.files.resolve(), given.device)
-    rows = measure(
-        case,
-        given.peers or peers_of(given.device),
-        given.rounds,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    peers, say = given.peers or peers_of(given.device), lambda line: print(line, file=sys.stderr, flush=True)
+    try:
+        rows = measure(case, peers, given.rounds, say)
+    except Interrupted as stop:
+        rows = stop.rows
     where = f"{given.threads} threads" if given.device == "cpu" else torch.cuda.get_device_name()
     settings = f"{given.network}, batch {given.batch}, {given.dtype}, {where}"
     print(f"{settings}, median of {given.rounds} rounds\n\n{table(rows)}")

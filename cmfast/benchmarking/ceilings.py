@@ -56,7 +56,7 @@ def launch(device: str) -> Callable[[], Any]:
 
 
 def product(device: str, dtype: str, n: int) -> Callable[[], Any]:
-    """A product of random matrices [n, n]; on a GPU float32 is computed as tf32, as Triton's products are."""
+    """A product of random matrices [n, n]; on a GPU float32 as tf32, of which ours take three each."""
     a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
 
     def multiply() -> torch.Tensor:

@@ -13,6 +13,8 @@ import torch
 ROUNDS = 20
 #: Seconds of a turn on the CPU, at least: many calls of a short one.
 TURN = 4e-3
+#: Seconds of a call up to which a turn begins with one that is not timed: what ran before has taken the caches.
+SHORT = 0.05
 #: Bytes of the last cache where the system does not say.
 _CACHE = 32 << 20
 
@@ -90,7 +92,7 @@ class Cpu:
         return max(found, default=_CACHE)
 
     def timer(self, runs: Sequence[Callable[[], Any]], position: Position) -> Timer:
-        """By the clock around as many calls as take TURN; a first one is not timed."""
+        """By the clock around as many calls as take TURN; a turn of calls below SHORT begins with one untimed."""
         return _Clock(runs, position)
 
     def clock(self, run: Callable[[], Any]) -> Timer:
@@ -109,17 +111,20 @@ class _Clock:
         self, runs: Sequence[Callable[[], Any]], position: Position, wait: Callable[[], None] = lambda: None
     ) -> None:
         self.runs, self.position, self.wait = runs, position, wait
-        self.calls = 1
+        self.calls, self.untimed = 1, 0
         self.turn()
-        self.calls = max(1, round(TURN / max(self.turn(), 1e-7)))
+        seconds = self.turn()
+        self.calls, self.untimed = max(1, round(TURN / max(seconds, 1e-7))), int(seconds < SHORT)
 
     def turn(self) -> float:
         first, count = self.position.next, len(self.runs)
-        turn = [self.runs[(first + i) % count] for i in range(self.calls)]
-        self.position.next += self.calls
+        turn = [self.runs[(first + i) % count] for i in range(self.untimed + self.calls)]
+        self.position.next += len(turn)
+        for run in turn[: self.untimed]:
+            run()
         self.wait()
         start = time.perf_counter()
-        for run in turn:
+        for run in turn[self.untimed :]:
             run()
             self.wait()
         return (time.perf_counter() - start) / self.calls
@@ -133,6 +138,7 @@ class Gpu:
     def __init__(self) -> None:
         self.properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.stream = torch.cuda.Stream()
+        torch.backends.cudnn.allow_tf32 = False  # float32 is compared with float32, which is not torch's default
 
     @property
     def cache_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 Each output is compared with the same weights evaluated in float64 before it is timed, and must have been computed by
 what its row names. All rows take turns, as a caller in Python sees them: until the result is there. "torch" and "eager"
-are channels last in memory, which is the faster way for both.
+have their channels first or last in memory, whichever is the faster for the batch.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Evaluations:
         self.batches, self.variants, self.rounds = batches, variants, rounds
         self.ceilings: dict[str, Row] = {}
         self.rows: list[Row] = []
-        self._plain: Any = None  # the network of "torch" and "eager"
+        self._plain: dict[str | None, tuple[UNet, torch.memory_format]] = {}  # of "torch" and "eager", by layout
 
     @property
     def steps(self) -> int:
@@ -67,14 +67,15 @@ class Evaluations:
         exact = {batch: self._exact(batch) for batch in self.batches}
         yield "float64"
         candidates = []
-        calls = {variant: self._network(variant) for variant in self.variants}
+        layouts = {variant: self._network(variant) for variant in self.variants}
         for batch in self.batches:
             given = inputs(self.unet.config, self.device.name, batch, self.dtype)
-            for variant, call in calls.items():
+            for variant, calls in layouts.items():
                 key = {"network": self.name, "batch": batch, "variant": variant, "dtype": dtype}
-                row = Row(key, {"error": None, "samples_per_s": None}, control=variant == "torch")
+                row = Row(key, {"error": None}, control=variant == "torch")
                 self.rows.append(row)
-                run = _bound(call, given)
+                layout, run = self._fastest({layout: _bound(call, given) for layout, call in calls.items()})
+                row.facts["layout"] = layout
                 try:
                     output = _output_of(variant, run)
                     row.facts["error"] = relative_error(output[:_COMPARED], exact[batch])
@@ -87,10 +88,6 @@ class Evaluations:
         limits = list(ceilings(self.device, [dtype], self.ceilings))
         for i in range(self.rounds):
             take_turns([*candidates, *limits], 1, first=i)
-            for candidate in candidates:
-                times = candidate.row.times("evaluation")
-                assert times is not None
-                candidate.row.facts["samples_per_s"] = candidate.row.key["batch"] / times.median
             yield f"round {i + 1}"
 
     @torch.inference_mode()
@@ -101,21 +98,38 @@ class Evaluations:
         with use_backend("reference"):
             return wide(x[:_COMPARED].double(), *(t[:_COMPARED] for t in rest))
 
-    def _network(self, variant: str) -> Callable[..., Tensor]:
+    def _network(self, variant: str) -> dict[str | None, Callable[..., Tensor]]:
+        """A variant's network, in each of the layouts that it can have."""
         if variant == "accelerated":
             fast = accelerate(self.unet.to(self.dtype) if self.device.name == "cuda" else self.unet, self.dtype)
             own = next(fast.parameters()).dtype
-            return lambda x, *rest: fast(x.to(own), *rest)
-        if self._plain is None:
-            plain = copy.deepcopy(self.unet).to(self.dtype)
-            self._plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        network = self._plain
+            return {None: lambda x, *rest: fast(x.to(own), *rest)}
+        if not self._plain:
+            last = {2: torch.channels_last, 3: torch.channels_last_3d}.get(self.unet.config.dims)
+            for layout, order in {"channels first": torch.contiguous_format, "channels last": last}.items():
+                if order is not None:
+                    network = copy.deepcopy(self.unet).to(self.dtype).to(memory_format=order)  # type: ignore[call-overload]
+                    self._plain[layout] = (network, order)
 
-        def evaluate(x: Tensor, *rest: Tensor) -> Tensor:
-            with plain_operators() if variant == "torch" else contextlib.nullcontext():
-                return network(x.contiguous(memory_format=torch.channels_last), *rest)
+        def evaluating(network: UNet, order: torch.memory_format) -> Callable[..., Tensor]:
+            def evaluate(x: Tensor, *rest: Tensor) -> Tensor:
+                with plain_operators() if variant == "torch" else contextlib.nullcontext():
+                    return network(x.contiguous(memory_format=order), *rest)
 
-        return evaluate
+            return evaluate
+
+        return {layout: evaluating(*plain) for layout, plain in self._plain.items()}
+
+    def _fastest(self, runs: dict[str | None, Callable[[], Tensor]]) -> tuple[str | None, Callable[[], Tensor]]:
+        """The fastest of the layouts, by the least of a few turns."""
+        if len(runs) == 1:
+            return next(iter(runs.items()))
+        least = {}
+        for layout, run in runs.items():
+            timer = self.device.clock(run)
+            least[layout] = min(timer.turn() for _ in range(3))
+        layout = min(least, key=lambda layout: least[layout])
+        return layout, runs[layout]
 
 
 def _bound(call: Callable[..., Tensor], given: Sequence[Tensor]) -> Callable[[], Tensor]:

@@ -61,10 +61,10 @@ def group_norm(
     if isinstance(x, tuple):
         x = torch.cat(x, dim=1)
     if add is not None:
-        x = x + _per_channel(add)
+        x = x + _per_channel(add, x)
     y = F.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None and shift is not None:
-        y = y * (1 + _per_channel(scale)) + _per_channel(shift)
+        y = y * (1 + _per_channel(scale, x)) + _per_channel(shift, x)
     return F.silu(y) if activation == "silu" else y
 
 
@@ -73,5 +73,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _per_channel(value: Tensor) -> Tensor:
-    return value[:, :, None, None]
+def _per_channel(value: Tensor, x: Tensor) -> Tensor:
+    return value.reshape(*value.shape, *(1,) * (x.ndim - 2))

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from ..environment import commit, processor
+from ..files import held
 from ..kernels import native
 from .unfinished import is_unfinished, workplace
 
@@ -100,7 +102,24 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
-            draft.rename(path)
+            _rename(draft, path)
+
+
+def _rename(draft: Path, path: Path) -> None:
+    """Where there is nothing yet: one process at a time looks, and renames."""
+    for _ in range(100):
+        try:
+            lock = held(path.parent)
+        except BlockingIOError:
+            time.sleep(0.1)
+            continue
+        try:
+            if not path.exists():
+                draft.rename(path)
+            return
+        finally:
+            os.close(lock)
+    raise BlockingIOError(f"{path.parent}: another process has held the folder for ten seconds")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
+#: How many processes srun has started. SLURM_NTASKS, how many it could, is an sbatch script's as well, with number 0.
+_STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 #: What starts processes, and the variables in which it says a process's number and how many there are.
-_LAUNCHERS = (("torchrun", "RANK", "WORLD_SIZE"), ("Slurm", "SLURM_PROCID", "SLURM_NTASKS"))
+_LAUNCHERS = (("torchrun", "RANK", "WORLD_SIZE"), ("Slurm", "SLURM_PROCID", _STEP_TASKS))
 #: The number of a pod of a Kubernetes Job with an index; how many there are is in no variable.
 _KUBERNETES = "JOB_COMPLETION_INDEX"
 
@@ -81,7 +83,7 @@ def _threads(environment: Mapping[str, str]) -> int | None:
     """Slurm says what a task may use; torchrun says how many processes share the machine's cores."""
     if "LOCAL_WORLD_SIZE" in environment:
         return max(1, _cores() // max(1, _number(environment, "LOCAL_WORLD_SIZE")))
-    if "SLURM_PROCID" in environment:
+    if _STEP_TASKS in environment:
         return _number(environment, "SLURM_CPUS_PER_TASK", 1)  # one is Slurm's own default
     return None
 

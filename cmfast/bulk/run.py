@@ -15,6 +15,7 @@ from ..model import ConsistencyModel
 from ..pictures import to_pixels
 from . import manifest
 from .formats import FORMATS, Block, Map, digits_of, dtype_of
+from .processes import Process
 from .shards import MOST_SAMPLES, Shard, Shards
 from .threads import most_threads, threads_of_torch
 from .unfinished import clear, workplace
@@ -119,8 +120,10 @@ class Run:
             How many shards were made.
 
         Raises:
+            ValueError: no process has such a number.
             OSError: a shard cannot be written; nothing is left of it.
         """
+        Process(process, processes)
         made = 0
         pending: Future[None] | None = None
 

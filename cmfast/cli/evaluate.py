@@ -73,9 +73,12 @@ def evaluate(
         if save.exists() and not (save.is_dir() and not any(save.iterdir())):
             raise FileExistsError(f"{save} is there already: give --save a new folder")
         check_writable(save / "config.json" if save.exists() else save)
+    if count < 2:
+        raise ValueError(f"samples are measured by their statistics: --count must be at least 2, got {count}")
     seen = load_features(features or (model if model in BUNDLED else "digits"))
     real, train = _images(data, split), _images(train_data, "train")
     loaded = load_model(model, device, dtype, accelerate, backend)
+    seen.of(torch.zeros(1, *loaded.sample_shape))  # or an error, before long work
     with kernels_of(backend):
         if sweep_steps is not None:
             _sweep(loaded, sweep_steps, seen, real, count, seed, batch_size)

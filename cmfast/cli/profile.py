@@ -21,7 +21,7 @@ from ..files import check_writable
 from ..kernels.static import GPUS
 from ..model import ConsistencyModel
 from ..profiling import profile_call, profile_sampling
-from ..profiling.measurement import fastest
+from ..profiling.measurement import fastest_in_turn
 from ..unet import UNet
 from . import options
 from .networks import evaluation
@@ -106,7 +106,7 @@ def profile(
     if source is None:
         settings["batch_size"] = batch_size
     settings |= {"dtype": dtype, "eager": eager}
-    passing: dict[str, float] = {}
+    passing: dict[str, dict[str, float]] = {}
     if sampling or steps is not None or sampler is not None:
         settings |= {"steps": steps, "sampler": sampler}
         loaded = _loaded(model, network, device, dtype, eager)
@@ -122,21 +122,22 @@ def profile(
         with nullcontext() if source is None else errors_of(f"the network of {source}"):
             found = profile_call(run, networks, _title(settings), rounds=rounds)
         if passes:
-            passing = _gains(call, products, rounds, list(explanation(found.trace, networks).passes))
+            passing = _gains(call, products, rounds, list(explanation(found.trace, networks).passes), tune=tune)
     print(found.report(depth or (3 if "steps" in settings else 2)))
     if memory:
         print(f"\n{found.memory().report(depth or 2)}")
     if explain:
         print(f"\n{explanation(found.trace, networks)}")
-    for name, without in passing.items():
-        print(f"without {name}: {1e3 * without:.2f} ms, {without / found.seconds:.2f} times as long")
+    for name, took in passing.items():
+        ratio = took["seconds"] / took["with_all"]
+        print(f"without {name}: {1e3 * took['seconds']:.2f} ms, {ratio:.2f} times as long")
+    if json_file is not None:
+        total = found.summary() | ({"memory": found.memory().summary()} if memory else {})
+        write_json(json_file, found.records(), settings | {"without": passing}, total)
     if trace is not None:
         found.save_trace(trace)
     if plot is not None:
         found.plot(plot)
-    if json_file is not None:
-        total = found.summary() | ({"memory": found.memory().summary()} if memory else {})
-        write_json(json_file, found.records(), settings | {"without": passing}, total)
     for path in (trace, plot, json_file):
         if path is not None:
             print(f"wrote {path}")
@@ -253,11 +254,16 @@ def _plan(
     print_plan(call, gpu, options.dtype_of(dtype), settings, json_file, depth=depth, sampled=True)
 
 
-def _gains(call: Call, products: torch.dtype, rounds: int | None, passes: Sequence[str]) -> dict[str, float]:
-    """The time of an evaluation without each of the passes."""
+def _gains(
+    call: Call, products: torch.dtype, rounds: int | None, passes: Sequence[str], *, tune: bool
+) -> dict[str, dict[str, float]]:
+    """The seconds of an evaluation without each of the passes, beside those with all of them, taken in turn."""
     found = {}
     device = device_of([*call.network.parameters(), *call.network.buffers()])
+    whole = _accelerated(call, products, tune=tune)
     for name in track(passes, "leaving out passes", console=Console(file=sys.stderr)):
         others = [other for other in passes if other != name]
-        found[name] = fastest(_accelerated(call, products, passes=others), device, rounds)
+        part = _accelerated(call, products, tune=tune, passes=others)
+        without, beside = fastest_in_turn([part, whole], device, rounds)
+        found[name] = {"seconds": without, "with_all": beside}
     return found

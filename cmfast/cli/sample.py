@@ -142,6 +142,12 @@ def _check_kind(out: Path, model: ConsistencyModel, name: str) -> None:
             f"{out}: a {suffix} file is for {_NAMES[_KINDS[suffix][0]]}, and {name} draws {_NAMES[dims]} "
             f"{list(model.sample_shape)}: give a name that ends in {' or '.join(fitting)}"
         )
+    channels = model.sample_shape[0]
+    if dims > 1 and channels not in (1, 3):
+        raise ValueError(
+            f"{out}: {name} draws samples of {channels} channels, and pictures have 1 or 3: "
+            "--save writes them as numbers"
+        )
     if suffix == ".wav" and model.representation is None:
         raise ValueError(f"{out}: {name} does not say its sampling rate (it has no representation): give a .png")
 

@@ -14,6 +14,9 @@ from ..model import ConsistencyModel
 from .classifier import Classifier
 from .quality import Quality, evaluate
 
+#: Seconds of a batch up to which one is drawn that is not timed.
+SHORT = 0.05
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -77,15 +80,16 @@ def measure(
     """Time every plan `rounds` times, in turn, so that a slow moment of the machine falls on all of them alike.
 
     A round draws the next batch_size samples of the run of `seed`; the first batch of each plan (allocation,
-    compilation, capture) is timed apart. All samples of a plan go into its quality. Ctrl-C ends the rounds: the rows
-    are of those that were done, and without plans that have none.
+    compilation, capture) is timed apart. A plan whose batches take less than `SHORT` seconds draws one before each that
+    is timed, since the plan before it has taken the caches. All samples of a plan go into its quality. Ctrl-C ends the
+    rounds: the rows are of those that were done, and without plans that have none.
 
     Args:
         plans: what to measure.
         batch_size: samples a batch.
         rounds: batches a plan.
         seed: of the noise.
-        classifier: measures the samples; None leaves quality out.
+        classifier: measures the samples, of which it needs two; None leaves quality out.
         progress: called with (batches done, batches in all).
 
     Raises:
@@ -93,14 +97,16 @@ def measure(
     """
     firsts = [_timed(plan, batch_size, 0, seed)[0][1] for plan in plans]
     evaluations = _evaluations(plans)
-    for plan in plans:  # a network that is accelerated is made ready again once the counting hook is gone
-        plan.model.sample(batch_size, sampler=plan.sampler, steps=plan.steps)
+    # A network that is accelerated is made ready again once the counting hook is gone.
+    short = [_timed(plan, batch_size, 0, seed)[0][1] < SHORT for plan in plans]
     seconds: list[list[float]] = [[] for _ in plans]
     decoding: list[list[float]] = [[] for _ in plans]
     samples: list[list[Tensor]] = [[] for _ in plans]
     try:
         for i in range(rounds):
             for k, plan in enumerate(plans):
+                if short[k]:
+                    _timed(plan, batch_size, i * batch_size, seed)
                 (sampled, elapsed), drawn = _timed(plan, batch_size, i * batch_size, seed)
                 if not torch.isfinite(drawn).all():
                     what = f"{plan.name} {plan.sampler} {plan.steps}"
@@ -119,7 +125,8 @@ def measure(
             continue
         median = statistics.median(times)
         labels = torch.arange(len(times) * batch_size) % (plan.model.num_classes or 1)
-        quality = None if classifier is None else evaluate(torch.cat(drawn_batches), labels, classifier)
+        measured = classifier is not None and len(labels) > 1
+        quality = evaluate(torch.cat(drawn_batches), labels, classifier) if measured else None  # type: ignore[arg-type]
         rows.append(
             Latency(
                 plan.name,

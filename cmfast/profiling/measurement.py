@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from .recording import Recording, record
 _AGREE, _FEWEST, _SECONDS = 0.02, 5, 6.0
 #: Before each call that takes no longer than so many seconds, others bring back to the caches what recording put out.
 _SHORT, _WARMING = 0.02, 2
+#: Seconds in calls after which the fastest of two that are alike differ by a percent.
+_TOLD_APART = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +83,23 @@ def measure(
 
 
 @torch.no_grad()
-def fastest(call: Callable[[], Any], device: torch.device, rounds: int | None = None) -> float:
-    """Seconds of the fastest of as many calls (None: 5), after a first one that prepares it."""
-    call()
-    return min(_timed(call, device) for _ in range(rounds or _FEWEST))
+def fastest_in_turn(calls: Sequence[Callable[[], Any]], device: torch.device, rounds: int | None = None) -> list[float]:
+    """Seconds of the fastest of as many rounds of each call, which are made in turn, after first ones.
+
+    Args:
+        calls: what is made.
+        device: where.
+        rounds: how many; None means at least 5, and as many as take 0.2 seconds.
+    """
+    for call in calls:
+        call()
+    found: list[list[float]] = [[] for _ in calls]
+    while len(found[0]) < (rounds or _FEWEST) or (rounds is None and sum(found[0]) < _TOLD_APART):
+        for call, seconds in zip(calls, found, strict=True):
+            for _ in range(_WARMING if not seconds or seconds[-1] < _SHORT else 0):
+                call()
+            seconds.append(_timed(call, device))
+    return [min(seconds) for seconds in found]
 
 
 def _faster(one: Recording, other: Recording) -> Recording:

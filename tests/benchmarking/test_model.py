@@ -1,9 +1,12 @@
 """What `cmfast bench model` measures: that outputs are judged, and computed by what the rows name."""
 
+import time
+
 import pytest
 import torch
 from cmfast.kernels import backends, reference
 
+from cmfast import UNet
 from cmfast.benchmarking import ceilings, devices, model
 from cmfast.benchmarking.model import VARIANTS, Evaluations
 from cmfast.benchmarking.networks import configuration, inputs, random_network
@@ -23,8 +26,9 @@ def unet():
     return random_network(tiny_unet().config, "cpu")
 
 
-def measured(dtype=torch.float32, batches=(1,), **options):
-    bench = Evaluations("tiny", unet(), devices.Cpu(), dtype, batches, rounds=2, **options)
+def measured(dtype=torch.float32, batches=(1,), network=None, **options):
+    network = unet() if network is None else random_network(network.config, "cpu")
+    bench = Evaluations("tiny", network, devices.Cpu(), dtype, batches, rounds=2, **options)
     assert len(list(bench.measure())) == bench.steps
     return bench
 
@@ -38,11 +42,36 @@ def test_each_variant_and_batch(dtype):
         assert not row.problem
         assert len(row.samples["evaluation"]) == 2
         assert 0 < row.facts["error"] < (1e-5 if dtype == torch.float32 else 5e-2)
-        assert row.facts["samples_per_s"] == pytest.approx(row.key["batch"] / row.times("evaluation").median)
+        assert row.facts["layout"] in ({None} if row.key["variant"] == "accelerated" else LAYOUTS)
         assert row.key["dtype"] == name
         assert row.control == (row.key["variant"] == "torch")
     assert len(bench.ceilings) == 5
     assert all(len(row.samples["cold"]) == 2 for row in bench.ceilings.values())
+
+
+LAYOUTS = {"channels first", "channels last"}
+
+
+@pytest.mark.parametrize("slower", sorted(LAYOUTS))
+def test_torch_has_its_faster_layout(monkeypatch, slower):
+    """In the other one the network waits."""
+    plain = UNet.forward
+
+    def forward(network, x, *rest):
+        if (slower == "channels last") == x.is_contiguous(memory_format=torch.channels_last):
+            time.sleep(0.02)
+        return plain(network, x, *rest)
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    rows = measured(variants=["torch", "eager"], network=tiny_unet(in_channels=3, out_channels=3)).rows
+    assert [row.facts["layout"] for row in rows] == [(LAYOUTS - {slower}).pop()] * 2
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_sound_and_video(dims):
+    rows = measured(network=tiny_unet(dims=dims)).rows
+    assert [row.problem for row in rows] == [""] * 3
+    assert rows[0].facts["layout"] in (LAYOUTS if dims == 3 else {"channels first"})
 
 
 def test_a_wrong_network_has_no_time(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cmfast.kernels import backends, cpu, reference
 
-from cmfast.benchmarking import calls, ceilings, devices
+from cmfast.benchmarking import accuracy, calls, ceilings, devices
 from cmfast.benchmarking.accuracy import WrongResultError, judge
 from cmfast.benchmarking.operators import TORCH, Operators
 from cmfast.benchmarking.rounds import Candidate, Row, take_turns
@@ -206,20 +206,34 @@ def test_cold_buffers_are_not_touched_twice_in_a_row(monkeypatch):
     assert {i for who, i in touched if who == "a"} == set(range(5))
 
 
-def test_a_turn_is_long_enough_to_be_timed(monkeypatch):
+@pytest.mark.parametrize(("seconds", "untimed"), [(1e-4, 1), (2e-2, 1), (0.2, 0)])
+def test_a_turn_is_long_enough_to_be_timed(monkeypatch, seconds, untimed):
+    """Its first call is not timed where it is short: what ran before has taken the caches."""
     now = [0.0]
     monkeypatch.setattr(devices, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
     calls_made = []
 
     def run():
         calls_made.append(None)
-        now[0] += 1e-4
+        now[0] += seconds * (1 if calls_made[1:] else 3)
 
     timer = devices.Cpu().timer([run], devices.Position())
     calls_made.clear()
-    assert timer.turn() == pytest.approx(1e-4)
-    assert len(calls_made) == round(devices.TURN / 1e-4)
+    assert timer.turn() == pytest.approx(seconds if untimed else 3 * seconds)
+    assert len(calls_made) == untimed + max(1, round(devices.TURN / seconds))
 
 
 def test_the_cache_is_the_largest():
     assert devices.Cpu().cache_bytes >= 1 << 18
+
+
+def test_large_group_norms_are_judged_by_their_first_groups(monkeypatch):
+    """With FiLM and an addition as well; what is wrong in them is seen."""
+    monkeypatch.setattr(accuracy, "LARGE", 1)
+    for call in tiny.calls(["group_norm"]):
+        given = calls.values(call, "cpu")
+        y, mean, rstd = cpu.group_norm(*given)
+        assert accuracy.judge(call, given, (y, mean, rstd)) < 1e-5
+        y[:, 0] += 0.1
+        with pytest.raises(accuracy.WrongResultError):
+            accuracy.judge(call, given, (y, mean, rstd))

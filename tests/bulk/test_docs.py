@@ -44,7 +44,7 @@ exec bash "$@"
 """,
     "srun": """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
-for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & done
+for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_STEP_NUM_TASKS=$SLURM_NTASKS SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & done
 wait
 """,
     # A pod for each index, whose command has the variables of its environment in place of $(NAME).
@@ -164,7 +164,7 @@ def test_slurm(play, expected):
     calls, out = play(block("sbatch"))
     variables = [{name: found[name] for name in sorted(found)} for _, found in calls]
     assert [v["SLURM_PROCID"] for v in variables] == list("01234567")
-    assert {(v["SLURM_NTASKS"], v["SLURM_CPUS_PER_TASK"]) for v in variables} == {("8", "4")}
+    assert {(v["SLURM_STEP_NUM_TASKS"], v["SLURM_CPUS_PER_TASK"]) for v in variables} == {("8", "4")}
     assert out == f"process 1 of 8: 1 shards made; samples has 2 of 2, {COUNT} of {COUNT} samples\n"
     assert files(Path("samples")) == expected
 

@@ -77,6 +77,10 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     assert manifest.begin(tmp_path, SETTINGS, MAKER) == []
     assert [p.name for p in tmp_path.iterdir()] == [manifest.NAME]
     assert json.loads((tmp_path / manifest.NAME).read_text())["made_by"] == MAKER
+    draft = tmp_path / "draft"
+    draft.write_text("another's")
+    manifest._rename(draft, tmp_path / manifest.NAME)  # what was there a moment ago is not written over
+    assert json.loads((tmp_path / manifest.NAME).read_text())["made_by"] == MAKER
 
 
 def test_the_checksum_is_of_names_values_and_configuration():

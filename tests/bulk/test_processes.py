@@ -4,7 +4,7 @@ from cmfast.bulk import Process, process_of
 from cmfast.bulk import processes as module
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-SLURM = {"SLURM_PROCID": "2", "SLURM_NTASKS": "3", "SLURM_LOCALID": "1", "SLURM_CPUS_PER_TASK": "6"}
+SLURM = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_LOCALID": "1", "SLURM_CPUS_PER_TASK": "6"}
 POD = {"JOB_COMPLETION_INDEX": "3"}
 
 
@@ -22,7 +22,8 @@ def sixteen_cores(monkeypatch):
         ((None, None), TORCHRUN, Process(5, 8, 1, 4)),
         ((None, 8), TORCHRUN, Process(5, 8, 1, 4)),
         ((None, None), SLURM, Process(2, 3, 1, 6)),
-        ((None, None), {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, Process(0, 2, 0, 1)),
+        ((None, None), {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, Process(0, 2, 0, 1)),
+        ((None, None), {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, Process()),  # an sbatch script, without srun
         ((None, None), SLURM | TORCHRUN, Process(5, 8, 1, 4)),  # torchrun that srun has started
         ((None, 4), POD, Process(3, 4)),
         ((1, 2), TORCHRUN | SLURM | POD, Process(1, 2, 1, 4)),  # what is said wins

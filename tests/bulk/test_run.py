@@ -308,6 +308,14 @@ def test_a_bad_argument_makes_no_folder(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_process_that_is_none_makes_nothing(tmp_path):
+    made = run(tmp_path / "out")
+    for process, processes in ((1, 1), (2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"processes are numbered 0 … {processes - 1}, got {process}"):
+            made.work(process, processes)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
+
+
 def test_large_images_are_compressed_by_threads(tmp_path, monkeypatch):
     """They are the same as those that one thread compresses."""
     of = model((1, 64, 64))

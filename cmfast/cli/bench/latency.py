@@ -56,7 +56,7 @@ def latency(
         str | None, typer.Option(help="Several batch sizes, separated by commas; with --network 1.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Batches of each, interleaved; 5, with --network 3.")
+        int | None, typer.Option(min=1, help="Batches of each, interleaved; 5, with --network 4.")
     ] = None,
     seed: options.Seed = 0,
     classifier: Annotated[str | None, typer.Option(help="Measures the samples; of a bundled MODEL its own.")] = None,
@@ -108,6 +108,10 @@ def latency(
     judge = None
     if network is None and (classifier is not None or model in BUNDLED):
         judge = load_classifier(classifier or model)
+    if judge is not None and rounds * min(batches) < 2:
+        raise ValueError(
+            f"quality is measured of two samples at least: --rounds {rounds} of --batch-sizes {min(batches)}"
+        )
     if judge is None and plot is not None and network is None:
         raise ValueError("--plot shows quality over latency: give --classifier for a model that is not bundled")
     few = [

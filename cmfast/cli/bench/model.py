@@ -90,6 +90,9 @@ def _finish(
     interrupted: bool,
 ) -> None:
     measured = [row for row in rows if row.samples or row.problem or row.facts.get("note")]
+    for row in measured:
+        times = row.times("evaluation")
+        row.facts["samples_per_s"] = None if times is None else row.key["batch"] / times.median
     report.show([table(measured, settings)], notes(measured))
     report.finish(
         [*(row for row in limits if row.samples), *measured],
@@ -119,8 +122,10 @@ def table(rows: Sequence[Row], settings: dict[str, Any]) -> Table:
 
 
 def notes(rows: Sequence[Row]) -> Iterator[str]:
-    """Why rows have no times though nothing is wrong."""
+    """Why rows have no times though nothing is wrong, and in which layout plain torch was faster."""
     for row in rows:
+        if row.facts.get("layout"):
+            yield f"{row.key['variant']}, batch {row.key['batch']}: {row.facts['layout']}, the faster layout"
         if row.facts.get("note") and not row.problem:
             yield f"{row.key['variant']}, batch {row.key['batch']}: {row.facts['note']}"
 
@@ -186,15 +191,22 @@ def _with_peers(
     for _ in range(rounds):
         take_turns(list(ceilings(device_of(device), [dtype], limits)), 1)
     rows: list[Row] = []
+    interrupted = False
     for batch in batches:
         case = compare.Case(name, batch, short, torch.get_num_threads(), (_ROOT / "out" / "peers").resolve(), device)
-        found = compare.measure(case, list(dict.fromkeys(wanted)), rounds, lambda line: print(line, file=sys.stderr))
+        try:
+            found = compare.measure(
+                case, list(dict.fromkeys(wanted)), rounds, lambda line: print(line, file=sys.stderr)
+            )
+        except KeyboardInterrupt as stop:  # in its rounds, or while the peers start
+            interrupted = True
+            found = [peer for peer in getattr(stop, "rows", ()) if peer["rounds"] or peer["note"]]
         rows += [
             _row_of(peer, {"network": name, "batch": batch, "dtype": dtype}, compare.WRONG[short]) for peer in found
         ]
-        if any(0 < len(row.samples.get("evaluation", ())) < rounds for row in rows):
-            return _finish(rows, list(limits.values()), settings, files, earlier, interrupted=True)
-    _finish(rows, list(limits.values()), settings, files, earlier, interrupted=False)
+        if interrupted:
+            break
+    _finish(rows, list(limits.values()), settings, files, earlier, interrupted)
 
 
 def _row_of(peer: dict[str, Any], key: dict[str, Any], worst: float) -> Row:
@@ -203,7 +215,6 @@ def _row_of(peer: dict[str, Any], key: dict[str, Any], worst: float) -> Row:
     cmfast itself has to run, and results that are off by `worst` of the norm or more are wrong.
     """
     facts = {name: peer[name] for name in ("error", "version", "memory", "start", "conversion", "note")}
-    facts["samples_per_s"] = peer["seconds"] and key["batch"] / peer["seconds"]
     samples = {"evaluation": peer["rounds"]} if peer["rounds"] else {}
     error, control = peer["error"], not peer["peer"].startswith("cmfast")
     problem = ""
