@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .engine import trace
-from .engine.accelerator import accelerator_of
+from .engine.accelerator import accelerator_of, turns
 from .engine.capture import CaptureError
 from .kernels.backends import chosen
 from .model import ConsistencyModel
@@ -49,7 +49,8 @@ def replayed(
     key = (function, *numbers, labels is None, model.preconditioning, model.sample_shape, model.dtype, chosen())
     seed = noise.seed - (1 << 64) if noise.seed >= 1 << 63 else noise.seed  # as an int64
     inputs = [seed, noise.first_sample] if labels is None else [seed, noise.first_sample, labels]
-    return replays(key, executable, make, inputs)
+    with turns.beside():  # before the lock of captures, as a thread that is alone takes it
+        return replays(key, executable, make, inputs)
 
 
 def _ready(model: ConsistencyModel, size: int, labels: Tensor | None) -> tuple[Any, Any]:

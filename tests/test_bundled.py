@@ -1,4 +1,4 @@
-"""The bundled models beside the digits: sound, and clothes."""
+"""The bundled models beside the digits: sound, clothes, and video."""
 
 import pytest
 import torch
@@ -11,8 +11,8 @@ from cmfast.training.data import drums
 
 from .engine.networks import error, exact
 
-NAMES = ("drums", "fashion")
-BYTES = {"drums": 4_000_000, "fashion": 8_000_000}
+NAMES = ("drums", "fashion", "moving-digits")
+BYTES = {"drums": 4_000_000, "fashion": 8_000_000, "moving-digits": 4_000_000}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,7 +26,9 @@ def test_they_are_those_of_their_recipes(name):
     assert sum(file.stat().st_size for file in files) <= BYTES[name]
 
 
-@pytest.mark.parametrize(("name", "count", "accuracy"), [("drums", 80, 0.9), ("fashion", 400, 0.85)])
+@pytest.mark.parametrize(
+    ("name", "count", "accuracy"), [("drums", 80, 0.9), ("fashion", 400, 0.85), ("moving-digits", 100, 0.9)]
+)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_they_are_recognised(name, count, accuracy, steps):
     model = cmfast.load(name)

@@ -7,7 +7,7 @@ from typing import Any
 from . import hub
 
 #: The models that come with cmfast, by the names that `load` takes.
-BUNDLED = ("digits", "digits-teacher", "fashion", "fashion-teacher", "drums", "drums-teacher")
+BUNDLED = tuple(f"{name}{of}" for name in ("digits", "fashion", "drums", "moving-digits") for of in ("", "-teacher"))
 
 
 def find(source: str | Path, **hub_options: Any) -> Path:

@@ -41,7 +41,7 @@ _MOST_REFUSALS = 64
 _OFTEN = 4
 _log = logging.getLogger(__name__)
 #: A capture puts other parameters into modules that several accelerated networks may share.
-_turns = Turns()
+turns = Turns()
 _thread = threading.local()
 #: Modules that are in evaluation mode for a while, by how many threads; they were in training mode.
 _in_eval: dict[int, int] = {}
@@ -117,7 +117,7 @@ class Accelerator:
         self.passes = None if passes is None else tuple(passes)
         self.whole = whole
         self._lock = threading.RLock()
-        with _turns.beside():
+        with turns.beside():
             self._made = self._start()
         if backend is not None:
             self._backend()
@@ -159,7 +159,7 @@ class Accelerator:
                 raise (error.error if isinstance(error, _RaisedError) else error) from None
             reason = str(error)
         try:
-            with _turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
+            with turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
                 return self._parts(reason, args, kwargs)
         except Exception:  # the network's own: without its reason, such as an attribute not yet set, it may be captured
             with self._lock:
@@ -191,7 +191,7 @@ class Accelerator:
         with torch.no_grad():
             program = self._program(tensors, structure) if all(t.numel() for t in tensors) else None
             if program is None:  # there is nothing to compute
-                with _turns.beside(), _in_eval_mode(self.module):
+                with turns.beside(), _in_eval_mode(self.module):
                     return _without_hooks(self.module)(*args, **kwargs)
             dtypes = self._output_dtypes(program, tensors, structure)
             outputs = trace.run(self.module, program.target, program.executable, tensors, dtypes)
@@ -211,11 +211,17 @@ class Accelerator:
         shapes = tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
         backend = self._backend()
         key = structure, shapes, backend
-        with _turns.beside(), self._lock:
+        with turns.beside(), self._lock:
             program = self._made_already(key, tensors)
         if program is not None:
             return program
-        with _turns.alone(), self._lock:
+        device = self._made.target.device
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "an accelerated network is made ready at the first call with such arguments, which cannot be captured "
+                "in a CUDA graph: call it once before"
+            )
+        with turns.alone(), self._lock:
             program = self._made_already(key, tensors)  # by another thread
             if program is None:
                 program = self._made.programs[key] = self._make_or_refuse(key, tensors, structure, backend)
@@ -442,7 +448,7 @@ def _flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor
 @contextmanager
 def _capturing() -> Iterator[None]:
     """Within the block, this thread alone has modules, and accelerated submodules are run by their own forward."""
-    with _turns.alone():
+    with turns.alone():
         before = getattr(_thread, "capturing", False)
         _thread.capturing = True
         # What `parametrize.cached()` keeps would have no data.

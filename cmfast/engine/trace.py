@@ -97,7 +97,7 @@ def run(
 def synchronize(device: torch.device) -> None:
     """Wait for what a GPU has been given to do."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()  # not the device, while another thread captures
 
 
 def leave(module: nn.Module, reason: str) -> None:

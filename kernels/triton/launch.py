@@ -2,11 +2,15 @@
 
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import torch
 
 from .. import recorder
+
+#: Held while a kernel is launched: a thread that finds one half loaded by another, which Triton lets it, cannot.
+launching = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +47,13 @@ class Launch:
     def _run(self) -> None:
         options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if (record := recorder.current()) is None:
-            self.kernel[self.grid](*self.args, **self.constants, **options)
+            with launching:
+                self.kernel[self.grid](*self.args, **self.constants, **options)
         else:  # Triton knows numbers by their exact types
             args = map(recorder.plain, self.args)
-            self._note(record, self.kernel[self.grid](*args, **self.constants, **options))
+            with launching:
+                compiled = self.kernel[self.grid](*args, **self.constants, **options)
+            self._note(record, compiled)
 
     def _note(self, record: recorder.Recorder, compiled: Any) -> None:
         """Note the launch of what was compiled for it: None by Triton's interpreter, which launches nothing."""

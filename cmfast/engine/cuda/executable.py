@@ -1,6 +1,7 @@
 """Steps with their memory on a GPU: what runs, captured in a CUDA graph."""
 
 import contextlib
+import functools
 import itertools
 import logging
 import threading
@@ -23,14 +24,41 @@ ALIGNMENT = 256
 #: Cycles of a GPU's clock, for a step, that its work waits while the steps are enqueued: 20 us and more.
 _HEAD_START = 40_000
 #: One thread captures at a time: torch empties the allocator's cache before it does. Taken before an executable's turn.
-_capture_lock = threading.RLock()
+capture_lock = threading.RLock()
+
+
+@functools.cache
+def capture_stream(device: torch.device) -> "torch.cuda.Stream":
+    """The stream on which a device's graphs are captured, under `capture_lock`.
+
+    One for all: torch's streams come from a pool, and a new one each time would soon be one that another thread has as
+    its current stream, whose launches would be captured as well.
+    """
+    return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager
 def capturing(graph: "torch.cuda.CUDAGraph", stream: "torch.cuda.Stream") -> Iterator[None]:
-    """Within the block, launches on the stream are captured; other threads may use the device meanwhile."""
-    with _capture_lock, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        yield
+    """Within the block, launches on the stream are captured; other threads may use the device meanwhile.
+
+    They may not wait for the whole device (`torch.cuda.synchronize`), which CUDA forbids while anything is captured.
+    Where a capture fails, torch leaves its stream the current one, and the allocator in the capture: both are mended.
+    """
+    with capture_lock:
+        before = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                yield
+        except RuntimeError:
+            with contextlib.suppress(Exception):  # nothing was left of the capture, or it had not begun
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), graph.pool())
+            raise
+        finally:
+            torch.cuda.set_stream(before)
+
+
+#: Those whose launches are in graphs that callers captured: their memory must last as long as these, however long.
+_in_callers_graphs: "set[Executable]" = set()
 
 
 class Executable:
@@ -38,7 +66,7 @@ class Executable:
 
     Several threads may call it, on any streams: one evaluation at a time has its memory. Inputs are copied to where
     the launches read them. Calls return before the GPU is done, as those of torch do. Under a stream capture of the
-    caller's, the launches become a part of what is captured.
+    caller's, the launches become a part of what is captured; then the caller orders its replays and other calls.
 
     Attributes:
         steps: what it does.
@@ -65,6 +93,7 @@ class Executable:
         self._last: torch.cuda.Stream | None = None
         self._done: torch.cuda.Event | None = None
         self._lock = threading.Lock()
+        self._streams: set[int] = set()  # on which it has run
         values, counters = (arena.plan(buffers, ALIGNMENT) for buffers in (steps.buffers, steps.counters))
         self.bytes = values + counters
         self._values = torch.empty(values, dtype=torch.uint8, device=device)
@@ -88,7 +117,7 @@ class Executable:
     def __call__(self, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
         """Evaluate; outputs are contiguous tensors of the dtypes, by default those of the graph."""
         captures = self._graphs and self._graph is None
-        with _capture_lock if captures else contextlib.nullcontext(), self.turn():
+        with capture_lock if captures else contextlib.nullcontext(), self.turn():
             self._run(inputs)
             return self._give(dtypes)
 
@@ -134,14 +163,27 @@ class Executable:
             return
         with torch.cuda.device(self._device):
             if torch.cuda.is_current_stream_capturing():  # the order is that of the caller's replays
+                _in_callers_graphs.add(self)
                 yield
                 return
             stream = torch.cuda.current_stream()
             if self._done is not None and stream != self._last:
                 stream.wait_event(self._done)
-            yield
-            self._last, self._done = stream, self._done or torch.cuda.Event()
-            self._done.record(stream)
+            if stream.cuda_stream not in self._streams:
+                self._use_on(stream)
+            try:
+                yield
+            finally:
+                self._last, self._done = stream, self._done or torch.cuda.Event()
+                self._done.record(stream)
+
+    def _use_on(self, stream: "torch.cuda.Stream") -> None:
+        """Have the allocator wait for a stream before it gives the memory away, once nothing here needs it any more."""
+        self._streams.add(stream.cuda_stream)
+        read = [t for t in pytree.tree_leaves([given for _, given in self._calls]) if isinstance(t, Tensor)]
+        for t in {t.untyped_storage().data_ptr(): t for t in (self._values, self._counters, *read)}.values():
+            if t.is_cuda:
+                t.record_stream(stream)
 
     def _run(self, inputs: Sequence[Tensor]) -> None:
         if self._graphs and not torch.cuda.is_current_stream_capturing():
@@ -173,7 +215,7 @@ class Executable:
 
     def _capture(self, inputs: Sequence[Tensor]) -> "torch.cuda.CUDAGraph | None":
         """The launches as a CUDA graph; None, from then on, where something in them cannot be captured."""
-        stream = torch.cuda.Stream()
+        stream = capture_stream(self._device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and libraries prepared before the capture
             self._launch(inputs)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ...kernels import backends
 from ...kernels import triton as kernels_of_triton
-from ...kernels.triton.launch import Launch
+from ...kernels.triton.launch import Launch, launching
 from ..steps import Step, Steps
 
 
@@ -76,4 +76,6 @@ def launch_of(step: Step) -> Launch | None:
 
 def _launch(launch: Launch, *arguments: Any) -> None:
     """Run a launch on other tensors than it was planned with."""
-    launch.kernel[launch.grid](*arguments, **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    with launching:
+        launch.kernel[launch.grid](*arguments, **launch.constants, **options)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from .executable import Executable, capturing
+from .executable import Executable, capture_lock, capture_stream, capturing
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,10 @@ class Replay:
             return self._function(*self._inputs)
         with torch.cuda.device(self._device):
             if self._graph is None:
-                return self._run(inputs) if self._refused else self._run_and_capture(inputs)
+                if self._refused:
+                    return self._run(inputs)
+                with capture_lock:
+                    return self._run_and_capture(inputs)
             assert self._inputs is not None
             assert self._samples is not None
             # The inputs and all values are overwritten, on whatever stream: one replay, or evaluation, at a time.
@@ -103,7 +106,7 @@ class Replay:
 
     def _run_and_capture(self, inputs: Sequence[int | Tensor]) -> Tensor:
         """The function's result for the inputs; from then on, there is a graph, or the function is refused."""
-        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, stream = torch.cuda.current_stream(), capture_stream(self._device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             samples = self._run(inputs)

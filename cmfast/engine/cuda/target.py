@@ -67,7 +67,18 @@ class GpuTarget:
     def compile(
         self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int], backend: str = "auto"
     ) -> Executable:
-        """Pack the weights that the graph reads and no earlier one did, and make its launches, by a backend or any."""
+        """Pack the weights that the graph reads and no earlier one did, and make its launches, by a backend or any.
+
+        What is packed and cleared is there when it returns: calls may be on any stream.
+        """
+        if self.device.type != "cuda":
+            return self._compile(network, graph, rewrites, backend)
+        with torch.cuda.device(self.device):
+            made = self._compile(network, graph, rewrites, backend)
+            torch.cuda.current_stream().synchronize()
+        return made
+
+    def _compile(self, network: nn.Module, graph: Graph, rewrites: Mapping[str, int], backend: str) -> Executable:
         done = (lambda name: None) if self._keep_weights else giver_up(network, graph)
         weights = functools.partial(self.weights, dtype=self.dtype, done=done)
         convolutions = Convolutions(

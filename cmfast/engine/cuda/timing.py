@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .executable import capturing
+from .executable import capture_stream, capturing
 
 #: Measurements, of which the median counts.
 ROUNDS = 20
@@ -25,7 +25,7 @@ def seconds(runs: Sequence[Callable[[], object]], device: torch.device) -> float
     if device.type != "cuda":
         return statistics.median(map(_seconds, runs))
     runs = [*runs] * -(-_LEAST // len(runs))
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream, graph = capture_stream(device), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with capturing(graph, stream):
         for run in runs:

@@ -18,7 +18,6 @@ from .executable import Executable
 from .forms import Form, candidates
 from .measurements import Measurements, describe, describe_operator, file_name, read, versions
 from .operators import lower_operator
-from .rule import Rule
 from .timing import seconds
 from .weights import pack
 
@@ -74,18 +73,16 @@ class Tuner:
             weight = self._normal(a.weight.shape, torch.float32) / math.sqrt(math.prod(a.weight.shape[1:]))
             return functools.partial(self._convolution, a, weight)
 
-        rule = functools.partial(Rule(self._arch, self._known), a, backends)
         compare = functools.partial(_differences, a=a)
         forms = candidates(a, backends, self._arch)
-        return self._fastest(describe(a), forms, a.dtype, flops(a), make, compare, rule)
+        return self._fastest(describe(a), forms, a.dtype, flops(a), make, compare)
 
     def of_operator(self, op: str, arguments: Sequence[Any], backends: Collection[str]) -> Form:
         """The fastest form of another operator's call."""
-        rule = functools.partial(Rule(self._arch, self._known).of_operator, op, arguments, backends)
         dtype = next(x.dtype for x in arguments if isinstance(x, Tensor))
         make = functools.partial(functools.partial, self._operator, op, arguments)
         forms = [Form(backend) for backend in backends]
-        return self._fastest(describe_operator(op, arguments), forms, dtype, 0, make, _relative, rule)
+        return self._fastest(describe_operator(op, arguments), forms, dtype, 0, make, _relative)
 
     def _fastest(
         self,
@@ -95,9 +92,8 @@ class Tuner:
         operations: int,
         make: Callable[[], "_Make"],
         compare: Callable[[Sequence[Tensor], Sequence[Tensor]], list[float]],
-        rule: Callable[[], Form],
     ) -> Form:
-        """The fastest of the forms, of which those are measured that are not known; the rule's, where nothing can be.
+        """The fastest of the forms, of which those are measured that are not known.
 
         `make` gives what makes of a form an executable of the call alone, and the results among its outputs.
         """
@@ -106,9 +102,6 @@ class Tuner:
         times = self._known.seconds(call)
         missing = [form for form in forms if str(form) not in times]
         if missing:
-            if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                _log.warning("nothing can be measured while a CUDA graph is captured: a form is taken by the rule")
-                return rule()
             self._measure_rates()
             times = times | self._measure(call, make(), forms[0], missing, _TOLERANCE[dtype], compare)
             name = str(dtype).removeprefix("torch.")
@@ -162,6 +155,10 @@ class Tuner:
                     copies[-1](inputs)
                 found[str(form)] = seconds([copy.launch for copy in copies], self._device)
             except Exception as error:
+                if self._device.type == "cuda":  # an error after which nothing runs is not this form's alone
+                    torch.cuda.current_stream(self._device).synchronize()
+                if "INTERNAL ASSERT" in str(error):
+                    raise
                 _log.info("%s is left out for %s: %s", form, call, error)
                 if not isinstance(error, torch.OutOfMemoryError):
                     found[str(form)] = None

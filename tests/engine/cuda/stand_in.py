@@ -5,7 +5,7 @@ import contextlib
 import torch
 from torch import fx
 
-from cmfast.engine.cuda.executable import Executable
+from cmfast.engine.cuda.executable import Executable, capture_stream
 from cmfast.engine.steps import Step, Steps
 
 
@@ -41,8 +41,12 @@ class Cuda:
         cuda = self
 
         class Stream:
-            def __init__(self):
+            def __init__(self, device=None):
                 self.name = "side"
+
+            @property
+            def cuda_stream(self):
+                return hash(self.name)
 
             def wait_stream(self, other):
                 cuda.log.append(f"{self.name} waits for {other.name}")
@@ -85,11 +89,12 @@ class Cuda:
         def graph(made, stream, capture_error_mode):
             assert capture_error_mode == "thread_local"
             begin = len(cuda.log)
-            cuda.capturing = True
+            before, cuda.current, cuda.capturing = cuda.current, stream.name, True
             yield
             cuda.capturing = False
-            if cuda.broken:
+            if cuda.broken:  # torch leaves its stream the current one
                 raise RuntimeError("operation not permitted when stream is capturing")
+            cuda.current = before
             cuda.log[begin:] = ["capture"]
             made.launch = cuda.launch
 
@@ -106,6 +111,8 @@ class Cuda:
 
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: named(self.current))
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream.name))
+        capture_stream.cache_clear()
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.log.append("sleep"))
         monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: self.log.append(f"push {name}"))
         monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: self.log.append("pop"))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cmfast.engine.cuda import executable as module
 from cmfast.engine.cuda.executable import ALIGNMENT, Executable
 
 from .stand_in import Cuda, doubling, executable
@@ -43,6 +44,7 @@ def test_what_cannot_be_captured_is_launched(cuda, caplog):
         assert made([X])[0].equal(4 * X)
     assert cuda.log.count("replay") == 0
     assert "launched step by step: operation not permitted" in caplog.text
+    assert cuda.current == "first"
     assert len(caplog.records) == 1
 
 
@@ -64,6 +66,39 @@ def test_within_a_capture_of_the_callers_the_steps_are_launched(cuda):
     cuda.capturing, cuda.current = True, "callers"
     assert made([X])[0].equal(4 * X)
     assert cuda.log == ["launch"] * 2
+    assert made in module._in_callers_graphs  # which have its addresses
+    module._in_callers_graphs.discard(made)
+
+
+def test_the_allocator_waits_for_every_stream_that_has_used_the_memory(cuda, monkeypatch):
+    made = executable(cuda, graphs=False)
+    noted = []
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda t, stream: noted.append((t.untyped_storage().data_ptr(), stream.name))
+    )
+    for current in ("first", "first", "second", "first"):
+        cuda.current = current
+        made([X])
+    assert {stream for _, stream in noted} == {"first", "second"}
+    assert len(noted) == len(set(noted))
+    assert (made._values.untyped_storage().data_ptr(), "second") in noted
+
+
+def test_an_evaluation_that_raises_is_waited_for(cuda):
+    made = executable(cuda, graphs=False)
+
+    def fail(*_):
+        raise RuntimeError("in the middle")
+
+    made._calls.append((fail, ()))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        made([X])
+    del made._calls[-1]
+    cuda.log.clear()
+    cuda.current = "second"
+    made([X])
+    assert cuda.log[0] == "second waits for an event of first"
 
 
 def test_steps_are_timed_between_events(cuda):
