@@ -15,7 +15,7 @@ demo: .venv/runtime
 # A process more than there are cores, since some tests wait for what they have started; and what is compiled is kept,
 # also where PYTHONDONTWRITEBYTECODE is set: tests start hundreds of processes.
 test: .venv/development
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile \
+	CMFAST_WERROR=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile \
 		--no-loadscope-reorder $(MEASURED)
 
 # The same, and which lines no test reaches: it takes a third longer.
@@ -76,10 +76,10 @@ static-check: .venv/development
 	CMFAST_BUILD_CUDA=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-# With it, where there is nvcc; what runs is then there as well.
+# With it, where there is nvcc; what runs is then there as well. A compiler's warning is an error.
 .venv/development: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	CMFAST_WERROR=1 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch .venv/runtime $@
 
 .venv-newest/development: pyproject.toml setup.py $(shell find csrc -type f)

@@ -3,8 +3,8 @@
     python3 benchmarks/gpu_check.py --install --minutes 8 --out DIR
 
 --install first installs this checkout, compiled for the GPU that is there, without a network: torch, triton, nvcc and
-pytest must be there. Then stage by stage, each bounded and in processes of its own, with its own JSON and logs in DIR
-the moment it ends:
+pytest must be there. What does not compile is left out, and said. Then stage by stage, each bounded and in processes of
+its own, with its own JSON and logs in DIR the moment it ends, and all of these in DIR/results.tar.gz:
 
     machine      the card as found, and its ceilings: copy, read, matrix products, launches
     compile      Triton's kernels of the accelerated network, by several processes at once
@@ -24,13 +24,15 @@ import argparse
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 from benchmarks.gpu import table  # noqa: E402
-from benchmarks.gpu.supervisor import run_stage, write_json  # noqa: E402
+from benchmarks.gpu.supervisor import run_stage, stop_group, write_json  # noqa: E402
 
 #: stage: (parts of the time that is left, by those of the stages that are to come; processes, and in the dry run).
 STAGES = {
@@ -64,20 +66,22 @@ def main() -> int:
     for old in table.STAGES:
         (out / f"{old}.json").unlink(missing_ok=True)
     results = {}
+
+    def ended(result: dict) -> None:
+        results[result["stage"]] = result
+        say(result)
+        bundle(out)
+
     if given.install:
-        results["install"] = install(out, given.emulate)
-        say(results["install"])
+        ended(install(out, given.emulate, until))
     if given.emulate:
-        results["emulation"] = run_stage("emulation", out, until - time.time(), emulate=True)
-        say(results["emulation"])
+        ended(run_stage("emulation", out, until - time.time(), emulate=True))
     chosen = [stage for stage in STAGES if stage in given.stages]
     for i, stage in enumerate(chosen):
         share, workers, dry_workers = STAGES[stage]
         seconds = max(until - time.time(), 1) * share / sum(STAGES[s][0] for s in chosen[i:])
-        results[stage] = run_stage(
-            stage, out, seconds, workers=dry_workers if given.emulate else workers, emulate=given.emulate
-        )
-        say(results[stage])
+        workers = dry_workers if given.emulate else workers
+        ended(run_stage(stage, out, seconds, workers=workers, emulate=given.emulate))
     print("\n".join(("", *table.lines(results))), flush=True)
     return 1 if table.problems(results) else 0
 
@@ -88,26 +92,62 @@ def has_gpu() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def install(out: Path, emulate: bool) -> dict:
+#: What is compiled, and then what is left out where that fails or takes too long.
+BUILDS = ({}, {"CMFAST_BUILD_CUDA": "0"}, {"CMFAST_BUILD_CUDA": "0", "CMFAST_BUILD_CPU": "0"})
+#: The part of the time that is left which one attempt to install may take.
+INSTALLING = 0.35
+
+
+def install(out: Path, emulate: bool, until: float) -> dict:
     """Install the checkout as it is, with what is already there; the stages that follow say what is missing."""
     command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet", "-e", str(ROOT)]
-    environment = {"CMFAST_BUILD_CUDA": "0"} if emulate else {}
-    if "CMFAST_CUDA_ARCHITECTURES" not in os.environ:
-        environment["CMFAST_CUDA_ARCHITECTURES"] = "native"
-    start = time.time()
-    with (out / "install.log").open("w") as log:
-        done = subprocess.run(command, env={**environment, **os.environ}, stdout=log, stderr=subprocess.STDOUT)
-    said = (out / "install.log").read_text(errors="replace").strip().splitlines()
+    environment = dict(os.environ)
+    environment.setdefault("CMFAST_CUDA_ARCHITECTURES", "native")
+    start, problems, installed = time.time(), [], False
+    with (out / "install.log").open("w+") as log:
+        for left_out in BUILDS[1:] if emulate else BUILDS:
+            begin = log.tell()
+            installed = attempt(command, environment | left_out, INSTALLING * (until - time.time()), log)
+            if installed:
+                break
+            log.seek(begin)
+            said = log.read().strip().splitlines()
+            without = f" without {', '.join(left_out)}" if left_out else ""
+            problems.append(f"pip{without}: {' '.join(said[-3:])}")
     result = {
         "stage": "install",
-        "state": "done" if done.returncode == 0 else "died",
+        "state": "done" if installed else "died",
         "seconds": round(time.time() - start, 1),
-        "problems": [] if done.returncode == 0 else [f"pip: exit status {done.returncode}: {' '.join(said[-3:])}"],
+        "problems": problems,
         "left": [],
         "rows": [],
     }
     write_json(out / "install.json", result)
     return result
+
+
+def attempt(command: list[str], environment: dict[str, str], seconds: float, log: TextIO) -> bool:
+    """Whether a command ends well, within so many seconds; what it says, and how it ends, goes to the log."""
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        how = f"exit status {process.wait(max(seconds, 1.0))}"
+    except subprocess.TimeoutExpired:
+        how = f"stopped after {seconds:.0f} s"
+    stop_group(process.pid)
+    process.wait()
+    log.seek(0, os.SEEK_END)
+    print(how, file=log, flush=True)
+    return process.returncode == 0
+
+
+def bundle(out: Path) -> None:
+    """Put all that is there so far into one file, whole at each moment."""
+    fresh = out / ".results.tar.gz"
+    with tarfile.open(fresh, "w:gz") as file:
+        for path in sorted(out.iterdir()):
+            if not path.name.startswith((".", "results.tar")):
+                file.add(path, path.name)
+    fresh.replace(out / "results.tar.gz")
 
 
 def say(result: dict) -> None:

@@ -253,6 +253,7 @@ PYBIND11_MODULE(CMFAST_MODULE, m) {
     }
     return launches;
   });
+  m.def("launchable", [](int device) { return on(device, launchable); });
   m.def("nothing", [](Address, int device) { return on(device, nothing); });
   m.def("attention", bound_attention);
   m.def("attention_backward", bound_attention_backward);

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def test_a_dry_run(tmp_path):
     assert set(found) == {"emulation", *stages}
     assert all(result["state"] == "done" and result["rows"] and not result["problems"] for result in found.values())
     assert not list((tmp_path / "out").glob("*.jsonl"))
+    with tarfile.open(tmp_path / "out" / "results.tar.gz") as whole:
+        assert {f"{stage}.json" for stage in found} | {"correctness-0.log"} <= set(whole.getnames())
     rows = found["correctness"]["rows"]
     assert {row["backend"] for row in rows} == {"cuda", "triton"}
     assert {row["op"] for row in rows} == set(module("gpu.calls").shapes.OPERATORS)
@@ -160,6 +163,36 @@ def test_a_missing_compiler_is_said_and_triton_is_checked(tmp_path):
     rows = results(tmp_path / "out")["correctness"]["rows"]
     assert {"error" in row for row in rows if row["backend"] == "triton"} == {False}
     assert all("and there is no " in row["error"] for row in rows if row["backend"] == "cuda")
+
+
+def test_what_does_not_compile_is_left_out(tmp_path, monkeypatch):
+    check, tried = module("gpu_check"), []
+
+    def attempt(command, environment, seconds, log):
+        tried.append({name: environment[name] for name in environment if name.startswith("CMFAST_BUILD")})
+        print(f"attempt {len(tried)}: error: what is that?", file=log, flush=True)
+        return len(tried) == 2
+
+    monkeypatch.setattr(check, "attempt", attempt)
+    result = check.install(tmp_path, False, time.time() + 60)
+    assert tried == [{}, {"CMFAST_BUILD_CUDA": "0"}]
+    assert result["state"] == "done"
+    assert result["problems"] == ["pip: attempt 1: error: what is that?"]
+    assert json.loads((tmp_path / "install.json").read_text()) == result
+    monkeypatch.setattr(check, "attempt", lambda *arguments: attempt(*arguments) and False)
+    assert check.install(tmp_path, False, time.time() + 60)["state"] == "died"
+
+
+def test_an_installation_that_hangs_is_stopped_with_all_that_it_has_started(tmp_path):
+    waits = f"import time; time.sleep(60)  # {tmp_path}"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {waits!r}])"
+    with (tmp_path / "log").open("w+") as log:
+        started = time.time()
+        assert not module("gpu_check").attempt([sys.executable, "-c", code], os.environ, 2.0, log)
+    assert time.time() - started < 30
+    assert (tmp_path / "log").read_text() == "stopped after 2 s\n"
+    while processes_that_name(tmp_path):
+        assert time.time() - started < 30
 
 
 def processes_that_name(folder):

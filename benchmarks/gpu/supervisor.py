@@ -1,5 +1,6 @@
 """Runs a stage in processes of its own, stops what hangs, starts again after what died: standard library only."""
 
+import contextlib
 import json
 import os
 import signal
@@ -106,8 +107,10 @@ class _Worker:
         return lines[-1].strip() if lines else "it said nothing"
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """End it, and what it has started and left behind, which would disturb what is measured next."""
+        running = self.process.poll() is None
+        stop_group(self.process.pid)
+        if running:
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
@@ -134,6 +137,12 @@ def _result(stage: str, workers: list[_Worker], seconds: float) -> dict:
         "left": left,
         "rows": rows,
     }
+
+
+def stop_group(leader: int) -> None:
+    """Kill the processes of a group, of which none may be left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def read_journal(path: Path) -> list[dict]:

@@ -8,11 +8,22 @@ namespace cmfast {
 
 #ifdef CMFAST_EMULATE
 std::string set_device(int) { return {}; }
+std::string launchable() { return {}; }
 std::vector<PlannedLaunch> planned(const std::function<void()>&) { return {}; }
 #else
 std::string set_device(int device) {
   if (device < 0) return {};
   cudaError_t error = cudaSetDevice(device);
+  return error == cudaSuccess ? std::string() : cudaGetErrorString(error);
+}
+
+namespace {
+__global__ void probe() {}
+}  // namespace
+
+std::string launchable() {
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe));
   return error == cudaSuccess ? std::string() : cudaGetErrorString(error);
 }
 

@@ -1,4 +1,4 @@
-// The device of the launches that follow, and a launcher that does nothing.
+// The device of the launches that follow, whether there can be any, and a launcher that does nothing.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,9 @@ namespace cmfast {
 // Launch on the CUDA device of this index from now on, in this thread; a negative one keeps what is set. cmfast's CUDA
 // runtime is linked in statically, and knows nothing of what another copy of the runtime has set.
 std::string set_device(int device);
+
+// Why no kernel of this build runs on the device: no code for it, or a driver older than the runtime. Empty if they do.
+std::string launchable();
 
 // What a call costs that launches nothing.
 std::string nothing();

@@ -18,6 +18,10 @@ constexpr int64_t LEAST_ELEMENTS = 2048;
 constexpr int64_t RESIDENT_ELEMENTS = 16384;
 // and bytes where it is one of a cluster, whose multiprocessors have shared memory for three such blocks each.
 constexpr int64_t CLUSTER_BYTES = 65536;
+// Bytes of shared memory that a block of the single launch takes at most: what every device of sm_80 and newer has.
+constexpr int64_t RESIDENT_BYTES = 99 * 1024;
+// The largest grid along its second axis, that of the tiles.
+constexpr int64_t MOST_TILES = 65535;
 // The largest cluster that every device of sm_90 and newer runs.
 constexpr int MOST_CLUSTER = 8;
 constexpr int MOST_THREADS = 256;
@@ -154,6 +158,7 @@ bool plan_resident(const GroupNormProblem& problem, Plan& plan, int capability) 
   int64_t width = unit * std::max<int64_t>(1, 1024 / (problem.positions * unit));
   width = std::min({width, int64_t{problem.channels}, std::max(unit, widest / unit * unit)});
   int64_t tiles = ceil_div(problem.channels, width), elements = width * problem.positions;
+  if (tiles > MOST_TILES) return false;
   int64_t cluster = 1;
   if (capability >= 90) {
     auto fits = [&] { return ceil_div(elements, cluster) * size <= CLUSTER_BYTES; };
@@ -164,6 +169,7 @@ bool plan_resident(const GroupNormProblem& problem, Plan& plan, int capability) 
     return false;
   }
   divide(problem, plan, width, cluster, true);
+  if (plan.division.shared.resident > RESIDENT_BYTES) return false;
   plan.cluster = plan.division.splits;
   return true;
 }
@@ -180,11 +186,11 @@ void plan_launches(const GroupNormProblem& problem, Plan& plan) {
     width = 4 * sector;
     while (width > sector && n * ceil_div(c, width) * width_splits(width) < BLOCKS && p * width > LEAST_ELEMENTS)
       width /= 2;
-    width = std::max(width, power_of_two_from(ceil_div(c, 65535)));
+    width = std::max(width, power_of_two_from(ceil_div(c, MOST_TILES)));
   } else {
     // One channel, and several only where one has too few positions.
     width = std::max({int64_t{1}, std::min<int64_t>(64, 1024 / power_of_two_from(std::min<int64_t>(p, 2048))),
-                      power_of_two_from(ceil_div(c, 65535))});
+                      power_of_two_from(ceil_div(c, MOST_TILES))});
   }
   width = std::min({width, power_of_two_from(c), int64_t{MOST_THREADS}});
   int64_t tiles = ceil_div(c, width);

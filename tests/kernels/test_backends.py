@@ -3,6 +3,7 @@ import logging
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cmfast.kernels
@@ -292,6 +293,21 @@ def test_cuda_asks_for_ampere(capability, hip, ok, monkeypatch):
     cuda_backend._serves_device.cache_clear()
     assert answer == ok
     assert ok or ("AMD" if hip else "7.5") in reason
+
+
+def test_a_build_that_does_not_run_on_the_gpu_leaves_it_to_others(monkeypatch):
+    """One for other GPUs, or for a newer driver."""
+    asked = []
+    extension = types.SimpleNamespace(launchable=lambda device: asked.append(device) or "no kernel image is available")
+    monkeypatch.setattr(native, "cuda", lambda: extension)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
+    cuda_backend._serves_device.cache_clear()
+    answer, reason = cuda_backend._serves_device(3)
+    cuda_backend._serves_device.cache_clear()
+    assert asked == [3]
+    assert not answer
+    assert reason == "the CUDA kernels of this build do not run on the GPU: no kernel image is available"
 
 
 @needs_emulation

@@ -116,6 +116,23 @@ def test_one_call_of_each_kind_of_launch():
     assert [bool(f) for f in floats.values()] == [False, False, True, False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "capability"),
+    [((1, 1024, 256), "float16", 120), ((1, 1024, 16), "float32", 86), ((1, 70000, 1024), "float32", 80)],
+)
+def test_what_no_block_or_grid_takes_has_two_launches(shape, dtype, capability):
+    """A block has 99 KiB of shared memory on GeForce cards, and a grid 65,535 tiles."""
+    code = list(native.DTYPES).index(getattr(torch, dtype))
+    groups = 1 if shape[1] == 1024 else shape[1]
+    order = (64, shape[1] * shape[2], 1, shape[1]) if groups == 1 else (64, shape[1] * shape[2], shape[2], 1)
+    given = (order, None, [None] * 5, (1, shape[2], shape[1], shape[1], groups), code, 1e-5, False)
+    assert native.cuda().group_norm_workspace(given, order, capability)
+    if groups == 1:
+        x, arguments = make((1, 1024, shape[2], 1), getattr(torch, dtype), PARTS, layout="channels_last")
+        with native.planning(capability):
+            check(x, 1, arguments, "silu", "cuda")
+
+
 def problem(shape):
     n, c, p = shape
     return strides(shape), None, [None] * 5, (n, p, c, c, 32), 2, 1e-5, True

@@ -44,6 +44,22 @@ def test_cxx_is_a_command(toolchain, tmp_path, monkeypatch):
     assert toolchain.find_host_compiler() is None
 
 
+def test_a_warning_is_an_error_where_that_is_asked_for(toolchain, tmp_path, monkeypatch):
+    source = tmp_path / "unused.cpp"
+    source.write_text("void f() { int unused; }")
+
+    def compiled(objects):
+        return toolchain._compile(
+            [([*toolchain.find_host_compiler(), *toolchain._warnings(), "-c"], source)], objects, ""
+        )
+
+    monkeypatch.delenv("CMFAST_WERROR", raising=False)
+    assert compiled(tmp_path / "lenient")
+    monkeypatch.setenv("CMFAST_WERROR", "1")
+    with pytest.raises(RuntimeError, match="unused"):
+        compiled(tmp_path / "strict")
+
+
 def test_what_did_not_change_is_not_compiled_again(toolchain, tmp_path):
     source, compiler = tmp_path / "answer.cpp", toolchain.find_host_compiler()
     source.write_text("int answer() { return 42; }")
