@@ -24,7 +24,7 @@ from .conv_config import Config, configuration
 from .conv_input import conv_input_kernel
 from .conv_product import AVERAGE, NEAREST, NO_RESIDUAL, PLAIN, conv_product_kernel
 from .conv_refusal import MOST, input_shape, makes_input, refusal
-from .launch import Launch, architecture
+from .launch import Launch, architecture, is_amd
 
 _RESIDUALS = {None: PLAIN.value, "nearest": NEAREST.value, "average": AVERAGE.value}
 
@@ -160,7 +160,8 @@ def _plan_product(a: ConvArguments, out: Tensor, moments: Tensor, arch: str, cho
             OUT_UNIT=min(_unit(to), math.gcd(16, columns)),
             RESIDUAL_UNIT=_unit(residual),
             WHOLE=(*_whole(sources, config), columns % config.block_n == 0),
-            PRECISION="ieee" if arch.startswith("gfx") else "tf32x3",
+            PRECISION="ieee" if is_amd(arch) else "tf32x3",
+            AMD=is_amd(arch),
             **_constants(config),
         ),
         config.num_warps,

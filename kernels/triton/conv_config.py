@@ -8,6 +8,8 @@ import math
 
 import triton
 
+from .launch import is_amd
+
 #: Programs that a launch for one sample should have at least: an H100 has 132 multiprocessors.
 PROGRAMS = 132
 
@@ -60,7 +62,7 @@ def configuration(positions: int, columns: int, sources: list[int], taps: int, i
     # Narrower tiles come before parts of sums, which are written and read; the narrowest where 8 parts would not do.
     while block_n > 16 and rows * triton.cdiv(columns, block_n) * min(steps, 1 if block_n > 32 else 8) < PROGRAMS:
         block_n //= 2
-    stages = 2 if arch.startswith("gfx") else 3
+    stages = 2 if is_amd(arch) else 3
     # On datacenter Blackwell a kernel of one tap, which applies gain and offset as it reads, spills with four warps.
     warps = 8 if arch.startswith("sm_10") and taps == 1 and block_m == 64 else 4
     return _divided(positions, columns, steps, Config(block_m, block_n, block_k, 0, 0, warps, stages))

@@ -43,7 +43,7 @@ def conv_product_kernel(
     SEGMENT: tl.constexpr, SEGMENTS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     VIDEO: tl.constexpr, H_UNIT: tl.constexpr, SKIP_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr,
-    RESIDUAL_UNIT: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    RESIDUAL_UNIT: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr, AMD: tl.constexpr,
 ):  # fmt: skip
     """One tile of the output, or one segment of its sum.
 
@@ -92,7 +92,7 @@ def conv_product_kernel(
         element = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         partial = partials + tl.program_id(0).to(tl.int64) * (BLOCK_M * BLOCK_N) + element
         tl.store(partial + segment.to(tl.int64) * tiles * (BLOCK_M * BLOCK_N), total)
-        last = is_last(sum_tickets + tl.program_id(0), SEGMENTS)
+        last = is_last(sum_tickets + tl.program_id(0), SEGMENTS, AMD)
         if last:
             total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for i in range(SEGMENTS):
@@ -126,7 +126,7 @@ def conv_product_kernel(
             _write_moments(
                 slot, total - added[None, :], valid, tl.minimum(positions - tile * BLOCK_M, BLOCK_M), column, columns
             )
-            if is_last(moment_tickets + n * tiles_n + column_tile, tiles_m):
+            if is_last(moment_tickets + n * tiles_n + column_tile, tiles_m, AMD):
                 first_slots = slots + n * tiles_m * 2 * columns + column
                 mean, deviation = merge_slots(
                     first_slots, columns, column < columns, tiles_m, BLOCK_M, positions, _SLOTS

@@ -95,6 +95,11 @@ def architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
+def is_amd(arch: str) -> bool:
+    """Whether an architecture is AMD's."""
+    return arch.startswith("gfx")
+
+
 def lanes(arch: str) -> int:
     """Threads of a warp: 64 on AMD's CDNA, 32 elsewhere."""
     return 64 if arch.startswith("gfx9") else 32

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..layout import empty_image, positions_adjoin
 from ..tiles import make_operand
 from .group_norm_grid import Problem, argument, rows, vectors
-from .launch import Launch, architecture, lanes
+from .launch import Launch, architecture, is_amd, lanes
 from .moments_kernels import channel_moments_kernel, fold_group_norm_kernel
 from .moments_tiles import PROGRAMS, divide
 
@@ -65,7 +65,8 @@ def plan_channel_moments(x: Tensor, *, arch: str | None = None) -> tuple[list[La
     operand = make_operand(x, x if positions_adjoin(x) else empty_image(x, x.shape))
     problem = Problem((operand,), operand, 1)
     n, c, p = problem.shape
-    tiles = divide(problem, lanes(arch or architecture(x.device)))
+    arch = arch or architecture(x.device)
+    tiles = divide(problem, lanes(arch))
     vector = problem.vector()
     _, blocks, programs = tiles.programs
     # With more programs, or smaller ones, the last one would merge long.
@@ -92,6 +93,7 @@ def plan_channel_moments(x: Tensor, *, arch: str | None = None) -> tuple[list[La
                 VECTOR=vector,
                 CHANNELS_LAST=last,
                 WHOLE=tiles.whole(problem),
+                AMD=is_amd(arch),
             ),
             tiles.num_warps,
         )

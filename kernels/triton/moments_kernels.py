@@ -20,7 +20,7 @@ from .moments_tiles import fold_groups, is_last, merge_slots
 def channel_moments_kernel(
     x, x_n, x_c, x_p, channels, positions, rows, moments, slots, counters,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, UNROLL: tl.constexpr, VECTOR: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, WHOLE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WHOLE: tl.constexpr, AMD: tl.constexpr,
 ):  # fmt: skip
     """Write the moments of BLOCK_C channels: of all positions, or of a split of them until the last one merges all."""
     n, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
@@ -61,7 +61,7 @@ def channel_moments_kernel(
         slot = base + split.to(tl.int64) * 2 * channels + c
         tl.store(slot, mean, mask=valid)
         tl.store(slot + channels, deviation, mask=valid)
-        if is_last(counters + n * tl.num_programs(1) + tl.program_id(1), splits):
+        if is_last(counters + n * tl.num_programs(1) + tl.program_id(1), splits, AMD):
             mean, deviation = merge_slots(base + c, channels, valid, splits, rows, positions, BLOCK_S)
             tl.store(out, mean, mask=valid)
             tl.store(out + channels, deviation, mask=valid)

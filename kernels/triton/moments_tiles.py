@@ -100,11 +100,14 @@ def fold_groups(
 
 
 @triton.jit
-def is_last(counter, programs):
+def is_last(counter, programs, AMD: tl.constexpr):
     """Whether the other programs of as many have passed here; it then sees what they wrote, by `load_written`.
 
     The last one sets the counter back to 0.
     """
+    if AMD:
+        # Until a wave's stores are done: neither the barrier waits for them, nor what one wave of the program releases.
+        tl.inline_asm_elementwise("s_waitcnt vmcnt(0)\n\tv_mov_b32 $0, 0", "=v", [], tl.int32, False, 1)
     tl.debug_barrier()  # all threads of the program have written; then one of them says so
     last = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
     if last:

@@ -91,6 +91,32 @@ def test_other_compilers(arch):
     assert {row["load_bytes"] for row in rows} == {16}
 
 
+_WAITS = """
+import json
+from cmfast.kernels.triton import static
+from cmfast.kernels.triton.shapes import cases
+found = {}
+for op in ("channel_moments", "conv2d"):
+    launches = [launch for case in cases("gfx942", [op]) for launch in case.launches]
+    launch = next(launch for launch in launches if {"counters", "moment_tickets"} & set(launch.kernel.arg_names))
+    lines = static.compile_launch(launch, "gfx942").asm["amdgcn"].splitlines()
+    lines = [line.split() for line in lines if line.startswith("\\t") and line.strip()[0] not in ".;"]
+    found[op] = [" ".join([name, *(part for part in rest if part == "vmcnt(0)")]) for name, *rest in lines]
+print(json.dumps(found))
+"""
+
+
+def test_the_waves_of_amds_gpus_have_written_before_one_says_so():
+    """Between a wave's last store and the barrier before a counter is raised, it waits for the store."""
+    for op, code in json.loads(compile_without_interpreter(_WAITS)).items():
+        raised = [i for i, line in enumerate(code) if line.startswith("global_atomic_add")]
+        assert raised, op
+        for i in raised:
+            barrier = max(j for j in range(i) if code[j] == "s_barrier")
+            store = max(j for j in range(barrier) if "_store_" in code[j])
+            assert "s_waitcnt vmcnt(0)" in code[store:barrier], op
+
+
 _KEYS = """
 import itertools
 import torch
