@@ -76,9 +76,12 @@ class ConsistencyModel(Storage):
     @property
     def device(self) -> torch.device:
         """Where the parameters are: those that an accelerated network gave up are nowhere. Without any, the CPU."""
-        parameters = list(self.parameters())
-        found = next((p for p in parameters if not p.is_meta), next(iter(parameters), None))
-        return torch.device("cpu") if found is None else found.device
+        first = next(self.parameters(), None)
+        if first is None:
+            return torch.device("cpu")
+        return (
+            first.device if not first.is_meta else next((p for p in self.parameters() if not p.is_meta), first).device
+        )
 
     @property
     def dtype(self) -> torch.dtype:

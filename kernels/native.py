@@ -67,7 +67,10 @@ def stand_in(module: ModuleType, name: str = "_cuda") -> Iterator[None]:
 
 
 def capability(tensor: Tensor) -> int:
-    """The compute capability of the tensor's device, 80 for 8.0; of CPU tensors that which `planning` says, or 80."""
+    """The compute capability that launches are chosen for, 80 for 8.0: that of the code which runs on the device.
+
+    Of CPU tensors it is the one that `planning` says, or 80.
+    """
     return _device_capability(tensor.get_device()) if tensor.is_cuda else _planned_capability
 
 
@@ -138,7 +141,9 @@ def address(tensor: Tensor | None) -> int:
 @functools.cache
 def _device_capability(device: int) -> int:
     major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    built = (int(name.rpartition("_")[2]) for name in cuda().build_info()["architectures"])
+    # Code for an earlier one has nothing that came later, such as clusters.
+    return max((code for code in built if code <= 10 * major + minor), default=80)
 
 
 @functools.cache

@@ -204,7 +204,7 @@ def interpolate(
     backend: options.Backend = "auto",
 ) -> None:
     """Go from the first sample of a seed to another one, on a sphere of noise; of the class 0 by default."""
-    task = _prepare(model, class_labels, count, steps, sigmas, seed, out, save, device, dtype, backend, 1, 1)
+    task = _prepare(model, class_labels, count, steps, sigmas, seed, out, save, device, dtype, backend, 1, classes=1)
     _, scale = task.model.preconditioning.noising(task.levels[0])
     zero = torch.zeros((1, *task.model.sample_shape), device=task.model.device)
     first, second = (scale * GaussianNoise(seed, i)(zero, 0)[0] for i in (0, to_sample))
@@ -242,9 +242,8 @@ def denoise(
     known = task.picture(image)
 
     def of_picture(denoiser: Any, x: Tensor, levels: Sequence[float], **given: Any) -> Tensor:
-        signal, _ = task.model.preconditioning.noising(
-            levels[0]
-        )  # what the noisy picture is multiplied by, in the model's own terms
+        # What the noisy picture is multiplied by, in the model's own terms.
+        signal, _ = task.model.preconditioning.noising(levels[0])
         return sample_multistep(denoiser, signal * known.expand_as(x), levels, **given)
 
     task.run(of_picture, shown=known)

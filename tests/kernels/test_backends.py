@@ -310,6 +310,26 @@ def test_a_build_that_does_not_run_on_the_gpu_leaves_it_to_others(monkeypatch):
     assert reason == "the CUDA kernels of this build do not run on the GPU: no kernel image is available"
 
 
+@pytest.mark.parametrize(
+    ("built", "device", "expected"),
+    [
+        (("sm_80", "sm_90", "PTX compute_80", "PTX compute_90"), (9, 0), 90),
+        (("sm_80", "PTX compute_80"), (9, 0), 80),
+        (("sm_80", "PTX compute_90"), (12, 0), 90),
+        (("sm_80", "sm_120"), (8, 9), 80),
+    ],
+)
+def test_launches_are_chosen_for_the_code_that_runs(monkeypatch, built, device, expected):
+    """A build without code for clusters has no clusters, whatever the GPU could do."""
+    extension = types.SimpleNamespace(build_info=lambda: {"architectures": built})
+    monkeypatch.setattr(native, "cuda", lambda: extension)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: device)
+    native._device_capability.cache_clear()
+    found = native._device_capability(0)
+    native._device_capability.cache_clear()
+    assert found == expected
+
+
 @needs_emulation
 def test_a_launchers_message_is_raised():
     x, rest = (0, 0, (1, 1)), ([None] * 5, [0.0] * 5, None, None, None, 0, 0, 0, 0)
