@@ -1,6 +1,7 @@
 """What a trace notes of the programs that run."""
 
 import time
+import types
 
 import pytest
 import torch
@@ -53,9 +54,11 @@ def test_steps_are_timed_where_that_is_asked_for_and_nothing_else_sees_what_torc
     assert not seen
 
 
-@pytest.mark.parametrize(("device", "waits"), [("cpu", []), ("cuda:1", [torch.device("cuda:1")])])
+@pytest.mark.parametrize(("device", "waits"), [("cpu", []), ("cuda:1", [torch.device("cuda:1"), "wait"])])
 def test_a_gpu_is_waited_for(monkeypatch, device, waits):
+    """Its current stream alone: another thread's capture may not be disturbed."""
     found = []
-    monkeypatch.setattr(torch.cuda, "synchronize", found.append)
+    stream = types.SimpleNamespace(synchronize=lambda: found.append("wait"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: found.append(device) or stream)
     trace.synchronize(torch.device(device))
     assert found == waits

@@ -51,6 +51,9 @@ class Cuda:
             def wait_stream(self, other):
                 cuda.log.append(f"{self.name} waits for {other.name}")
 
+            def synchronize(self):
+                cuda.log.append("wait")
+
             def wait_event(self, event):
                 cuda.log.append(f"{self.name} waits for an event of {event.stream}")
 
@@ -110,7 +113,7 @@ class Cuda:
             yield
 
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: named(self.current))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: named(self.current))
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream.name))
         capture_stream.cache_clear()
         monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: self.log.append("sleep"))
