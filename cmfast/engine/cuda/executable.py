@@ -25,6 +25,8 @@ ALIGNMENT = 256
 _HEAD_START = 40_000
 #: One thread captures at a time: torch empties the allocator's cache before it does. Taken before an executable's turn.
 capture_lock = threading.RLock()
+#: Whether this thread is within `capturing`.
+_thread = threading.local()
 
 
 @functools.cache
@@ -46,6 +48,7 @@ def capturing(graph: "torch.cuda.CUDAGraph", stream: "torch.cuda.Stream") -> Ite
     """
     with capture_lock:
         before = torch.cuda.current_stream()
+        _thread.captures = True
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 yield
@@ -54,6 +57,7 @@ def capturing(graph: "torch.cuda.CUDAGraph", stream: "torch.cuda.Stream") -> Ite
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), graph.pool())
             raise
         finally:
+            _thread.captures = False
             torch.cuda.set_stream(before)
 
 
@@ -163,7 +167,8 @@ class Executable:
             return
         with torch.cuda.device(self._device):
             if torch.cuda.is_current_stream_capturing():  # the order is that of the caller's replays
-                _in_callers_graphs.add(self)
+                if not getattr(_thread, "captures", False):  # a replay keeps what it captures, as long as it lives
+                    _in_callers_graphs.add(self)
                 yield
                 return
             stream = torch.cuda.current_stream()

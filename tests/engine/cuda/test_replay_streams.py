@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from cmfast.engine.cuda import executable as module
 from cmfast.engine.cuda.replay import Replay
 
 from .stand_in import Cuda, executable
@@ -75,6 +76,12 @@ def test_replays_and_evaluations_take_turns(cuda, replay, made):
         "second waits for an event of first", "launch", "launch",
         "third waits for an event of second", "replay", "launch", "launch",
     ]  # fmt: skip
+
+
+def test_what_a_replay_captured_lasts_no_longer_than_it(replay, made):
+    replay([1, X])
+    replay([1, X])
+    assert made not in module._in_callers_graphs
 
 
 def test_what_cannot_be_captured_runs_step_by_step(cuda, replay, caplog):
