@@ -9,7 +9,7 @@ namespace cmfast {
 struct ChannelNormArguments {
   int64_t samples = 0, positions = 0;
   int dtype = 0;
-  NormTensor x, y;  // channels are adjacent
+  NormTensor x, y;  // channels are adjacent, or positions
   NormRow weight, bias, scale, shift;
   float eps = 0, least = 0;
   bool centred = true, silu = false;

@@ -17,7 +17,7 @@ namespace cmfast {
   name(gate_of_first_position) name(last_sums_missed) name(gradient_of_mean_missed)                                 \
   name(gradient_of_variance_missed) name(delta_missed) name(first_part_only) name(last_keys_missed)                  \
   name(clip_of_gradient_missed) name(gradient_of_input_missed) name(low_terms_missed) name(later_units_missed)         \
-  name(remainders_missed) name(values_not_rescaled) name(quadrant_one_off)
+  name(remainders_missed) name(values_not_rescaled) name(quadrant_one_off) name(tail_of_positions_missed)
 #define CMFAST_FAULT_ENUM(name) FAULT_##name,
 enum Fault { CMFAST_FAULT_NAMES(CMFAST_FAULT_ENUM) FAULTS_COUNT };
 extern int fault;

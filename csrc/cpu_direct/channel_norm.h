@@ -12,7 +12,8 @@ inline std::optional<ChannelNormArguments> channel_norm_arguments(py::handle y, 
                                                                   const py::handle (&rows)[4]) {
   ChannelNormArguments p;
   PlanesReader images;
-  if (!images.read(x, &p.x) || !images.read(y, &p.y) || !images.channels_adjoin()) return {};
+  if (!images.read(x, &p.x) || !images.read(y, &p.y)) return {};
+  if (!images.channels_adjoin() && !images.positions_adjoin()) return {};
   p.samples = images.samples();
   p.positions = images.positions();
   p.dtype = images.dtype();

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..layout import to_order
+from ..layout import channels_last, to_order
 from ..tiles import make_operand
 from .operands import planes, row, row_address
 
@@ -20,13 +20,13 @@ def channel_norm(
     shift: Tensor | None,
     silu: bool,
 ) -> Tensor:
-    """Serve `cmfast.kernels.channel_norm`. A tensor whose channels are not adjacent in memory is copied first."""
-    rows = x.flatten(2).mT.contiguous().mT if x.ndim > 2 else x.contiguous()
-    y = torch.empty_like(rows)
+    """Serve `cmfast.kernels.channel_norm`. A tensor of another order than NCHW and NHWC is copied first."""
+    image = x if x.is_contiguous() else channels_last(x)
+    y = torch.empty_like(image)
     if y.numel():
         weight, bias, scale, shift = row(weight), row(bias), row(scale), row(shift)
-        launch_channel_norm(y, rows, weight, bias, eps, centred, least, scale, shift, silu)
-    return to_order(y.reshape(x.shape), x)
+        launch_channel_norm(y, image, weight, bias, eps, centred, least, scale, shift, silu)
+    return to_order(y, x)
 
 
 def launch_channel_norm(
@@ -41,7 +41,7 @@ def launch_channel_norm(
     shift: Tensor | None,
     silu: bool,
 ) -> None:
-    """Write y. The channels of both are adjacent, their positions evenly spaced; rows are float32."""
+    """Write y. The channels or the positions of both are adjacent, the others evenly spaced; rows are float32."""
     native.run(
         "channel_norm",
         len(x),

@@ -1,6 +1,10 @@
 // Layer norm and RMS norm: a position's channels stay in the first cache while their mean and their mean square are
 // taken, one after the other, and the result is written.
 //
+// In NHWC a register holds neighbouring channels of a position, in NCHW neighbouring positions of a channel: a few
+// registers of positions are taken at once, and their channels are kept one after the other, since planes of a power of
+// two would fall on one another in the cache.
+//
 // Weight, bias and FiLM are folded to one multiply-add a channel: once, or with FiLM at the beginning of each sample.
 #include "../channel_norm.h"
 
@@ -15,6 +19,7 @@ namespace CMFAST_ISA {
 namespace {
 
 constexpr int64_t SMALL = 1 << 14;  // elements that one thread takes sooner than two
+constexpr int WIDE = 4;             // registers of positions, where there are enough for all threads
 
 struct ChannelNorm {
   const ChannelNormArguments& p;
@@ -73,6 +78,52 @@ struct ChannelNorm {
       store((void*)p.y.data, p.dtype, to + c, f(x, load(gain + c, lanes), load(offset + c, lanes)), lanes);
     }
   }
+
+  // ---- planes: the same of WIDTH registers of positions, from `at` of a sample on, whose channels are kept in `kept`
+
+  template <int WIDTH, class F>
+  CMFAST_INLINE void each(float* kept, F f) const {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int i = 0; i < WIDTH; ++i) f(c, i, kept + (c * WIDTH + i) * LANES);
+  }
+
+  template <int WIDTH>
+  void normalise_planes(int64_t n, int64_t at, const float* gain, const float* offset, float* kept) const {
+    int lanes[WIDTH];  // beyond the last position there are none
+    for (int i = 0; i < WIDTH; ++i) {
+      int64_t left = p.positions - at - i * LANES;
+      lanes[i] = (int)(left < 0 || (left < LANES && FAULT(tail_of_positions_missed)) ? 0 : left < LANES ? left : LANES);
+    }
+    const int64_t from = n * p.x.n + at, to = n * p.y.n + at;
+    const float count = (float)channels;
+    Floats mean[WIDTH] = {}, square[WIDTH] = {}, rstd[WIDTH];
+    each<WIDTH>(kept, [&](int64_t c, int i, float* k) __attribute__((always_inline)) {
+      Floats x = lanes[i] ? load(p.x.data, p.dtype, from + c * p.x.c + i * LANES, lanes[i]) : zeros();
+      store(k, x);
+      mean[i] += x;
+    });
+    for (int i = 0; i < WIDTH; ++i) mean[i] = p.centred && !FAULT(mean_not_subtracted) ? mean[i] / count : zeros();
+    each<WIDTH>(kept, [&](int64_t, int i, float* k) __attribute__((always_inline)) {
+      Floats x = load(k) - mean[i];
+      square[i] += x * x;
+    });
+    for (int i = 0; i < WIDTH; ++i) {
+      Floats whole = square[i] / count;
+      rstd[i] = 1.0f / sqrt((whole < p.least ? all(p.least) : whole) + p.eps);
+    }
+    auto normal = [&](int64_t c, int i, float* k) __attribute__((always_inline)) {
+      return (load(k) - mean[i]) * rstd[i] * gain[c] + offset[c];
+    };
+    auto written = [&](int64_t c, int i, Floats y) __attribute__((always_inline)) {
+      if (lanes[i]) store((void*)p.y.data, p.dtype, to + c * p.y.c + i * LANES, y, lanes[i]);
+    };
+    if (p.silu) each<WIDTH>(kept, [&](int64_t c, int i, float* k) __attribute__((always_inline)) {
+      written(c, i, CMFAST_ISA::silu(normal(c, i, k)));
+    });
+    else each<WIDTH>(kept, [&](int64_t c, int i, float* k) __attribute__((always_inline)) {
+      written(c, i, normal(c, i, k));
+    });
+  }
 };
 
 }  // namespace
@@ -80,18 +131,27 @@ struct ChannelNorm {
 const char* channel_norm(const ChannelNormArguments& p) {
   ChannelNorm norm{p, p.x.channels};
   if (p.samples <= 0 || norm.channels <= 0 || p.positions <= 0) return "the input has no elements";
-  float* rows = (float*)scratch(SCRATCH_ROWS, p.threads * 2 * norm.channels * 4);
-  if (!rows) return "no memory for the rows";
+  const bool rows = p.x.c == 1 && p.y.c == 1;
+  if (!rows && (p.x.p != 1 || p.y.p != 1))
+    return "the channels, or the positions, of both tensors must be adjacent in memory";
+  const bool wide = p.samples * p.positions >= p.threads * WIDE * LANES;
+  const int64_t together = rows ? 1 : (wide ? WIDE : 1) * LANES;  // positions
+  const int64_t pieces = (p.positions + together - 1) / together;
+  const int64_t needed = norm.channels * (rows ? 2 : 2 + together);
+  float* memory = (float*)scratch(SCRATCH_ROWS, p.threads * needed * 4);
+  if (!memory) return "no memory for the rows";
   bool film = p.scale.data || p.shift.data;  // rows of a sample: tokens may each be a sample
   auto body = [&](Team team) {
-    float *gain = rows + team.rank * 2 * norm.channels, *offset = gain + norm.channels;
-    Share mine = share(p.samples * p.positions, team);
+    float *gain = memory + team.rank * needed, *offset = gain + norm.channels, *kept = offset + norm.channels;
+    Share mine = share(p.samples * pieces, team);
     int64_t last = -1;
     for (int64_t i = mine.begin; i < mine.end; ++i) {
-      int64_t n = i / p.positions, at = i % p.positions;
+      int64_t n = i / pieces, at = i % pieces * together;
       if (last < 0 || (film && n != last && !FAULT(rows_of_first_sample))) norm.fold(n, gain, offset);
       last = n;
-      norm.normalise(n * p.x.n + at * p.x.p, n * p.y.n + at * p.y.p, gain, offset);
+      if (rows) norm.normalise(n * p.x.n + at * p.x.p, n * p.y.n + at * p.y.p, gain, offset);
+      else if (wide) norm.normalise_planes<WIDE>(n, at, gain, offset, kept);
+      else norm.normalise_planes<1>(n, at, gain, offset, kept);
     }
   };
   parallel(p.samples * p.positions * norm.channels < SMALL ? 1 : p.threads, body);
