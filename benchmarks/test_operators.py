@@ -21,6 +21,7 @@ CALLS = {
 
 @pytest.mark.parametrize("backend", [*SERVING, "torch"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@torch.no_grad()
 def test_operator(benchmark, call, backend):
     if call.dtype == "bfloat16" and not devices.computes_bfloat16(DEVICE.name):
         pytest.skip("this processor has no bfloat16 arithmetic")
@@ -33,7 +34,10 @@ def test_operator(benchmark, call, backend):
     else:
         given = serving.prepared(call, given, backend)
         run = serving.launched(call, backend, given)
-        accuracy.judge(call, given, serving.run_watched(backend, run))
+        result = serving.run_watched(backend, run)
+        accuracy.judge(call, given, result)
+        if backend == "cpu":
+            accuracy.check_alike(run(), result)
     benchmark.extra_info |= {"bytes": calls.bytes_moved(call, given), "flops": sum(call.flops)}
 
     def waited():

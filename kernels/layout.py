@@ -18,16 +18,16 @@ def empty_in_order(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None
         if shape == like.shape and not like.is_meta:  # faster, of small tensors
             return torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
         return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-    if shape == like.shape and _is_channels_last_image(like):
+    if shape == like.shape and is_channels_last_image(like):
         return torch.empty_like(like, dtype=dtype, memory_format=torch.channels_last)
     order = _memory_order(like)
     dense = torch.empty([shape[d] for d in order], dtype=dtype or like.dtype, device=like.device)
     return dense.permute([order.index(d) for d in range(like.ndim)])
 
 
-def concatenated_shape(h: Tensor, skip: Tensor | None) -> list[int]:
+def concatenated_shape(h: Tensor, skip: Tensor | None) -> tuple[int, ...]:
     """The shape [N, C1 + C2, *spatial] that the pair stands for."""
-    return [h.shape[0], h.shape[1] + (0 if skip is None else skip.shape[1]), *h.shape[2:]]
+    return h.shape if skip is None else (h.shape[0], h.shape[1] + skip.shape[1], *h.shape[2:])
 
 
 def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -41,10 +41,6 @@ def to_order(result: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> 
     order = list(range(like.ndim)) if like.is_contiguous() else _memory_order(like)
     dense = result.permute(order).to(dtype, copy=True, memory_format=torch.contiguous_format)
     return dense.permute([order.index(d) for d in range(like.ndim)])
-
-
-def _is_channels_last_image(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_meta
 
 
 def _memory_order(x: Tensor) -> list[int]:
@@ -64,10 +60,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def positions_adjoin(x: Tensor) -> bool:
     """Whether the spatial dimensions follow one another in memory, as in NCHW and NHWC."""
-    if x.is_contiguous():
+    if x.is_contiguous() or is_channels_last_image(x):
         return True
     order = sorted((d for d in range(x.ndim) if x.shape[d] > 1 or d == 1), key=x.stride, reverse=True)
     return [spatial for spatial, _ in itertools.groupby(d > 1 for d in order)].count(True) < 2
+
+
+def is_channels_last_image(x: Tensor) -> bool:
+    """Whether x is an image [N, C, H, W] that torch calls contiguous in channels_last: the answer takes it no time."""
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_meta
 
 
 def channels_adjoin(x: Tensor) -> bool:
@@ -94,7 +95,7 @@ def empty_channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 def empty_image(like: Tensor, shape: Sequence[int]) -> Tensor:
     """An uninitialised image of `shape` in the order of the image `like`: channels last where its channels adjoin."""
-    if shape == like.shape and _is_channels_last_image(like):
+    if shape == like.shape and is_channels_last_image(like):
         return torch.empty_like(like, memory_format=torch.channels_last)  # faster, of small tensors
     return empty_channels_last(like, shape) if channels_adjoin(like) else like.new_empty(tuple(shape))
 

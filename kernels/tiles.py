@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .layout import empty_in_order, positions_adjoin, to_order
+from .layout import empty_in_order, is_channels_last_image, positions_adjoin, to_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,9 @@ def make_operand(x: Tensor, like: Tensor) -> Operand:
     if x.is_contiguous() and like.is_contiguous():  # what the rest finds too, in a few microseconds more
         size = x.shape[2:].numel()
         return Operand(x, (x.stride(0) if x.shape[0] > 1 else 0, size if x.shape[1] > 1 else 0, int(size > 1)))
+    if is_channels_last_image(x) and is_channels_last_image(like):
+        n, c, size = x.shape[0], x.shape[1], x.shape[2:].numel()
+        return Operand(x, (c * size if n > 1 else 0, int(c > 1), c if size > 1 else 0))
     order = sorted((d for d in range(2, x.ndim) if x.shape[d] > 1), key=like.stride, reverse=True)
     if not _evenly_spaced(x, order):
         x = empty_in_order(like, x.shape).copy_(x)

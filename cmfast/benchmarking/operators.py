@@ -12,10 +12,12 @@ are replays of a CUDA graph.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from ..kernels import BackendError
 from ..kernels.shapes import Call
 from . import calls, plain_torch
-from .accuracy import WrongResultError, judge, judge_plain
+from .accuracy import WrongResultError, check_alike, judge, judge_plain
 from .ceilings import ceilings, floor_seconds
 from .devices import Device, Position
 from .rounds import Candidate, Row, take_turns
@@ -74,6 +76,7 @@ class Operators:
             yield calls.name(call)
         self._passes += 1
 
+    @torch.no_grad()
     def _measure(self, call: Call) -> None:
         given = calls.values(call, self.device.name)
         moved = calls.bytes_moved(call, given)
@@ -123,6 +126,8 @@ class Operators:
         result = run_watched(name, runs[0])
         if row.facts["error"] is None:
             row.facts["error"] = judge(call, ready[0], result)
+            if name == "cpu":
+                check_alike(runs[0](), result)
         return runs
 
     def _add_rates(self, row: Row) -> None:

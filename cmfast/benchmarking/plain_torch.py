@@ -22,7 +22,8 @@ def in_torch(call: Call, given: tuple[Any, ...], compiled: Callable[..., Any] | 
         return lambda: forward(*inputs)
     leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in inputs]
     wanted = [x for x in leaves if isinstance(x, Tensor)]
-    outputs = forward(*leaves)
+    with torch.enable_grad():
+        outputs = forward(*leaves)
     return lambda: torch.autograd.grad(outputs, wanted, grads, retain_graph=True)
 
 

@@ -61,8 +61,13 @@ def served(call: Call, backend: str, given: tuple[Any, ...]) -> Callable[[], Any
 
 
 def launched(call: Call, backend: str, given: tuple[Any, ...]) -> Callable[[], Any]:
-    """`served`, by launches planned once where they count: their counters are cleared once, as in the engine."""
+    """`served` as a network's call is: on the processor without torch's dispatcher, where that is its way.
+
+    On a GPU launches are planned once where they count: their counters are cleared once, as in the engine.
+    """
     run = served(call, backend, given)
+    if backend == "cpu":
+        return _called(call, given, run)
     plans = {"conv2d": "conv", "channel_moments": "moments"}
     if call.op not in plans or backend != "triton":
         return run
@@ -75,6 +80,17 @@ def launched(call: Call, backend: str, given: tuple[Any, ...]) -> Callable[[], A
         return results
 
     return launch
+
+
+def _called(call: Call, given: tuple[Any, ...], otherwise: Callable[[], Any]) -> Callable[[], Any]:
+    arguments = (*(given[0] if call.op == "conv2d" else given), None)
+
+    def run() -> Any:
+        found = direct.of_operator(call.op, arguments)
+        return otherwise() if found is None else found  # it is None of what is watched
+
+    with torch.no_grad():
+        return otherwise if direct.of_operator(call.op, arguments) is None else run
 
 
 @dataclasses.dataclass

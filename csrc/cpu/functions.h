@@ -166,10 +166,14 @@ CMFAST_INLINE void cos_sin(Floats angle, Floats& cosine, Floats& sine) {
   constexpr double shift = 6755399441055744.0;  // 1.5·2⁵²: adding it leaves the nearest integer in the last bits
   constexpr float farthest = 1 << 20;
   Floats size = as_floats(bits(angle) & 0x7FFFFFFFu);
-  Doubles wide = __builtin_convertvector(size <= farthest ? angle : zeros(), Doubles);
-  Doubles nearest = (wide * two_over_pi + shift) - shift;
-  Floats r = __builtin_convertvector((wide - nearest * half_pi) - nearest * rest, Floats), g = r * r;
-  Words quadrant = (Words)__builtin_convertvector(nearest, Ints) + (FAULT(quadrant_one_off) ? 1 : 0);
+  Floats near = size <= farthest ? angle : zeros(), turns, r;
+  for (int half = 0; half < LANES; half += HALF_LANES) {
+    Doubles x = load_wide((const float*)&near + half, HALF_LANES), nearest = (x * two_over_pi + shift) - shift;
+    store_narrow((float*)&turns + half, nearest, HALF_LANES);
+    store_narrow((float*)&r + half, (x - nearest * half_pi) - nearest * rest, HALF_LANES);
+  }
+  Words quadrant = (Words)__builtin_convertvector(turns, Ints) + (FAULT(quadrant_one_off) ? 1 : 0);
+  Floats g = r * r;
   Floats s = r + r * (g * (-1.6666654611e-1f + g * (8.3321608736e-3f + g * -1.9515295891e-4f)));
   Floats c = 1.0f + g * (-0.5f + g * (4.166664568298827e-2f + g * (-1.388731625493765e-3f + g * 2.443315711809948e-5f)));
   cosine = (quadrant & 1) != 0 ? s : c;

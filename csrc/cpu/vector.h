@@ -33,11 +33,13 @@ typedef float Floats __attribute__((vector_size(4 * CMFAST_LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * CMFAST_LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * CMFAST_LANES)));
 typedef uint64_t Longs __attribute__((vector_size(4 * CMFAST_LANES)));
-typedef double Doubles __attribute__((vector_size(8 * CMFAST_LANES)));  // of as many lanes
+typedef double Doubles __attribute__((vector_size(4 * CMFAST_LANES)));      // of half as many lanes
+typedef float HalfFloats __attribute__((vector_size(2 * CMFAST_LANES)));    // of as many as Doubles
 typedef uint16_t Halves __attribute__((vector_size(2 * CMFAST_LANES)));
 
 // The same where they lie in memory: at any address, of any type.
 typedef float FloatsThere __attribute__((vector_size(4 * CMFAST_LANES), aligned(4), may_alias));
+typedef float HalfFloatsThere __attribute__((vector_size(2 * CMFAST_LANES), aligned(4), may_alias));
 typedef uint32_t WordsThere __attribute__((vector_size(4 * CMFAST_LANES), aligned(2), may_alias));  // or pairs of halves
 typedef uint16_t HalvesThere __attribute__((vector_size(2 * CMFAST_LANES), aligned(2), may_alias));
 
@@ -149,6 +151,40 @@ CMFAST_INLINE Floats reciprocal(Floats x) {
 #else
 CMFAST_INLINE Floats reciprocal(Floats x) { return 1.0f / x; }
 #endif
+
+// ---- float64, half a register of floats at a time
+
+constexpr int HALF_LANES = LANES / 2;
+
+CMFAST_INLINE Doubles wide(HalfFloats x) { return __builtin_convertvector(x, Doubles); }
+CMFAST_INLINE HalfFloats narrow(Doubles x) { return __builtin_convertvector(x, HalfFloats); }
+
+// n of the lanes, 0 < n <= HALF_LANES, the others 0.
+#if defined(__AVX512F__)
+CMFAST_INLINE Doubles load_wide(const float* p, int n) { return wide(_mm256_maskz_loadu_ps((1u << n) - 1, p)); }
+CMFAST_INLINE void store_narrow(float* p, Doubles x, int n) {
+  _mm256_mask_storeu_ps(p, (1u << n) - 1, (__m256)narrow(x));
+}
+#else
+CMFAST_INLINE Doubles load_wide(const float* p, int n) {
+  if (n == HALF_LANES) return wide(*(const HalfFloatsThere*)p);
+  HalfFloats x{};
+  for (int i = 0; i < n; ++i) x[i] = p[i];
+  return wide(x);
+}
+CMFAST_INLINE void store_narrow(float* p, Doubles x, int n) {
+  HalfFloats y = narrow(x);
+  if (n == HALF_LANES) *(HalfFloatsThere*)p = y;
+  else
+    for (int i = 0; i < n; ++i) p[i] = y[i];
+}
+#endif
+
+CMFAST_INLINE double sum(Doubles x) {
+  double total = 0;
+  for (int i = 0; i < HALF_LANES; ++i) total += x[i];
+  return total;
+}
 
 // ---- 16-bit floats
 

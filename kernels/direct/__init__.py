@@ -67,6 +67,17 @@ def _conv2d(*arguments: Any) -> tuple[Tensor, Tensor] | None:
     return conv2d(ConvArguments(*arguments))
 
 
+def _consistency_step(*arguments: Any) -> list[Tensor] | None:
+    if len(arguments) != 12:  # tensors of the seed or the first sample follow
+        return None
+    x, model_output, vectors, scalars, low, high, noise, seed, draw, first_sample, sample, model_input = arguments
+    a, b, alpha, beta, scale = (s if v is None else v for v, s in zip(vectors, scalars, strict=True))
+    noisy = noise is not None or seed is not None
+    coefficients = (a, b, alpha if sample else None, beta if sample and noisy else None, scale if model_input else None)
+    outputs = consistency_step(x, model_output, *coefficients, low, high, noise, seed, draw, first_sample)
+    return None if outputs is None else [t for t in outputs if t is not None]
+
+
 def _activated(arguments: Sequence, place: int) -> list[Any]:
     """The arguments with the name of the activation in the place of whether it is SiLU."""
     named = list(arguments)
@@ -83,4 +94,5 @@ _OF_OPERATORS: dict[str, Callable[..., Any]] = {
     "channel_norm": lambda *arguments: channel_norm(*_activated(arguments, 8)),
     "conv2d": _conv2d,
     "timestep_embedding": timestep_embedding,
+    "consistency_step": _consistency_step,
 }

@@ -6,13 +6,13 @@ import types
 
 import pytest
 import torch
-from cmfast.kernels import backends, cpu, reference
+from cmfast.kernels import backends, cpu, direct, native, reference
 
 from cmfast.benchmarking import accuracy, calls, ceilings, devices
-from cmfast.benchmarking.accuracy import WrongResultError, judge
+from cmfast.benchmarking.accuracy import WrongResultError, check_alike, judge
 from cmfast.benchmarking.operators import TORCH, Operators
 from cmfast.benchmarking.rounds import Candidate, Row, take_turns
-from cmfast.benchmarking.serving import VoidError, prepared, run_watched, served
+from cmfast.benchmarking.serving import VoidError, launched, prepared, run_watched, served
 
 from . import tiny
 
@@ -237,3 +237,34 @@ def test_large_group_norms_are_judged_by_their_first_groups(monkeypatch):
         y[:, 0] += 0.1
         with pytest.raises(accuracy.WrongResultError):
             accuracy.judge(call, given, (y, mean, rstd))
+
+
+@torch.no_grad()
+def test_the_processors_calls_are_timed_by_their_short_way(monkeypatch):
+    long_ways = []
+    real = native.run
+    monkeypatch.setattr(native, "run", lambda *given: long_ways.append(given[0]) or real(*given))
+    for call in tiny.calls():
+        if call.op.endswith("_backward") or "average" in call.form:  # which have none
+            continue
+        given = prepared(call, calls.values(call, "cpu"), "cpu")
+        run = launched(call, "cpu", given)
+        long_ways.clear()
+        short = run()
+        assert not long_ways, call.op
+        check_alike(short, served(call, "cpu", given)())
+        assert long_ways, call.op
+
+
+def test_a_short_way_that_gives_other_values_is_wrong(monkeypatch):
+    real = direct.plain.ran
+
+    def ran(name, y, *others):
+        done = real(name, y, *others)
+        y += 1
+        return done
+
+    monkeypatch.setattr(direct.plain, "ran", ran)
+    row = next(row for row in measured(["channel_norm"]).rows if row.key["backend"] == "cpu")
+    assert row.problem == "wrong: output 0: the short way gives other values than the long one"
+    assert not row.samples

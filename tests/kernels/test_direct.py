@@ -309,3 +309,17 @@ def test_a_recorded_operator_is_what_its_call_is():
         assert torch.equal(direct.of_operator("attention", (q, q, q, 0.5, None))[0], attention(q, q, q, scale=0.5))
         assert direct.of_operator("attention", (q, q, q, 0.5, "cpu")) is None
     assert direct.of_operator("group_norm", (*norm, None)) is None
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+@pytest.mark.parametrize("vectors", [False, True])
+@torch.no_grad()
+def test_a_recorded_step_is_what_its_call_is(seed, vectors):
+    x, out = normal(3, 4, 5), normal(3, 4, 5)
+    vectors = [torch.tensor([0.5, 0.25, 2.0])] + [None] * 4 if vectors else [None] * 5
+    step = (x, out, vectors, [0.3, 0.5, 0.7, 0.9, 1.1], -1.0, 1.0, None, seed, 2, 1, seed is not None, seed is not None)
+    found = direct.of_operator("consistency_step", (*step, None))
+    expected = torch.ops.cmfast.consistency_step(*step, None)
+    assert len(found) == len(expected) == (1 if seed is None else 3)
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
+    assert direct.of_operator("consistency_step", (*step, None, torch.tensor(3), None)) is None

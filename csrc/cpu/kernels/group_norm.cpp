@@ -10,10 +10,14 @@
 //
 // In NHWC a register holds neighbouring channels, in NCHW neighbouring positions of a channel. A pair is two inputs
 // whose channels follow one another.
+//
+// A thread takes whole samples where there are enough, or in NCHW whole groups: the second pass finds in its cache what
+// the first one read. Otherwise the threads share the pieces of each pass: chunks of positions in NHWC, channels in NCHW.
 #include "../faults.h"
 #include "../functions.h"
 #include "../integers.h"
 #include "../isa.h"
+#include "../norm_rows.h"
 #include "../running_moments.h"
 #include "../scratch.h"
 #include "../team.h"
@@ -22,7 +26,8 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-constexpr int64_t LONGEST_CHUNK = 256;
+constexpr int64_t LONGEST_CHUNK = 256, CHUNK_OF_PLANE = 64 * LANES;  // positions: a lane adds 256, or 64
+constexpr int64_t SMALL = 1 << 13;  // elements that one thread takes sooner than two
 
 struct Norm {
   const NormArguments& p;
@@ -40,70 +45,77 @@ struct Norm {
   }
 
   void statistics_of_plane(const NormTensor& t, int64_t base, int64_t n, int64_t c) const {
+    constexpr int TOGETHER = 4;  // since each addition waits for the one before it
+    const int64_t at = n * t.n + c * t.c;
     for (int64_t k = 0; k < chunks; ++k) {
-      int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions);
-      int64_t at = n * t.n + c * t.c;
-      Floats first = all(load(t.data, p.dtype, at + begin, 1)[0]);
-      Moments moments;
-      moments.begin(first);
+      const int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions);
+      const Floats first = all(load(t.data, p.dtype, at + begin, 1)[0]);
+      Moments moments[TOGETHER];
+      for (Moments& m : moments) m.begin(first);
       int64_t i = begin;
-      for (; i + LANES <= end; i += LANES) moments.add(load(t.data, p.dtype, at + i));
+      for (; i + TOGETHER * LANES <= end; i += TOGETHER * LANES)
+        CMFAST_UNROLL
+        for (int j = 0; j < TOGETHER; ++j) moments[j].add(load(t.data, p.dtype, at + i + j * LANES));
+      for (; i + LANES <= end; i += LANES) moments[0].add(load(t.data, p.dtype, at + i));
       if (i < end)
-        moments.add((Ints)iota() < (int)(end - i) ? load(t.data, p.dtype, at + i, (int)(end - i)) : first);
-      moments.s1 = all(sum(moments.s1)), moments.s2 = all(sum(moments.s2));
+        moments[1].add((Ints)iota() < (int)(end - i) ? load(t.data, p.dtype, at + i, (int)(end - i)) : first);
+      Floats s1 = (moments[0].s1 + moments[1].s1) + (moments[2].s1 + moments[3].s1);
+      Floats s2 = (moments[0].s2 + moments[1].s2) + (moments[2].s2 + moments[3].s2);
       int64_t to = (n * chunks + k) * channels + base + c;
-      moments.finish(means + to, deviations + to, end - begin, 1);
+      Moments{first, all(sum(s1)), all(sum(s2))}.finish(means + to, deviations + to, end - begin, 1);
     }
   }
 
-  void statistics_of_moments(const ChannelMoments& m, int64_t base, int64_t n) const {
+  void take_moments(const ChannelMoments& m, int64_t base, int64_t n) const {
     if (!m.data) return;
     const float* from = m.data + n * 2 * m.channels;
     __builtin_memcpy(means + n * channels + base, from, m.channels * sizeof(float));
     __builtin_memcpy(deviations + n * channels + base, from + m.channels, m.channels * sizeof(float));
   }
 
-  // ---- a group's mean and deviation, and what its channels are multiplied by and moved by
-
-  float row(const NormRow& r, int64_t n, int64_t c, float otherwise) const {
-    return r.data ? r.data[n * r.stride + c] : otherwise;
+  void take_moments(int64_t n) const {
+    take_moments(p.moments, 0, n);
+    take_moments(p.skip_moments, FAULT(second_moments_from_zero) ? 0 : p.h.channels, n);
   }
 
+  // ---- a group's mean and deviation, and what its channels are multiplied by and moved by
+
+  // Chan, Golub and LeVeque 1983, with the means taken less one of them: in float64 nothing is lost by it, since what is
+  // far from that one mean adds as much to the variance.
   void merge(int64_t n, int64_t g) const {
-    int64_t size = channels / p.groups, from = g * size;
-    double total = 0, mean, deviation = 0;
-    const float* m = means + n * parts * channels;
-    const float* s = deviations + n * parts * channels;
-    for (int64_t k = 0; k < parts; ++k) {
-      int64_t count = at_most(part, p.positions - k * part);
-      double sum = 0;
-      for (int64_t c = from; c < from + size; ++c) sum += (double)m[k * channels + c] + row(p.add, n, c, 0);
-      total += sum * (double)count;
-    }
-    double elements = (double)size * (double)p.positions;
-    mean = total / elements;
-    for (int64_t k = 0; k < parts; ++k) {
-      int64_t count = at_most(part, p.positions - k * part);
-      double apart = 0;
-      for (int64_t c = from; c < from + size; ++c) {
-        double distance = (double)m[k * channels + c] + row(p.add, n, c, 0) - mean;
-        apart += distance * distance;
-        deviation += s[k * channels + c];
+    const int64_t size = channels / p.groups, begin = g * size, end = begin + size;
+    const float *const m = means + n * parts * channels, *const s = deviations + n * parts * channels;
+    const double pivot = (double)m[begin] + (p.add.data ? (double)p.add.data[n * p.add.stride + begin] : 0.0);
+    Doubles sums{}, squares{}, within{};
+    each_half(begin, end, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const Doubles moved = row(p.add, n, c, lanes, 0) - pivot;
+      Doubles inside{};
+      for (int i = 0; i < HALF_LANES; ++i) inside[i] = i < lanes;
+      for (int64_t k = 0; k < parts; ++k) {
+        const double count = (double)at_most(part, p.positions - k * part);
+        Doubles apart = (load_wide(m + k * channels + c, lanes) + moved) * inside;
+        sums += apart * count;
+        squares += apart * apart * count;
+        within += load_wide(s + k * channels + c, lanes);
       }
-      if (!FAULT(variance_not_merged)) deviation += apart * (double)count;
-    }
-    double rstd = 1.0 / __builtin_sqrt(deviation / elements + p.eps);
+    });
+    const double elements = (double)size * (double)p.positions, total = sum(sums);
+    const double mean = pivot + total / elements;
+    const double between = FAULT(variance_not_merged) ? 0.0 : sum(squares) - total * total / elements;
+    const double variance = (sum(within) + between) / elements;
+    const double rstd = 1.0 / __builtin_sqrt((variance < 0 ? 0 : variance) + (double)p.eps);
     if (p.mean) p.mean[n * p.groups + g] = (float)mean;
     if (p.rstd) p.rstd[n * p.groups + g] = (float)rstd;
     // (x + add − mean)·rstd is taken as (x − centre)·gain: of a large mean, what is left is small and exact.
-    for (int64_t c = from; c < from + size; ++c) {
-      double film = 1.0 + row(p.scale, n, c, 0);
-      double factor = rstd * row(p.weight, 0, c, 1) * film, middle = mean - row(p.add, n, c, 0);
-      centre[n * channels + c] = (float)middle;
-      gain[n * channels + c] = (float)factor;
-      offset[n * channels + c] = (float)(row(p.bias, 0, c, 0) * film + row(p.shift, n, c, 0) -
-                                         (middle - (double)(float)middle) * factor);
-    }
+    each_half(begin, end, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const Doubles film = 1.0 + row(p.scale, n, c, lanes, 0), middle = mean - row(p.add, n, c, lanes, 0);
+      const Doubles factor = rstd * row(p.weight, 0, c, lanes, 1) * film;
+      const Doubles near = wide(narrow(middle));
+      const Doubles moved = row(p.bias, 0, c, lanes, 0) * film + row(p.shift, n, c, lanes, 0);
+      store_narrow(centre + n * channels + c, near, lanes);
+      store_narrow(gain + n * channels + c, factor, lanes);
+      store_narrow(offset + n * channels + c, moved - (middle - near) * factor, lanes);
+    });
   }
 
   // ---- the output
@@ -138,72 +150,83 @@ struct Norm {
     }
   }
 
-  template <bool SILU>
+  template <bool SILU, int DTYPE>
   void apply_to_plane(const NormTensor& t, int64_t base, int64_t n, int64_t c) const {
     int64_t row = n * channels + base + c, from = n * t.n + c * t.c, to = n * p.y.n + (base + c) * p.y.c;
     Floats middle = all(centre[row]), factor = all(gain[row]), moved = all(offset[row]);
     for (int64_t i = 0; i < p.positions; i += LANES) {
       int lanes = (int)at_most(p.positions - i, LANES);
-      Floats y = apply<SILU>(load(t.data, p.dtype, from + i, lanes), middle, factor, moved, p.dtype);
-      store((void*)p.y.data, p.dtype, to + i, y, lanes);
+      Floats y = apply<SILU>(load(t.data, DTYPE, from + i, lanes), middle, factor, moved, DTYPE);
+      store((void*)p.y.data, DTYPE, to + i, y, lanes);
     }
   }
 
-  // Every piece of work of a pass over the input, this thread's share: chunks of positions, or channels.
+  // ---- the pieces of a pass: chunks of positions, or channels
+
+  int64_t pieces() const { return channels_last ? chunks : channels; }
+
   template <class Rows, class Plane>
-  void for_share(Team team, Rows rows, Plane plane) const {
-    int64_t pieces = channels_last ? chunks : channels;
-    Share mine = share(p.samples * pieces, team);
-    for (int64_t i = mine.begin; i < mine.end; ++i) {
-      int64_t n = i / pieces, piece = i % pieces;
-      int64_t base = FAULT(second_input_from_zero) ? 0 : p.h.channels;
-      if (channels_last) {
-        rows(p.h, 0, n, piece);
-        if (p.skip.data) rows(p.skip, base, n, piece);
-      } else if (piece < p.h.channels) {
-        plane(p.h, 0, n, piece);
-      } else {
-        plane(p.skip, base, n, piece - p.h.channels);
-      }
+  CMFAST_INLINE void piece(int64_t n, int64_t i, Rows rows, Plane plane) const {
+    int64_t base = FAULT(second_input_from_zero) ? 0 : p.h.channels;
+    if (channels_last) {
+      rows(p.h, 0, n, i);
+      if (p.skip.data) rows(p.skip, base, n, i);
+    } else if (i < p.h.channels) {
+      plane(p.h, 0, n, i);
+    } else {
+      plane(p.skip, base, n, i - p.h.channels);
     }
   }
 
-  void statistics(Team team) const {
-    if (!p.moments.data) {
-      for_share(
-          team, [&](const auto&... work) { statistics_of_rows(work...); },
-          [&](const auto&... work) { statistics_of_plane(work...); });
-      return;
-    }
-    Share mine = share(p.samples, team);
-    for (int64_t n = mine.begin; n < mine.end; ++n) {
-      statistics_of_moments(p.moments, 0, n);
-      statistics_of_moments(p.skip_moments, FAULT(second_moments_from_zero) ? 0 : p.h.channels, n);
-    }
-  }
-
-  void run(Team team) const {
-    statistics(team);
-    team.barrier();
-    Share mine = share(p.samples * p.groups, team);
-    for (int64_t i = mine.begin; i < mine.end; ++i) merge(i / p.groups, i % p.groups);
-    team.barrier();
-    if (p.silu) apply_all<true>(team);
-    else apply_all<false>(team);
-  }
-
-  template <bool SILU>
-  void apply_all(Team team) const {
-    if (p.dtype == FLOAT32) apply_all<SILU, FLOAT32>(team);
-    else if (p.dtype == FLOAT16) apply_all<SILU, FLOAT16>(team);
-    else apply_all<SILU, BFLOAT16>(team);
+  void first_pass(int64_t n, int64_t i) const {
+    piece(
+        n, i, [&](const auto&... work) { statistics_of_rows(work...); },
+        [&](const auto&... work) { statistics_of_plane(work...); });
   }
 
   template <bool SILU, int DTYPE>
-  void apply_all(Team team) const {
-    for_share(
-        team, [&](const auto&... work) { apply_to_rows<SILU, DTYPE>(work...); },
-        [&](const auto&... work) { apply_to_plane<SILU>(work...); });
+  void second_pass(int64_t n, int64_t i) const {
+    piece(
+        n, i, [&](const auto&... work) { apply_to_rows<SILU, DTYPE>(work...); },
+        [&](const auto&... work) { apply_to_plane<SILU, DTYPE>(work...); });
+  }
+
+  // ---- the threads
+
+  // Units of a thread's own: samples, or in NCHW groups.
+  int64_t units() const { return p.samples * (channels_last ? 1 : p.groups); }
+
+  template <bool SILU, int DTYPE>
+  void run_whole(Team team) const {
+    const int64_t groups = channels_last ? p.groups : 1, of_unit = channels_last ? chunks : channels / p.groups;
+    Share mine = share(units(), team);
+    for (int64_t u = mine.begin; u < mine.end; ++u) {
+      const int64_t n = u * groups / p.groups, first = u * groups % p.groups, from = channels_last ? 0 : first * of_unit;
+      for (int64_t i = from; i < from + of_unit; ++i) first_pass(n, i);
+      for (int64_t g = first; g < first + groups; ++g) merge(n, g);
+      for (int64_t i = from; i < from + of_unit; ++i) second_pass<SILU, DTYPE>(n, i);
+    }
+  }
+
+  template <bool SILU, int DTYPE>
+  void run_shared(Team team) const {
+    auto each = [](Share part, int64_t count, auto work) {
+      for (int64_t i = part.begin; i < part.end; ++i) work(i / count, i % count);
+    };
+    Share mine = share(p.samples * pieces(), team), groups = share(p.samples * p.groups, team);
+    if (p.moments.data) each(share(p.samples, team), 1, [&](int64_t n, int64_t) { take_moments(n); });
+    else each(mine, pieces(), [&](int64_t n, int64_t i) { first_pass(n, i); });
+    team.barrier();
+    each(groups, p.groups, [&](int64_t n, int64_t g) { merge(n, g); });
+    team.barrier();
+    each(mine, pieces(), [&](int64_t n, int64_t i) { second_pass<SILU, DTYPE>(n, i); });
+  }
+
+  template <bool SILU>
+  void run(Team team, bool whole) const {
+    if (p.dtype == FLOAT32) whole ? run_whole<SILU, FLOAT32>(team) : run_shared<SILU, FLOAT32>(team);
+    else if (p.dtype == FLOAT16) whole ? run_whole<SILU, FLOAT16>(team) : run_shared<SILU, FLOAT16>(team);
+    else whole ? run_whole<SILU, BFLOAT16>(team) : run_shared<SILU, BFLOAT16>(team);
   }
 };
 
@@ -223,8 +246,8 @@ const char* group_norm(const NormArguments& p) {
                        (channels > 1 || !planes);
   if (!norm.channels_last && !planes)
     return "the channels, or the positions, of all tensors must be adjacent in memory";
-  // Sixteen pieces or more for the threads to share, but not so short that merging them counts.
-  norm.chunk = at_most(at_least((p.positions + 15) / 16, 16), LONGEST_CHUNK);
+  // Of rows sixteen pieces or more for the threads to share, but not so short that merging them counts.
+  norm.chunk = norm.channels_last ? at_most(at_least((p.positions + 15) / 16, 16), LONGEST_CHUNK) : CHUNK_OF_PLANE;
   norm.chunks = (p.positions + norm.chunk - 1) / norm.chunk;
   norm.part = p.moments.data ? p.positions : norm.chunk;
   norm.parts = p.moments.data ? 1 : norm.chunks;
@@ -235,8 +258,10 @@ const char* group_norm(const NormArguments& p) {
   norm.centre = norm.deviations + partial;
   norm.gain = norm.centre + rows;
   norm.offset = norm.gain + rows;
-  auto body = [&](Team team) { norm.run(team); };
-  parallel(rows * p.positions < 8192 ? 1 : p.threads, body);
+  const int threads = rows * p.positions < SMALL ? 1 : p.threads;
+  const bool whole = !p.moments.data && (norm.units() % threads == 0 || norm.units() >= 4 * threads);
+  auto body = [&](Team team) { p.silu ? norm.run<true>(team, whole) : norm.run<false>(team, whole); };
+  parallel(threads, body);
   return nullptr;
 }
 

@@ -14,6 +14,7 @@
 #include "../functions.h"
 #include "../integers.h"
 #include "../isa.h"
+#include "../norm_rows.h"
 #include "../scratch.h"
 #include "../team.h"
 
@@ -49,55 +50,64 @@ struct Gradient {
 
   // ---- rows
 
-  float row(const NormRow& r, int64_t n, int64_t c, float otherwise) const {
-    return r.data ? r.data[n * r.stride + c] : otherwise;
+  // f(channel, lanes) of the half registers of a group's channels.
+  template <class F>
+  CMFAST_INLINE void of_group(int64_t g, F f) const {
+    each_half(g * (channels / p.groups), (g + 1) * (channels / p.groups), f);
   }
 
   // x + add − mean is x − middle, and centre is middle + rounding.
-  double middle(int64_t n, int64_t g, int64_t c) const {
-    return (double)p.mean[n * p.groups + g] - row(p.add, n, c, 0);
+  Doubles middle(int64_t n, int64_t g, int64_t c, int lanes) const {
+    return (double)p.mean[n * p.groups + g] - row(p.add, n, c, lanes, 0);
   }
-  double rounding(int64_t n, int64_t g, int64_t c) const {
-    return p.add.data ? (double)(float)middle(n, g, c) - middle(n, g, c) : 0.0;
+  Doubles rounding(int64_t n, int64_t g, int64_t c, int lanes) const {
+    if (!p.add.data) return Doubles{};
+    const Doubles exact = middle(n, g, c, lanes);
+    return wide(narrow(exact)) - exact;
   }
 
   void fold(const Sample& s, int64_t g) const {
-    double rstd = p.rstd[s.n * p.groups + g];
-    for (int64_t size = channels / p.groups, c = g * size; c < (g + 1) * size; ++c) {
-      double film = 1.0 + row(p.scale, s.n, c, 0), factor = rstd * row(p.weight, 0, c, 1) * film;
-      s.centre[c] = (float)middle(s.n, g, c);
-      s.factor[c] = (float)factor;
-      s.offset[c] = (float)(row(p.bias, 0, c, 0) * film + row(p.shift, s.n, c, 0) + rounding(s.n, g, c) * factor);
-    }
+    const double rstd = p.rstd[s.n * p.groups + g];
+    of_group(g, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      const Doubles film = 1.0 + row(p.scale, s.n, c, lanes, 0), factor = rstd * row(p.weight, 0, c, lanes, 1) * film;
+      const Doubles moved = row(p.bias, 0, c, lanes, 0) * film + row(p.shift, s.n, c, lanes, 0);
+      store_narrow(s.centre + c, middle(s.n, g, c, lanes), lanes);
+      store_narrow(s.factor + c, factor, lanes);
+      store_narrow(s.offset + c, moved + rounding(s.n, g, c, lanes) * factor, lanes);
+    });
   }
 
   // The sums of a group's channels, and what they make of its rows.
   void merge(const Sample& s, int64_t g) const {
-    int64_t size = channels / p.groups, from = g * size, end = from + size;
-    double rstd = p.rstd[s.n * p.groups + g], factor_dz = 0, factor_dzu = 0;  // factor = rstd · gain
-    int64_t last = FAULT(last_sums_missed) && chunks > 1 ? chunks - 1 : chunks;
-    for (int64_t c = from; c < end; ++c) {
-      double dz = 0, dzx = 0;
+    const double rstd = p.rstd[s.n * p.groups + g];
+    const int64_t last = FAULT(last_sums_missed) && chunks > 1 ? chunks - 1 : chunks;
+    Doubles factor_dz{}, factor_dzu{};  // factor = rstd · gain, and 0 beyond the group's channels
+    of_group(g, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      Doubles dz{}, dzx{};
       for (const float *part = s.parts + c, *stop = part + last * 2 * channels; part < stop; part += 2 * channels) {
-        dz += (double)part[0];
-        dzx += (double)part[channels];
+        dz += load_wide(part, lanes);
+        dzx += load_wide(part + channels, lanes);
       }
-      double dzu = (dzx + rounding(s.n, g, c) * dz) * rstd;
-      p.dz_sum[s.n * channels + c] = (float)dz;
-      p.dzu_sum[s.n * channels + c] = (float)dzu;
-      factor_dz += s.factor[c] * dz;
-      factor_dzu += s.factor[c] * dzu;
-    }
-    double inverse = 1.0 / ((double)size * (double)p.positions);
-    double constant = FAULT(gradient_of_mean_missed) ? 0 : -factor_dz * inverse;
-    double slope = FAULT(gradient_of_variance_missed) ? 0 : -rstd * factor_dzu * inverse;
-    for (int64_t c = from; c < end; ++c) {
-      s.slope[c] = (float)slope;
-      s.constant[c] = (float)(constant + rounding(s.n, g, c) * slope);
-    }
+      const Doubles dzu = (dzx + rounding(s.n, g, c, lanes) * dz) * rstd, factor = load_wide(s.factor + c, lanes);
+      store_narrow(p.dz_sum + s.n * channels + c, dz, lanes);
+      store_narrow(p.dzu_sum + s.n * channels + c, dzu, lanes);
+      factor_dz += factor * dz;
+      factor_dzu += factor * dzu;
+    });
+    const double inverse = 1.0 / ((double)(channels / p.groups) * (double)p.positions);
+    const double constant = FAULT(gradient_of_mean_missed) ? 0 : -sum(factor_dz) * inverse;
+    const double slope = FAULT(gradient_of_variance_missed) ? 0 : -rstd * sum(factor_dzu) * inverse;
+    of_group(g, [&](int64_t c, int lanes) __attribute__((always_inline)) {
+      store_narrow(s.slope + c, slope - Doubles{}, lanes);
+      store_narrow(s.constant + c, constant + rounding(s.n, g, c, lanes) * slope, lanes);
+    });
   }
 
   // ---- the first pass
+
+  CMFAST_INLINE void prefetch(const void* data, int64_t i) const {
+    __builtin_prefetch((const char*)data + i * (p.dtype == FLOAT32 ? 4 : 2), 0, 2);
+  }
 
   template <bool SILU>
   static CMFAST_INLINE Floats before_activation(Floats grad, Floats moved, Floats factor, Floats offset) {
@@ -120,6 +130,8 @@ struct Gradient {
     for (int64_t i = 0; i < count; ++i, at += t.p, grad += p.grad.p, dx += p.dx.p)
       CMFAST_UNROLL
       for (int b = 0; b < B; ++b) {
+        prefetch(t.data, at + b * LANES + chunk * t.p);  // the next chunk's: no prefetcher sees so many strides ahead
+        prefetch(p.grad.data, grad + b * LANES + chunk * p.grad.p);
         Floats moved = load(t.data, p.dtype, at + b * LANES, lanes) - centre[b];
         Floats dz = before_activation<SILU>(load(p.grad.data, p.dtype, grad + b * LANES, lanes), moved, factor[b],
                                             offset[b]);

@@ -8,18 +8,15 @@ namespace cmfast {
 namespace CMFAST_ISA {
 namespace {
 
-typedef double Doubles __attribute__((vector_size(4 * CMFAST_LANES)));
-typedef float HalfThere __attribute__((vector_size(2 * CMFAST_LANES), aligned(4), may_alias));
-
 // 3 × 3 kernels, of LANES outputs, to their points.
 template <int M>
 CMFAST_INLINE void transform(const Floats* kernel, Floats* points) {
-  constexpr int SIDE = M + 2, HALF = LANES / 2;
-  for (int part = 0; part < LANES; part += HALF) {
+  constexpr int SIDE = M + 2;
+  for (int part = 0; part < LANES; part += HALF_LANES) {
     Doubles g[9], half[SIDE * 3], whole[SIDE];
     CMFAST_UNROLL
     for (int i = 0; i < 9; ++i)
-      g[i] = __builtin_convertvector(*(const HalfThere*)((const float*)(kernel + i) + part), Doubles);
+      g[i] = load_wide((const float*)(kernel + i) + part, HALF_LANES);
     CMFAST_UNROLL
     for (int x = 0; x < 3; ++x) Winograd<M>::weight(g + x, 3, half + x, 3);
     CMFAST_UNROLL
@@ -27,7 +24,7 @@ CMFAST_INLINE void transform(const Floats* kernel, Floats* points) {
       Winograd<M>::weight(half + 3 * y, 1, whole, 1);
       CMFAST_UNROLL
       for (int x = 0; x < SIDE; ++x)
-        *(HalfThere*)((float*)(points + y * SIDE + x) + part) = __builtin_convertvector(whole[x], HalfThere);
+        store_narrow((float*)(points + y * SIDE + x) + part, whole[x], HALF_LANES);
     }
   }
 }
