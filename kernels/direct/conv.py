@@ -38,8 +38,9 @@ def conv2d(a: ConvArguments, backend: str | None = None) -> tuple[Tensor, Tensor
     image = with_adjacent_channels(h)
     skip = skip if skip is None else with_adjacent_channels(skip)
     residual = residual if residual is None else with_adjacent_channels(residual)
-    out = image.new_empty_strided(*layout)
-    sums = image.new_empty((len(image), 2, len(weight)), dtype=torch.float32) if moments else None
+    shape, strides = layout
+    out = torch.empty_strided(shape, strides, dtype=h.dtype)
+    sums = torch.empty((shape[0], 2, shape[1]), dtype=torch.float32) if moments else None
     codes = (RESAMPLES.index(resample), GATES.index(gate), RESAMPLES.index(residual_resample))
     prepared = (weight, bias, packed, tile, transformed, stride, padding, dtype == torch.bfloat16)
     if not plain.ran("conv2d_of", out, sums, image, skip, residual, gain, offset, silu, relu, *codes, *prepared):
