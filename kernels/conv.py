@@ -242,7 +242,7 @@ def _check(a: ConvArguments) -> None:
     if min(shape[2:]) < 1:
         raise ValueError(
             f"conv2d: a {' x '.join(map(str, a.weight.shape[2:]))} kernel with padding {a.padding} does not fit in "
-            f"{describe(h)}"
+            f"{describe(h)}{'' if a.resample is None else f' once resampled ({a.resample})'}"
         )
     if residual is None:
         if a.residual_resample is not None:

@@ -38,15 +38,22 @@ class ConvArguments(NamedTuple):
     moments: bool = False
 
     def output_shape(self) -> list[int]:
-        """[N, Cout, *sizes]; a size below 1 where the kernel does not fit in."""
+        """See `output_shape`."""
         return output_shape(self.h.shape, self.weight.shape, self.stride, self.padding, self.resample)
 
 
 def output_shape(
     h: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], resample: str | None
 ) -> list[int]:
-    """[N, Cout, *sizes] of an input and weights of these shapes; a size below 1 where the kernel does not fit in."""
-    return [h[0], weight[0], *output_sizes(resampled_sizes(h[2:], resample), weight[2:], stride, padding)]
+    """[N, Cout, *sizes] of an input and weights of these shapes; a size below 1 where the kernel does not fit in.
+
+    So is that of an average of nothing, of a single row, also where padding makes room for the kernel.
+    """
+    sizes = resampled_sizes(h[2:], resample)
+    outputs = output_sizes(sizes, weight[2:], stride, padding)
+    if resample == "average":
+        outputs = [output if size else 0 for output, size in zip(outputs, sizes, strict=True)]
+    return [h[0], weight[0], *outputs]
 
 
 def output_sizes(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .layout import empty_in_order, is_channels_last_image, positions_adjoin, to_order
@@ -56,3 +57,9 @@ def adjacent_rows(x: Tensor) -> tuple[Tensor, int]:
     """A parameter [N, C] whose channels are adjacent, and the stride of its rows."""
     x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
     return x, x.stride(0)
+
+
+def statistics_of_nothing(h: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1/√(variance + eps) [N, num_groups] of groups without elements."""
+    mean = h.new_zeros((h.shape[0], num_groups), dtype=torch.float32)
+    return mean, torch.full_like(mean, eps).rsqrt()

@@ -20,7 +20,8 @@ struct Moments {
   __attribute__((noinline)) void finish(float* mean, float* deviation, int64_t count, int lanes) const {
     float inverse = 1.0f / (float)count;
     store(mean, FLOAT32, 0, first + s1 * inverse, lanes);
-    store(deviation, FLOAT32, 0, max(s2 - s1 * s1 * inverse, zeros()), lanes);
+    // In this order the sums' square overflows where the sum of squares does, and what is no number stays.
+    store(deviation, FLOAT32, 0, max(zeros(), s2 - s1 * (s1 * inverse)), lanes);
   }
 };
 

@@ -67,7 +67,7 @@ __device__ float2 moments_of(int group, const float2* merged, const float* bases
   float2 sums = sum_of(merged + group * d.sum_threads, d.sum_threads);
   float count = static_cast<float>(tile.count) * static_cast<float>(tile.up_to(group, d) - tile.from(group, d));
   float apart = sums.x * fast_rcp(count);
-  return {bases[group] + apart, fmaxf(sums.y - sums.x * apart, 0.0f)};
+  return {bases[group] + apart, not_negative(sums.y - sums.x * apart)};
 }
 
 // What is merged of a group: Σ count · (mean - base) and Σ deviation + count · (mean - base)² over parts that have
@@ -109,7 +109,7 @@ __device__ void fold_parameters(float* rows, const float2* merged, int threads, 
     int index = tile.group_of(i, d);
     float2 sums = sum_of(merged + index * threads, threads);
     float mean = bases[index] + sums.x * d.inverse_size;
-    float variance = fmaxf(sums.y - sums.x * (sums.x * d.inverse_size), 0.0f) * d.inverse_size;
+    float variance = not_negative(sums.y - sums.x * (sums.x * d.inverse_size)) * d.inverse_size;
     float rstd = rsqrtf(variance + problem.eps);
     if (tile.split == 0 && tile.first_of_it + index * d.per_group.value == i) {
       int64_t at = tile.n * problem.num_groups + tile.first_group + index;

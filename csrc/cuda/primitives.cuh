@@ -272,6 +272,9 @@ __device__ __forceinline__ float fast_rcp(float x) {
 #endif
 }
 
+// The larger of x and 0; what is no number stays, which fmaxf would make 0.
+__device__ __forceinline__ float not_negative(float x) { return x < 0.0f ? 0.0f : x; }
+
 // ---- matrices of a warp
 
 // An address in shared memory, from which others are an addition away.

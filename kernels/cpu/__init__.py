@@ -35,6 +35,9 @@ _OPERATORS = (
     "timestep_embedding",
 )
 
+#: Of the consistency step: csrc/cpu/tensors.h's MAX_DIMS.
+_MAX_DIMS = 16
+
 __all__ = [
     "apply_group_norm",
     "attention",
@@ -65,6 +68,8 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     for t in tensors:
         if t.dtype not in native.DTYPES and not (op == "timestep_embedding" and t.dtype in native.INTEGERS):
             return False, f"{str(t.dtype).removeprefix('torch.')} is served by the reference"
+        if t.ndim > _MAX_DIMS and op.startswith("consistency_step"):
+            return False, f"tensors of more than {_MAX_DIMS} dimensions are served by the reference"
         if t.device.type != "cpu":
             return False, f"a tensor is on {t.device.type}, and the CPU kernels serve CPU tensors"
     return True, ""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import native
 from ..layout import concatenated_shape, empty_in_order, to_order
-from ..tiles import Operand, in_order, make_operand, make_output
+from ..tiles import Operand, in_order, make_operand, make_output, statistics_of_nothing
 from .operands import planes, row, row_address
 
 
@@ -32,12 +32,13 @@ def group_norm(
     if not alike([y]):  # the samples are innermost: of an expanded h, say
         result = group_norm(h.contiguous(), skip, num_groups, weight, bias, eps, add, scale, shift, silu)
         return to_order(result[0], h), *result[1:]
+    if not y.tensor.numel():
+        return in_order(y.tensor, h), *statistics_of_nothing(h, num_groups, eps)
     mean = h.new_empty((h.shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    if y.tensor.numel():
-        inputs = [as_output(x, y) for x in (h, skip) if x is not None]
-        rows = [row(x) for x in (weight, bias, add, scale, shift)]
-        _launch(y, mean, rstd, inputs, num_groups, rows, eps, silu)
+    inputs = [as_output(x, y) for x in (h, skip) if x is not None]
+    rows = [row(x) for x in (weight, bias, add, scale, shift)]
+    _launch(y, mean, rstd, inputs, num_groups, rows, eps, silu)
     return in_order(y.tensor, h), mean, rstd
 
 

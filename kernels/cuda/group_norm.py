@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import native
 from ..layout import concatenated_shape
-from ..tiles import Operand, adjacent_rows, in_order, make_operand, make_output
+from ..tiles import Operand, adjacent_rows, in_order, make_operand, make_output, statistics_of_nothing
 
 
 def group_norm(
@@ -24,10 +24,11 @@ def group_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Serve `cmfast.kernels.group_norm`; arguments and results are those of the reference."""
     y = make_output(h, concatenated_shape(h, skip))
+    if not y.tensor.numel():
+        return in_order(y.tensor, h), *statistics_of_nothing(h, num_groups, eps)
     mean = h.new_empty((h.shape[0], num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    if y.tensor.numel():
-        launch_group_norm(y.tensor, mean, rstd, h, skip, num_groups, weight, bias, eps, add, scale, shift, silu)
+    launch_group_norm(y.tensor, mean, rstd, h, skip, num_groups, weight, bias, eps, add, scale, shift, silu)
     return in_order(y.tensor, h), mean, rstd
 
 

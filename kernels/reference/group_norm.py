@@ -25,7 +25,7 @@ def group_norm(
     n, c, size = u.shape[0], u.shape[1], math.prod(u.shape[2:])
     if not u.numel():  # of which newer versions of torch make an error
         mean = u.new_zeros((n, num_groups))
-        return to_order(u, h), mean, torch.full_like(mean, eps**-0.5)
+        return to_order(u, h), mean, torch.full_like(mean, eps).rsqrt()
     normalised, mean, rstd = torch.native_group_norm(u, None, None, n, c, size, num_groups, eps)
     y = _affine(normalised, weight, bias, scale, shift)
     return to_order(torch.nn.functional.silu(y) if silu else y, h), mean, rstd

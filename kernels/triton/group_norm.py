@@ -30,7 +30,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..tiles import in_order, make_operand
+from ..tiles import in_order, make_operand, statistics_of_nothing
 from .group_norm_forward import apply_kernel, resident_kernel, statistics_kernel
 from .group_norm_gradients import gradient_kernel, sums_kernel
 from .group_norm_grid import (
@@ -111,11 +111,11 @@ def plan_group_norm(
     threads = lanes(arch or architecture(h.device))
     problem = make_problem(h, skip, num_groups)
     n, c, p = problem.shape
+    if not problem.out.tensor.numel():
+        return [], (problem.out.tensor, *statistics_of_nothing(h, num_groups, eps))
     mean = h.new_empty((n, num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     outputs = (problem.out.tensor, mean, rstd)
-    if not problem.out.tensor.numel():
-        return [], outputs
     added = rows(add)
     affine = (*vectors(weight, bias), *rows(scale), *rows(shift), eps)
 

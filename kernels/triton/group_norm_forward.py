@@ -117,7 +117,10 @@ def statistics_kernel(
 
     count = (stop - begin).to(tl.float32) * RUN
     total = sum_positions(total, RUN)
-    deviation = tl.maximum(sum_positions(squares, RUN) - total * (total / count), 0.0)
+    # What is no number, of sums that overflow, stays: 0 would be a plausible deviation.
+    deviation = tl.maximum(
+        sum_positions(squares, RUN) - total * (total / count), 0.0, propagate_nan=tl.PropagateNan.ALL
+    )
     mean = origin + total / count
 
     # The runs of a group have means of their own: its squared deviations are theirs and those of their means (Chan,
@@ -225,7 +228,7 @@ def resident_kernel(
     difference = subtract(x, runs_to_channels(groups_to_runs(mean, index), RUN)[None, :], mask)
     rest = sum_runs(sum_positions(difference, RUN), index, GROUPS) / size
     variance = sum_runs(sum_positions(difference * difference, RUN), index, GROUPS) / size - rest * rest
-    rstd = tl.rsqrt(tl.maximum(variance, 0.0) + eps)
+    rstd = tl.rsqrt(tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL) + eps)
     tl.store(mean_out + n * num_groups + groups, mean + rest, mask=here)
     tl.store(rstd_out + n * num_groups + groups, rstd, mask=here)
 

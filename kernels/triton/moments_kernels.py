@@ -48,7 +48,7 @@ def channel_moments_kernel(
             squares += difference * difference
     count = (stop - begin).to(tl.float32)
     total = tl.sum(total, 0)
-    deviation = tl.maximum(tl.sum(squares, 0) - total * (total / count), 0.0)
+    deviation = tl.maximum(tl.sum(squares, 0) - total * (total / count), 0.0, propagate_nan=tl.PropagateNan.ALL)
     mean = tl.sum(origin, 0) + total / count
 
     out = moments + n * 2 * channels + c

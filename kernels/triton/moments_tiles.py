@@ -96,7 +96,7 @@ def fold_groups(
     apart = tl.where(valid, means - mean[:, None], 0.0)
     rest = tl.sum(apart, 1) / per_group
     variance = tl.sum(deviations / tl.cast(size, tl.float32) + apart * apart, 1) / per_group - rest * rest
-    return mean + rest, tl.rsqrt(tl.maximum(variance, 0.0) + eps)
+    return mean + rest, tl.rsqrt(tl.maximum(variance, 0.0, propagate_nan=tl.PropagateNan.ALL) + eps)
 
 
 @triton.jit

@@ -3,6 +3,8 @@ import dataclasses
 import functools
 import importlib
 import math
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -120,6 +122,39 @@ def test_definition_is_torchs(scale):
     torch.testing.assert_close(attention(q, k, v, scale=scale, backend="reference"), expected)
     lse = torch.ops.cmfast.attention(q, k, v, scale or 0.25, "reference")[1]
     torch.testing.assert_close(lse, torch.logsumexp(q @ k.mT * (scale or 0.25), 3))
+
+
+@pytest.mark.parametrize("backend", served("attention"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_scale_of_0(dtype, backend):
+    """All keys weigh the same."""
+    q, k, v, _ = make((1, 2, 5, 40, 32), dtype)
+    check(q, k, v, backend, scale=0.0)
+
+
+_AT_THE_END_OF_MEMORY = """
+import ctypes, mmap, sys
+import torch
+from cmfast.kernels import attention, native
+
+assert native.cpu().set_isa(sys.argv[1]) == ""
+page = mmap.PAGESIZE
+for size in (16, 48, 64, 80):
+    memory = mmap.mmap(-1, 3 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(address + 2 * page), page, 0) == 0
+    count = 8 * size
+    q = torch.frombuffer(memory, dtype=torch.bfloat16, count=count, offset=2 * page - 2 * count).view(1, 1, 8, size)
+    q.copy_(torch.randn(1, 1, 8, size))
+    assert torch.isfinite(attention(q, q, q, backend="cpu")).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its memory is protected by Linux's means")
+@pytest.mark.parametrize("isa", native.cpu().build_info()["isas"].split(", "))
+def test_nothing_beyond_the_queries_is_read(isa):
+    """The next page may not be there: a framed tensor's neighbours only show what is taken into account."""
+    subprocess.run([sys.executable, "-c", _AT_THE_END_OF_MEMORY, isa], check=True)
 
 
 @pytest.mark.parametrize("backend", served("attention"))

@@ -741,6 +741,29 @@ def test_moments(shape, tile, mean, backend):
     check_output_moments(shape, tile, mean, backend, torch.float32)
 
 
+CPU = [b for b in ANY if "cpu" in str(b)]
+
+
+@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("tile", "height", "width"), [(1, 3, 100), (2, 6, 64), (2, 5, 77), (4, 10, 150)])
+def test_moments_of_three_rows_of_tiles(tile, height, width, products, backend):
+    """So many columns of a block that parts of sixteen would not divide them, if it were filled."""
+    check_output_moments((2, 9, 20, height, width), tile, 0.0, backend, products)
+    x, weight, bias, _ = make((2, 9, 20, height, width, 3, 1, 1))
+    prepared = prepare_conv(weight, bias, padding=1, height=height, width=width, tile=tile, dtype=products)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(conv2d(x, prepared, moments=True, backend=backend).moments)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0][1:], conv2d(x[1:], prepared, moments=True, backend=backend).moments)
+
+
 def check_output_moments(shape, tile, mean, backend, products):
     x, weight, bias, arguments = make((*shape, 3, 1, 1), parts=("residual",))
     prepared = prepare_conv(weight, bias + mean, padding=1, **named(shape[3:]), tile=tile, dtype=products)
@@ -755,7 +778,7 @@ def check_output_moments(shape, tile, mean, backend, products):
     torch.testing.assert_close(moments[:, 1].double(), deviation, rtol=6e-5 if mean else 2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", [b for b in ANY if "cpu" in str(b)])
+@pytest.mark.parametrize("backend", CPU)
 @pytest.mark.parametrize("shape", [(2, 9, 50, 7, 9), (1, 8, 16, 40, 41), (2, 9, 50, 5, 7, 9), (5, 64, 64, 4, 16)])
 def test_moments_of_tiles(shape, backend):
     if not has_tiles():
@@ -977,6 +1000,7 @@ W = torch.ones(4, 2, 3, 3)
         (lambda x: conv2d(x, prepared_for(W), gain=torch.ones(2), offset=torch.ones(2)), "gain must be"),
         (lambda x: conv2d(x, prepared_for(W), resample="bilinear"), 'must be None, "nearest" or "average"'),
         (lambda x: conv2d(x[..., :1], prepared_for(W, padding=0)), "does not fit"),
+        (lambda x: conv2d(x[:, :, :1], prepared_for(W), resample="average"), r"does not fit .* resampled \(average"),
         (lambda x: conv2d(x, prepared_for(W), residual=x), "residual must be"),
         (lambda x: conv2d(x, prepared_for(W), residual=x, residual_resample="up"), "residual_resample must be None"),
         (lambda x: conv2d(x, prepared_for(W), residual_resample="nearest"), "there is none"),

@@ -187,6 +187,21 @@ def test_strides(activation, layout, view, backend):
 @pytest.mark.parametrize("shape", [(0, 12, 3, 3), (2, 12, 0, 3)], ids=["N0", "no-positions"])
 def test_empty(shape, backend):
     assert group_norm(torch.ones(shape), 4, backend=backend).shape == shape
+    for eps in (1e-5, 0.0):
+        rest = (None, 4, None, None, eps, None, None, None, False, backend)
+        y, mean, rstd = torch.ops.cmfast.group_norm(torch.ones(shape), *rest)
+        assert y.shape == shape
+        assert torch.equal(mean, torch.zeros(shape[0], 4))
+        torch.testing.assert_close(rstd, torch.full((shape[0], 4), eps).rsqrt())
+
+
+@pytest.mark.parametrize("backend", served("group_norm"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_sums_that_overflow_are_not_taken_for_none(layout, backend):
+    """Without a deviation, values would be divided by eps alone: they would be plausible ones."""
+    x, _ = make((1, 8, 9, 8), torch.float32, (), layout=layout)
+    y = group_norm(x * 1e20, 4, backend=backend)
+    assert ((y == 0) | ~torch.isfinite(y)).all()  # what an infinite deviation makes of them
 
 
 @pytest.mark.usefixtures("low_limits")

@@ -195,3 +195,13 @@ def test_there_are_no_gradients():
         channel_moments(torch.ones(1, 2, 3, requires_grad=True))
     with pytest.raises(RuntimeError, match="serves inference"):
         fold_group_norm(M, 4, 2, C.clone().requires_grad_(), C)
+
+
+@pytest.mark.parametrize("backend", served("channel_moments"))
+def test_sums_that_overflow_are_not_taken_for_none(backend):
+    """A deviation of 0 would be a plausible one."""
+    x = draw(1, 20, 9, 8) * 1e20
+    assert not torch.isfinite(channel_moments(x, backend=backend)[:, 1]).any()
+    far = torch.full((1, 20, 9, 8), 2e18)  # the square of whose sum overflows, though no sum of squares does
+    far[..., 0, 0] = 0.0
+    torch.testing.assert_close(channel_moments(far, backend=backend).double(), exact_moments(far), rtol=1e-3, atol=0)

@@ -40,7 +40,7 @@ struct Attention : Heads<PAIRS> {
 
   // A group of queries as the left operand, those beyond the last 0.
   void pack_queries(float* to, int64_t at, int64_t count) const {
-    if (PAIRS && p.dtype == BFLOAT16 && p.q.d == 1 && p.head_size == size && LANES == BLOCK) {
+    if (PAIRS && p.dtype == BFLOAT16 && p.q.d == 1 && p.head_size % (2 * LANES) == 0 && LANES == BLOCK) {
       const Words sign = (Words{} + 0x80008000u) * (p.scale < 0 ? 1 : 0);
       for (int64_t k = 0; k < size; k += 2 * LANES)
         for (int64_t m = 0; m < ROWS; ++m)

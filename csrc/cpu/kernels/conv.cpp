@@ -62,7 +62,7 @@ struct Convolution : Sizes<PAIRS>, ImageBlocks {
     blocks_k = ceil_divide(words, BLOCK);
     // So many tiles that the weights are used often once they are in the cache, and few enough to keep the points near.
     constexpr int64_t wanted = M == 4 ? 32 : 64;
-    columns = at_most(image_columns, image_rows * WIDEST < wanted ? wanted / image_rows : WIDEST);
+    columns = at_most(image_columns, at_least(wanted / image_rows / WIDEST, 1) * WIDEST);
     rows = at_most(image_rows, ceil_divide(wanted, columns));
     together = rows < image_rows ? 1 : at_most(images, at_least(wanted / (image_rows * columns), 1));
     // The same parts whatever the number of threads and samples, for the same bits. They divide the blocks.
