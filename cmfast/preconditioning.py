@@ -85,6 +85,20 @@ class EDM(Preconditioning):
     rho: float = 7.0
     num_train_timesteps: int = dataclasses.field(default=40, kw_only=True)
 
+    def __post_init__(self) -> None:
+        for name in ("sigma_data", "sigma_min", "rho"):
+            value = getattr(self, name)
+            if not 0.0 < value < math.inf:
+                raise ValueError(f"{type(self).__name__}: {name} must be positive, got {value}")
+        if not self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"{type(self).__name__}: sigma_max must be above sigma_min, {self.sigma_min}, got {self.sigma_max}"
+            )
+        if self.num_train_timesteps < 1:
+            raise ValueError(
+                f"{type(self).__name__}: num_train_timesteps must be at least 1, got {self.num_train_timesteps}"
+            )
+
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise) of the denoiser, which comes to D(x, 0) = x; the network has no time at 0 itself."""
         s, sd = _float64(sigma), self.sigma_data
@@ -137,6 +151,7 @@ class TrigFlow(EDM):
     network: str = dataclasses.field(default="trigflow", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.network not in ("trigflow", "edm"):
             raise ValueError(f'network must be "trigflow" or "edm", got {self.network!r}')
 

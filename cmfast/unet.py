@@ -96,6 +96,11 @@ class UNetConfig:
                 f"UNetConfig: every level needs a multiple of {NUM_GROUPS} channels, got "
                 f"model_channels {self.model_channels} x channel_mult {self.channel_mult}"
             )
+        if others := sorted(set(self.attention_resolutions) - set(self.downsampling)):
+            raise ValueError(
+                f"UNetConfig: attention_resolutions are downsampling factors of the levels, {self.downsampling}, got "
+                f"{', '.join(map(str, others))}"
+            )
         per_head = self.num_head_channels
         for ds, channels in zip(self.downsampling, self.channels, strict=True):
             # The middle block, at the last factor, always attends.

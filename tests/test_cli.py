@@ -625,3 +625,18 @@ def test_where_a_sweep_is_written_is_looked_at_first(cmfast, tmp_path, monkeypat
         assert message in err
     status, _, err = cmfast("eval", "--data", "digits", "--split", "valid")
     assert (status, err) == (2, "cmfast: --split must be train or test, got valid\n")
+
+
+def test_a_folder_of_images_is_compared_with_whole(cmfast, tmp_path):
+    """It has no split for testing; and another size is found out before the samples are drawn."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 60 * i).save(pictures / f"{i}.png")
+    status, _, err = cmfast("eval", "--count", 10, "--steps", 1, "--resamples", 2, "--data", pictures)
+    assert (status, err) == (0, "")  # a folder of images has no test split
+    for i in range(4):
+        Image.new("L", (9, 8)).save(pictures / f"{i}.png")
+    status, _, err = cmfast("eval", "--train-data", pictures)
+    assert status == 2
+    assert err == "cmfast: --train-data: the model's samples are [1, 8, 8], the data's [1, 8, 9]\n"

@@ -223,7 +223,10 @@ def preconditioning(content: Mapping[str, Any], source: str) -> Consistency:
         misfits.append(f"s_noise is {c['s_noise']}, not 1")
     if misfits:
         raise CheckpointError(f"{source}: cmfast has no such scheduler ({'; '.join(misfits)}): give a preconditioning")
-    return Consistency(**{name: c[name] for name in _SCHEDULE if name != "s_noise"})
+    try:
+        return Consistency(**{name: c[name] for name in _SCHEDULE if name != "s_noise"})
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def scheduler_config(scheme: Preconditioning) -> dict[str, Any]:

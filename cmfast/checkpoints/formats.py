@@ -33,6 +33,17 @@ def format_of(path: Path) -> str:
     return "diffusers"
 
 
+def says_preconditioning(path: Path) -> bool:
+    """Whether a file or folder says its model's preconditioning: a network's alone does not.
+
+    Raises:
+        FileNotFoundError: the folder has no configuration.
+        CheckpointError: as `format_of`.
+    """
+    kind = format_of(path)
+    return kind == "cmfast" or (kind == "diffusers" and diffusers.network_folder(path) != path)
+
+
 def read(
     path: Path,
     preconditioning: Preconditioning | None = None,

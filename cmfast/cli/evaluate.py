@@ -48,7 +48,10 @@ def evaluate(
         str | None,
         typer.Option(help="Real samples, for precision and recall: as for train, or drums (its test set)."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of the data's files: train or test.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of the data's files: train or test; by default test, and a folder of images whole."),
+    ] = None,
     train_data: Annotated[
         str | None,
         typer.Option(help="What the model was trained on, for the nearest neighbours: as for train, or its name."),
@@ -79,6 +82,11 @@ def evaluate(
     real, train = _images(data, split), _images(train_data, "train")
     loaded = load_model(model, device, dtype, accelerate, backend)
     seen.of(torch.zeros(1, *loaded.sample_shape))  # or an error, before long work
+    for option, images in (("--data", real), ("--train-data", train)):
+        if images is not None and images.shape[1:] != loaded.sample_shape:
+            raise ValueError(
+                f"{option}: the model's samples are {list(loaded.sample_shape)}, the data's {list(images.shape[1:])}"
+            )
     with kernels_of(backend):
         if sweep_steps is not None:
             _sweep(loaded, sweep_steps, seen, real, count, seed, batch_size)
@@ -105,9 +113,9 @@ def evaluate(
         Console().print(_table(measures))
 
 
-def _images(source: str | None, split: str) -> Tensor | None:
+def _images(source: str | None, split: str | None) -> Tensor | None:
     """The samples of a data set, of a path or of a bundled model's."""
-    from ..training.data import Dataset, load_data, load_digits, load_drums, load_moving_digits, scaled
+    from ..training.data import Dataset, has_splits, load_data, load_digits, load_drums, load_moving_digits, scaled
 
     bundled: dict[str, Callable[[], tuple[Dataset, Dataset]]] = {
         "digits": load_digits,
@@ -116,11 +124,11 @@ def _images(source: str | None, split: str) -> Tensor | None:
     }
     if source is None:
         return None
-    if split not in ("train", "test"):
+    if split not in (None, "train", "test"):
         raise ValueError(f"--split must be train or test, got {split}")
     if source in bundled:
-        return bundled[source]()[("train", "test").index(split)].images
-    return scaled(load_data(source, split=split).images)
+        return bundled[source]()[("train", "test").index(split or "test")].images
+    return scaled(load_data(source, split=split or ("test" if has_splits(source) else "train")).images)
 
 
 def _sweep(

@@ -77,6 +77,9 @@ def _train_method(out: Path, config: Path | None, values: Mapping[str, Any], res
             images = load_data(c.data.path, split=c.data.split, size=c.data.size, say=say)
             made = configured.make(c, images, place)
             taught = getattr(made.method, "teacher", None)
+            description = {} if taught is None else {"teacher": fingerprint(taught.parameters())}
+            if c.init_from is not None:
+                description["init_from"] = fingerprint(made.method.model.parameters())
             trained = loop.train(
                 made.method,
                 images,
@@ -84,7 +87,7 @@ def _train_method(out: Path, config: Path | None, values: Mapping[str, Any], res
                 out=out,
                 resume=resume,
                 config=configuration.text(made.configuration),
-                description={} if taught is None else {"teacher": fingerprint(taught.parameters())},
+                description=description,
                 progress=lambda i, loss: progress("training", i + 1, c.loop.iterations, loss),
                 say=say,
             )

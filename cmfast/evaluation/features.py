@@ -31,7 +31,8 @@ def load_features(source: str | Path = "digits") -> Features:
     """A classifier, as `load_classifier` takes it, or "inception".
 
     The latter is the network of Heusel et al. 2017 in torch-fidelity's form, with features [N, 2048] before its last
-    layer, which it downloads at first. Distances by it are those that papers give.
+    layer, which it downloads at first. Distances by it are those that papers give. It sees images of one or three
+    channels; of other samples it raises ValueError.
 
     Raises:
         ImportError: torch-fidelity is not installed.
@@ -48,6 +49,8 @@ def load_features(source: str | Path = "digits") -> Features:
     network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
 
     def of(images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"inception sees images [N, 1 or 3, H, W], got {list(images.shape)}")
         return network(to_pixels(images).expand(-1, 3, -1, -1))[0]
 
     return Features(INCEPTION, of)

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoints import CheckpointError
 from ..checkpoints.tensors import read_json, read_safetensors, write_json, write_safetensors
+from ..environment import processor
 from ..files import whole_folder
 
 TENSORS, DESCRIPTION = "training.safetensors", "training.json"
@@ -63,9 +65,13 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@functools.cache
 def versions() -> Mapping[str, str]:
-    """The versions that the bits of a result depend on."""
+    """The versions that the bits of a result depend on, and the processor and its threads."""
+    return {**_installed(), "processor": processor(), "threads": str(torch.get_num_threads())}
+
+
+@functools.cache
+def _installed() -> Mapping[str, str]:
     names = ("cmfast", "torch", "numpy")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 

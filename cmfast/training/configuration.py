@@ -214,7 +214,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # text, or an integer beyond all floats
         return None
     return number if abs(number) < float("inf") else None
 

@@ -9,12 +9,16 @@ import torch
 
 from .. import preconditioning as schemes
 from ..accelerate import accelerate
+from ..checkpoints import BUNDLED
+from ..checkpoints.formats import says_preconditioning
+from ..checkpoints.sources import find
 from ..model import ConsistencyModel, load
 from ..preconditioning import EDM, Preconditioning
 from ..unet import UNet, UNetConfig
 from .configuration import Configuration, build, coerce, unknown
 from .data import Dataset
 from .methods import METHODS, Method
+from .methods.conversion import viewed
 
 
 class Made(NamedTuple):
@@ -51,12 +55,11 @@ def make(configuration: Configuration, data: Dataset, device: torch.device | str
     if c.teacher is not None and not method.needs_teacher:
         raise ValueError(f"the method {name} has no teacher: to start from a model's weights, give it as init_from")
     teacher = load(c.teacher or str(c.init_from)) if method.needs_teacher else None
-    scheme = _preconditioning(c.preconditioning)
     start = c.init_from or c.teacher
     if start is None:
-        source = ConsistencyModel(_new_network(c, data), scheme or EDM())
+        source = ConsistencyModel(_new_network(c, data), _preconditioning(c.preconditioning) or EDM())
     else:
-        source = load(start, preconditioning=scheme)
+        source = _loaded(start, c.preconditioning)
         _check_network(c.network, source, start)
     model = method.student(source).to(device)
     if teacher is not None:
@@ -86,8 +89,29 @@ def _with_absolute_features(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(source: str | None) -> str | None:
-    """A checkpoint's path from anywhere; names and hub ids are as they were."""
-    return str(Path(source).absolute()) if source is not None and Path(source).exists() else source
+    """A checkpoint's path from anywhere; names, which win over paths, and hub ids are as they were."""
+    if source is None or source in BUNDLED or not Path(source).exists():
+        return source
+    return str(Path(source).absolute())
+
+
+def _loaded(start: str, fields: dict[str, Any]) -> ConsistencyModel:
+    """The model to start from. What its file says of its preconditioning stays, but for the fields that are given.
+
+    Its weights are in the terms of its own kind: under another one they would be those of no model.
+    """
+    path = find(start)
+    if not fields or not says_preconditioning(path):
+        return load(path, preconditioning=_preconditioning(fields))
+    model = load(path)
+    own = {"type": type(model.preconditioning).__name__, **dataclasses.asdict(model.preconditioning)}
+    for name in ("type", "network"):
+        if fields.get(name, own.get(name)) != own.get(name):
+            raise ValueError(
+                f"preconditioning.{name}: {fields[name]} was given, and {start} has {own.get(name)}, in whose terms "
+                "its weights are: leave it out"
+            )
+    return viewed(model, _preconditioning({**own, **fields}))
 
 
 def _new_network(c: Configuration, data: Dataset) -> UNet:
@@ -114,7 +138,7 @@ def _check_network(fields: dict[str, Any], model: ConsistencyModel, source: str)
     """What is said of the network must be so in the checkpoint."""
     found = getattr(model.unet, "config", None)
     assert isinstance(found, UNetConfig)
-    given = build(UNetConfig, {"image_size": found.image_size, **fields}, "network")
+    given = build(UNetConfig, {**dataclasses.asdict(found), **fields}, "network")
     for name in fields:
         if getattr(given, name) != getattr(found, name):
             raise ValueError(
@@ -122,7 +146,8 @@ def _check_network(fields: dict[str, Any], model: ConsistencyModel, source: str)
             )
 
 
-def _preconditioning(fields: dict[str, Any]) -> Preconditioning | None:
+def _preconditioning(fields: dict[str, Any]) -> Any:
+    """The preconditioning of these fields; None of none."""
     if not fields:
         return None
     known = {

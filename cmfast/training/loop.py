@@ -57,10 +57,10 @@ def train(
     """Train the method's model, in place and where it is.
 
     Update i is a function of the weights, the settings, the data and i alone: a training that is stopped and resumed
-    gives the same weights to the bit, on a CPU. One that is divided among processes or by `accumulation` gives them up
-    to rounding, but for dropout, whose masks depend on the division. (Adam enlarges the rounding where a gradient has
-    nothing else, as those of biases that a norm takes out again.) Under torch.distributed (`torchrun`) each process
-    takes its share of the batch, and gradients are averaged by DistributedDataParallel.
+    gives the same weights to the bit, on a CPU with as many threads. One that is divided among processes or by
+    `accumulation` gives them up to rounding, but for dropout, whose masks depend on the division. (Adam enlarges the
+    rounding where a gradient has nothing else, as those of biases that a norm takes out again.) Under torch.distributed
+    (`torchrun`) each process takes its share of the batch, and gradients are averaged by DistributedDataParallel.
 
     Args:
         method: what a batch costs, with the model.
@@ -83,6 +83,7 @@ def train(
     """
     processes = Processes.current()
     share = _share(settings, processes)
+    _check_compiler(settings.compile)
     _check_data(method.model, data, say if processes.rank == 0 else _silent)
     batches = Batches(data, settings.batch_size, settings.seed, settings.horizontal_flip)
     networks = [method.model, *method.networks().values()]
@@ -246,6 +247,20 @@ def _share(settings: LoopSettings, processes: Processes) -> int:
             f"batch_size: expected a multiple of {parts}, processes times accumulation, got {settings.batch_size}"
         )
     return settings.batch_size // processes.count
+
+
+def _check_compiler(name: str | None) -> None:
+    """Before anything is written; here alone, since torch's compiler takes seconds to import."""
+    if name is None:
+        return
+    from torch._dynamo.backends.registry import lookup_backend
+    from torch._dynamo.exc import InvalidBackend
+
+    try:
+        lookup_backend(name)
+    except InvalidBackend:
+        known = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"compile: expected a backend of torch.compile ({known}), got {name!r}") from None
 
 
 def _check_data(model: ConsistencyModel, data: Dataset, say: Callable[[str], None]) -> None:

@@ -11,6 +11,7 @@ from . import checkpoint
 from .distributed import Processes
 from .logs import Log, Row, open_logs
 from .settings import LoopSettings
+from .snapshots import found as found_snapshots
 from .snapshots import remove_snapshots, write_snapshot
 from .state import State
 
@@ -43,7 +44,8 @@ class RunFolder:
 
         Raises:
             OSError: the folder cannot be written to, or another process is training in it.
-            FileExistsError: it has checkpoints, and the training is not to be resumed.
+            FileExistsError: it has checkpoints, and the training is not to be resumed; or the results of a training
+                whose checkpoints are gone.
             ValueError: it is to be resumed with other settings or other data; the message says what differs.
             CheckpointError: the checkpoint is damaged.
         """
@@ -57,11 +59,18 @@ class RunFolder:
         if not resume:
             check_new(self.folder)
         paths = checkpoint.found(self.checkpoints)
+        if not paths:
+            self._check_unfinished()
         if paths:
             self._load(state, paths)
         elif resume:
             self.say(f"{self.folder} has no checkpoint yet: the training begins")
-        self.processes.wait()  # until all have read the checkpoint, which may be removed later
+        # All have read the checkpoint then, which may be removed later.
+        if self.processes.mean(state.loss_sum.new_tensor(float(state.iteration))).item() != state.iteration:
+            raise ValueError(
+                f"{self.folder}: this process is after {state.iteration} updates, others are not: all must see one "
+                "folder"
+            )
         if self.processes.rank == 0:
             checkpoint.remove_old(self.checkpoints, self.settings.keep_checkpoints)
             remove_snapshots(self.folder / "snapshots", state.iteration)
@@ -69,6 +78,17 @@ class RunFolder:
                 with whole_file(self.folder / "config.yaml") as file:
                     file.write_text(config, encoding="utf-8")
             self._logs = open_logs(self.folder, state.iteration)
+
+    def _check_unfinished(self) -> None:
+        """Raise FileExistsError where there is more than a training leaves that ended before its first checkpoint."""
+        first = min(self.settings.checkpoint_interval, self.settings.iterations)
+        left = [str(i) for i in found_snapshots(self.folder / "snapshots") if i > first]
+        if left or (self.folder / "model").exists():
+            what = f"snapshots after {left[-1]} updates" if left else "the model"
+            raise FileExistsError(
+                f"{self.folder} has {what} of a training whose checkpoints are gone: it cannot be resumed, and a new "
+                "one would take its place; name another folder"
+            )
 
     def _load(self, state: State, paths: Mapping[int, Path]) -> None:
         path = paths[max(paths)]

@@ -45,14 +45,14 @@ def reconstruct(folder: str | Path, model: nn.Module, sigma_rel: float, iteratio
         model: of the training's architecture; its weights are not read.
         sigma_rel: standard deviation of the average's profile, as a fraction of the training until then. From 32
             snapshots of 0.05 and 0.1, profiles of 0.03 to 0.2 are met to one part in a hundred or better.
-        iteration: after how many updates; None for the last snapshot.
+        iteration: after how many updates, of which there must be a snapshot; None for the last one.
 
     Returns:
         The copy, in evaluation mode. Buffers are those of the last snapshot.
 
     Raises:
         FileNotFoundError: there are no snapshots.
-        ValueError: sigma_rel or the iteration is out of range.
+        ValueError: sigma_rel is out of range, or there is no snapshot after so many updates.
         CheckpointError: the snapshots are of another network.
     """
     files = found(Path(folder))
@@ -60,8 +60,11 @@ def reconstruct(folder: str | Path, model: nn.Module, sigma_rel: float, iteratio
         raise FileNotFoundError(f"no snapshots of averages in {folder}")
     last = max(files) if iteration is None else iteration
     times = [time for time in files if time <= last]
-    if not times or last > max(files):
-        raise ValueError(f"iteration: expected {min(files)} … {max(files)}, where snapshots are, got {last}")
+    if last not in files:  # the profile ends there
+        near = sorted(files, key=lambda time: abs(time - last))[:2]
+        raise ValueError(
+            f"iteration: there is no snapshot after {last} updates, the nearest are {' and '.join(map(str, near))}"
+        )
     opened = {time: safetensors.safe_open(files[time], "pt") for time in times}
     names = sorted({key.split("/")[0] for key in opened[times[0]].keys()})  # noqa: SIM118
     tracks = [(time, name) for time in times for name in names]

@@ -119,8 +119,8 @@ def test_snapshots_that_do_not_serve(snapshots, tmp_path):
     trained, folder, _ = snapshots
     with pytest.raises(FileNotFoundError, match="no snapshots"):
         reconstruct(tmp_path, trained.model, 0.1)
-    for wrong in (5, 70):
-        with pytest.raises(ValueError, match=f"expected 10 … 60, where snapshots are, got {wrong}"):
+    for wrong, nearest in ((5, "10 and 20"), (70, "60 and 50"), (59, "60 and 50")):
+        with pytest.raises(ValueError, match=f"no snapshot after {wrong} updates, the nearest are {nearest}"):
             reconstruct(folder, trained.model, 0.1, wrong)
     with pytest.raises(CheckpointError, match="another network"):
         reconstruct(folder, nn.Linear(2, 2), 0.1)

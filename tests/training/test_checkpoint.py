@@ -252,3 +252,37 @@ def test_places_that_cannot_be_written_are_found_out_first(tmp_path):
     with pytest.raises(OSError, match="file"):
         run(tmp_path / "file", progress=lambda i, loss: seen.append(i))
     assert not seen
+
+
+def test_results_whose_checkpoints_are_gone_stay(undisturbed, tmp_path):
+    _, folder = undisturbed
+    shutil.copytree(folder, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    before = files(tmp_path / "a")
+    (tmp_path / "b" / "model").mkdir(parents=True)
+    for name, what in (("a", "snapshots after 9 updates"), ("b", "the model")):
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match=f"has {what} of a training whose checkpoints are gone"):
+                run(tmp_path / name, changed(seed=1), resume=resume)
+    assert files(tmp_path / "a") == before
+
+
+def test_other_threads_may_give_other_bits_and_that_is_said(undisturbed, tmp_path):
+    _, folder = undisturbed
+    shutil.copytree(folder, tmp_path / "a")
+    before, said = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(before + 1)
+        run(tmp_path / "a", resume=True, say=said.append)
+    finally:
+        torch.set_num_threads(before)
+    text = f"bits may differ from those of an undisturbed training: threads is {before + 1}, was {before}"
+    assert said == [text, "resumed after 9 updates"]
+
+
+def test_a_compiler_that_is_none_is_found_out_before_anything_is_written(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"compile: expected a backend of torch.compile \(.*inductor.*, got 'inducter'"
+    ):
+        run(tmp_path / "a", changed(compile="inducter"))
+    assert not (tmp_path / "a").exists()

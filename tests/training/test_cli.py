@@ -76,6 +76,10 @@ def test_a_student_of_the_bundled_teacher(cmfast, images, tmp_path):
     assert student.num_classes == 10
     assert student.sample(2).shape == (2, 1, 8, 8)
     assert load("digits-teacher").preconditioning == EDM()
+    status, _, err = cmfast("train", *arguments[:4], "--init-from", "digits", "--teacher", "digits-teacher",
+                            "--out", out, *SHORT, "--set", "loop.iterations=1", "--resume")  # fmt: skip
+    assert status == 2
+    assert "cannot be resumed with this: init_from is" in err
 
 
 @pytest.mark.parametrize(

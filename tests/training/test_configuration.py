@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import typing
 from pathlib import Path
 
@@ -218,3 +219,56 @@ def test_every_method_has_settings_that_yaml_can_say():
         fields = dataclasses.asdict(settings())
         assert configuration.build(settings, fields, "method") == settings()
         assert isinstance(method.needs_teacher, bool)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type": "TrigFlow"}, "preconditioning.type: TrigFlow was given, and digits-teacher has EDM, in whose terms"),
+        ({"type": "EDM", "rho": 0}, "EDM: rho must be positive, got 0"),
+        ({"sigma_min": 100}, "EDM: sigma_max must be above sigma_min, 100.0, got 80"),
+        ({"sigma_data": -0.5}, "EDM: sigma_data must be positive, got -0.5"),
+    ],
+)
+def test_a_checkpoint_keeps_the_terms_of_its_weights(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configured._loaded("digits-teacher", fields)
+
+
+def test_fields_that_are_given_leave_a_checkpoints_others(monkeypatch):
+    model = cmfast.load("drums-teacher")
+    found = configured._loaded("drums-teacher", {"rho": 5})
+    assert found.preconditioning == dataclasses.replace(model.preconditioning, rho=5.0)
+    assert found.preconditioning.sigma_data != EDM().sigma_data
+    monkeypatch.setattr(configured, "says_preconditioning", lambda path: False)  # as of a file of weights alone
+    given = configured._loaded("digits-teacher", {"type": "EDM", "sigma_data": 0.25})
+    assert given.preconditioning == EDM(sigma_data=0.25)
+
+
+@pytest.mark.parametrize("method", ["distillation", "progressive-distillation"])
+def test_a_student_is_for_data_of_its_teachers_spread(method):
+    settings_type, kind = METHODS[method]
+    teacher = cmfast.load("digits-teacher")
+    student = kind.student(teacher)
+    student.preconditioning = dataclasses.replace(student.preconditioning, sigma_data=0.25)
+    with pytest.raises(ValueError, match=r"the student's 0\.25: they must be equal"):
+        kind(student, settings_type(), 8, teacher)
+
+
+def test_bundled_names_stay_names_beside_folders_of_the_same_name(tmp_path, monkeypatch):
+    """As they win when a model is loaded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-teacher").mkdir()
+    assert configured._absolute("digits-teacher") == "digits-teacher"
+    (tmp_path / "mine").mkdir()
+    assert configured._absolute("mine") == str(tmp_path / "mine")
+
+
+def test_a_network_of_three_dimensions_is_known_by_any_field():
+    model = cmfast.load("moving-digits-teacher")
+    configured._check_network({"model_channels": model.unet.config.model_channels}, model, "moving-digits-teacher")
+
+
+def test_numbers_beyond_all_floats():
+    with pytest.raises(ValueError, match=r"loop\.seed: expected a whole number"):
+        coerce(10**400, int, "loop.seed")

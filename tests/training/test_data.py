@@ -278,3 +278,45 @@ def test_a_fingerprint_sees_every_value():
     changed[3, 0, 1, 1] = 1e-30
     others = [[changed, labels], [images, labels + 1], [images.reshape(4, 2, 2, 1), labels], [images.half(), labels]]
     assert len({first, *map(fingerprint, others)}) == 5
+
+
+def test_labels_that_are_no_classes(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((6, 8, 8), np.uint8), labels=np.array([0, 1, 2, 3, 4, 10**13]))
+    with pytest.raises(ValueError, match=r"these 6 go up to 10000000000000: .* number them anew"):
+        load_data(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([3, 999]))  # a part of ImageNet
+    assert load_data(tmp_path / "b.npz").num_classes == 1000
+
+
+def test_folders_and_files_behind_links(tmp_path):
+    for folder in ("more", "data/cat", "data/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("L", (4, 4)).save(tmp_path / "more" / "2.png")
+    Image.new("L", (4, 4)).save(tmp_path / "data" / "cat" / "1.png")
+    Image.new("L", (4, 4)).save(tmp_path / "data" / "dog" / "1.png")
+    (tmp_path / "data" / "cat" / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "data" / "cat" / "round").symlink_to(tmp_path / "data" / "cat")
+    (tmp_path / "data" / "cat" / "x.png").symlink_to(tmp_path / "nowhere.png")
+    said = []
+    data = load_data(tmp_path / "data", say=said.append)
+    assert data.labels.tolist() == [0, 0, 1]
+    assert said == [f"1 links of {tmp_path / 'data' / 'cat'} lead to no file and are left out, such as x.png"]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_images_are_turned_wherever_a_png_says_so(behind, tmp_path):
+    image, exif = Image.new("L", (16, 8)), Image.Exif()
+    exif[0x0112] = 6
+    image.putdata(range(128))
+    image.save(tmp_path / "a.png", exif=exif)
+    if behind:
+        data = (tmp_path / "a.png").read_bytes()
+        at = data.index(b"eXIf") - 4
+        size = 12 + int.from_bytes(data[at : at + 4], "big")
+        chunk, rest = data[at : at + size], data[:at] + data[at + size :]
+        end = rest.index(b"IEND") - 4
+        (tmp_path / "a.png").write_bytes(rest[:end] + chunk + rest[end:])
+    (found,) = load_data(tmp_path).images
+    assert found.shape == (1, 16, 8)
+    assert torch.equal(found[0].T.flip(1).flatten().sort().values, torch.arange(128, dtype=torch.uint8))
+    assert found[0, 0].tolist() == [112 - 16 * i for i in range(8)]

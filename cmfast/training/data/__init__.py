@@ -5,11 +5,12 @@ from .digits import load_digits
 from .drums import load_drums
 from .fashion import load_fashion
 from .moving_digits import load_moving_digits
-from .sources import load_data
+from .sources import has_splits, load_data
 
 __all__ = [
     "Dataset",
     "fingerprint",
+    "has_splits",
     "load_data",
     "load_digits",
     "load_drums",

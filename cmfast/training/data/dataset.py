@@ -49,6 +49,12 @@ def check(data: Dataset, name: str = "data") -> None:
         raise ValueError(f"{name}: there are no images")
     if int(labels.min()) < 0:
         raise ValueError(f"{name}: labels count from 0, got {int(labels.min())}")
+    last, distinct = int(labels.max()), len(labels.unique())
+    if last >= max(1000, 100 * distinct):  # a part of 1,000 classes is one thing, identities are another
+        raise ValueError(
+            f"{name}: labels count the classes from 0, and these {distinct} go up to {last}: a model would have so "
+            "many classes; number them anew"
+        )
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:

@@ -1,5 +1,6 @@
 """Folders of image files: a sub-folder is a class; without sub-folders, the images have none."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,15 +59,18 @@ def load_folder(path: Path, size: int | None = None, say: Callable[[str], None] 
 def _listed(path: Path, say: Callable[[str], None]) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """The image files, their classes, and the classes' names."""
 
-    def images(folder: Path, pattern: str) -> list[Path]:
-        found = [p for p in sorted(folder.glob(pattern)) if p.is_file() and not _hidden(p.relative_to(path))]
+    def images(folder: Path, depth: int | None = None) -> list[Path]:
+        found = [p for p in _files(folder, depth) if not _hidden(p.relative_to(path))]
+        if broken := [p for p in found if not p.is_file()]:
+            say(f"{len(broken)} links of {folder} lead to no file and are left out, such as {broken[0].name}")
+            found = [p for p in found if p.is_file()]
         others = [p for p in found if p.suffix.lower() not in SUFFIXES]
         if others:
             say(f"{len(others)} files of {folder} are not images and are left out, such as {others[0].name}")
         return [p for p in found if p.suffix.lower() in SUFFIXES]
 
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not _hidden(p.relative_to(path)))
-    flat = images(path, "*")
+    flat = images(path, depth=1)
     if not folders:
         if not flat:
             raise ValueError(f"{path} has no images: expected sub-folders of images, one a class, or images")
@@ -78,7 +82,7 @@ def _listed(path: Path, say: Callable[[str], None]) -> tuple[list[Path], list[in
         )
     if len(folders) == 1:
         say(f"{path} has one class alone, {folders[0].name}: a model has no classes unless its network asks for one")
-    by_class = [images(folder, "**/*") for folder in folders]
+    by_class = [images(folder) for folder in folders]
     for folder, found in zip(folders, by_class, strict=True):
         if not found:
             raise ValueError(f"{folder} has no images: expected some in each sub-folder, which are the classes")
@@ -86,8 +90,35 @@ def _listed(path: Path, say: Callable[[str], None]) -> tuple[list[Path], list[in
     return [file for found in by_class for file in found], labels, tuple(folder.name for folder in folders)
 
 
+def _files(folder: Path, depth: int | None) -> list[Path]:
+    """What is no folder, so many levels below one, or at any depth; folders behind links too, each once."""
+    found, seen = [], set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        here = Path(root)
+        if here.resolve() in seen or (depth is not None and len(here.relative_to(folder).parts) + 1 >= depth):
+            folders.clear()
+        if here.resolve() not in seen:
+            found += [here / name for name in files]
+        seen.add(here.resolve())
+        folders.sort()
+    return sorted(found)
+
+
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
+
+
+def _says_orientation(file: Path) -> bool:
+    """Whether a PNG has a chunk that may say how it is turned; it may stand behind the pixels."""
+    with file.open("rb") as png:
+        png.seek(8)
+        while len(head := png.read(8)) == 8 and head[4:] != b"IEND":
+            size, kind = int.from_bytes(head[:4], "big"), head[4:]
+            start = png.read(min(size, 22))
+            if kind == b"eXIf" or start.startswith((b"XML:com.adobe.xmp", b"Raw profile type exif")):
+                return True
+            png.seek(size - len(start) + 4, os.SEEK_CUR)
+    return False
 
 
 def _header(file: Path) -> tuple[tuple[int, int], bool]:
@@ -98,7 +129,7 @@ def _header(file: Path) -> tuple[tuple[int, int], bool]:
         raise ImportError("folders of images are read by Pillow: pip install pillow") from error
     try:
         with Image.open(file) as image:
-            told = image.format != "PNG" or "exif" in image.info  # asking a PNG reads its pixels
+            told = image.format != "PNG" or _says_orientation(file)  # asking a PNG reads its pixels
             turned = told and image.getexif().get(_ORIENTATION, 1) >= 5
             grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
             return image.size if turned else (image.height, image.width), grey

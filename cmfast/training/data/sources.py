@@ -59,6 +59,12 @@ def load_data(
     return data
 
 
+def has_splits(path: str | Path) -> bool:
+    """Whether a data set's files may have a split for training and one for testing: a folder of images is one split."""
+    path = Path(path)
+    return not path.is_dir() or any(images_file(path, split) for split in PREFIXES)
+
+
 def _resized(data: Dataset, size: int | None, say: Callable[[str], None]) -> Dataset:
     """The images cut and resized as `load_folder` does it."""
     height, width = data.images.shape[2:]

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from ...model import ConsistencyModel
-from ...preconditioning import Preconditioning
+from ...preconditioning import EDM, Preconditioning
 
 Kind = TypeVar("Kind", bound=Preconditioning)
 
@@ -21,3 +21,12 @@ def preconditioning_of(who: str, model: ConsistencyModel, *kinds: type[Kind]) ->
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{who}: expected the preconditioning {wanted}, got {type(found).__name__}")
     return found  # type: ignore[return-value]
+
+
+def same_sigma_data(who: str, teacher: EDM, student: EDM) -> None:
+    """Raise ValueError where teacher and student are for data of another spread: their weights mean other functions."""
+    if teacher.sigma_data != student.sigma_data:
+        raise ValueError(
+            f"{who}: the teacher's sigma_data is {teacher.sigma_data}, the student's {student.sigma_data}: they must "
+            "be equal"
+        )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...model import ConsistencyModel
 from ...preconditioning import EDM, TrigFlow
-from .checks import preconditioning_of
+from .checks import preconditioning_of, same_sigma_data
 from .continuous_consistency import ContinuousConsistency, ContinuousConsistencySettings
 from .conversion import trigflow_of, viewed
 from .levels import per_sample
@@ -29,11 +29,7 @@ class ContinuousConsistencyDistillation(ContinuousConsistency):
         super().__init__(model, settings, iterations, teacher)
         assert teacher is not None
         given = preconditioning_of("ContinuousConsistencyDistillation: teacher", teacher, EDM, TrigFlow)
-        if given.sigma_data != self.preconditioning.sigma_data:
-            raise ValueError(
-                f"ContinuousConsistencyDistillation: the teacher's sigma_data is {given.sigma_data}, the student's "
-                f"{self.preconditioning.sigma_data}: they must be equal"
-            )
+        same_sigma_data("ContinuousConsistencyDistillation", given, self.preconditioning)
         self.teacher = viewed(teacher, trigflow_of(given))
 
     def velocity(self, x: Tensor, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:

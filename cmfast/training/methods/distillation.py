@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...model import ConsistencyModel
 from ...preconditioning import EDM, Consistency
 from ..averages import average_into, averaged_copy
-from .checks import preconditioning_of, require
+from .checks import preconditioning_of, require, same_sigma_data
 from .conversion import consistency_from
 from .discretisation import neighbours
 from .levels import karras_level, noised, one_per_sample, uniform_index
@@ -66,8 +66,9 @@ class Distillation(Method):
     ) -> None:
         super().__init__(model, settings, iterations, teacher)
         assert teacher is not None
-        preconditioning_of("Distillation: teacher", teacher, EDM)
+        given = preconditioning_of("Distillation: teacher", teacher, EDM)
         self.preconditioning = preconditioning_of("Distillation: student", model, Consistency)
+        same_sigma_data("Distillation", given, self.preconditioning)
         self.settings, self.teacher = settings, teacher
         self.target = averaged_copy(model)
         self.distance = distance(settings)

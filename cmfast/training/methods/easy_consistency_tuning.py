@@ -1,6 +1,7 @@
 """Easy consistency tuning, from a diffusion model. Geng et al. 2024, "Consistency Models Made Easy"."""
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ class EasyConsistencyTuningSettings(DistanceSettings):
         require(self, "stages", self.stages >= 1, "at least 1")
         require(self, "q", self.q > 1.0, "more than 1")
         require(self, "k", self.k >= 0.0, "at least 0")
+        closest = "at most 2²³ to the power of 1 / stages, or float32 could not tell the last stage's levels apart"
+        require(self, "q", self.stages * math.log2(self.q) <= 23.0, closest)
 
 
 class EasyConsistencyTuning(Method):

@@ -123,7 +123,8 @@ class Lpips:
     """Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", equation 1, VGG.
 
     Samples smaller than 256 pixels are resized to 224, as Song et al. 2023 (appendix C) do, and grey ones count as
-    three equal channels. The network of the package `lpips` compares them; its weights are torchvision's.
+    three equal channels. The network of the package `lpips` compares them, in float32 also under autocast; its weights
+    are torchvision's.
     """
 
     def __init__(self) -> None:
@@ -148,7 +149,8 @@ class Lpips:
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(f'the loss "lpips" compares images [N, 1 or 3, H, W], got {list(x.shape)}')
-        return self.network.to(x.device)(_as_vgg_takes_it(x), _as_vgg_takes_it(y)).flatten()
+        with torch.autocast(x.device.type, enabled=False):
+            return self.network.to(x.device)(*(_as_vgg_takes_it(images.float()) for images in (x, y))).flatten()
 
 
 def _as_vgg_takes_it(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...model import ConsistencyModel
 from ...preconditioning import EDM
 from ..averages import averaged_copy
-from .checks import preconditioning_of, require
+from .checks import preconditioning_of, require, same_sigma_data
 from .conversion import copied
 from .levels import karras_level, noised, per_sample, uniform_index
 from .losses import DistanceSettings, distance
@@ -68,8 +68,9 @@ class ProgressiveDistillation(Method):
     ) -> None:
         super().__init__(model, settings, iterations, teacher)
         assert teacher is not None
-        preconditioning_of("ProgressiveDistillation: teacher", teacher, EDM)
+        given = preconditioning_of("ProgressiveDistillation: teacher", teacher, EDM)
         self.preconditioning = preconditioning_of("ProgressiveDistillation: student", model, EDM)
+        same_sigma_data("ProgressiveDistillation", given, self.preconditioning)
         if iterations < settings.stages:
             raise ValueError(
                 f"ProgressiveDistillation: {settings.stages} stages need as many iterations at least, got {iterations}"

@@ -240,3 +240,14 @@ def test_errors():
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             ContinuousConsistencySettings(**{name: value})
+
+
+def test_autocast_rounds_no_weight():
+    weighting, t = AdaptiveWeighting(), torch.linspace(0, 1.5, 7)
+    with torch.no_grad():
+        weighting.coefficients.copy_(torch.linspace(-1, 5.01, 32))
+    expected = weighting(t)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weighting(t)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)

@@ -68,3 +68,9 @@ def test_student_starts_from_the_diffusion_model():
     for wrong in ({"stages": 0}, {"q": 1.0}, {"k": -1.0}, {"log_sigma_std": 0.0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             EasyConsistencyTuningSettings(**wrong)
+
+
+def test_levels_stay_apart_in_the_last_stage():
+    with pytest.raises(ValueError, match="q must be at most 2²³ to the power of 1 / stages"):
+        EasyConsistencyTuningSettings(stages=60)
+    EasyConsistencyTuningSettings(stages=11, q=4.0)

@@ -48,6 +48,8 @@ class FakeNetwork(torch.nn.Module):
 
     def forward(self, x, y):
         assert x.shape[1] == y.shape[1] == 3
+        assert x.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
         self.size = x.shape[2:]
         return self.scale * (x - y).abs().mean((1, 2, 3), keepdim=True)
 
@@ -61,6 +63,8 @@ def test_lpips_gets_images_as_its_network_takes_them(monkeypatch):
     found = compare(x, y)
     assert found.tolist() == pytest.approx([1.0, 1.0])
     assert compare.network.size == (224, 224)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compare(x.bfloat16(), y), found)
     found.sum().backward()
     assert x.grad.abs().sum() > 0
     compare(torch.zeros(1, 3, 256, 256), torch.zeros(1, 3, 256, 256))
