@@ -35,8 +35,8 @@ def accelerate(
 
     What changes in the result is noticed at its next call, which then captures it anew: weights that were written to,
     loaded or replaced, modules that were added, replaced or removed, attributes that were set. Of a large tensor that
-    is written to through `.data` or numpy, which torch does not count, a change of single elements can be missed; of
-    tensors on a GPU, no write through `.data` is noticed, since looking would wait for the GPU.
+    is written to through `.data` or numpy, or that was made in inference mode, writes to which torch does not count, a
+    change of single elements can be missed; on a GPU no such write is noticed, since looking would wait for the GPU.
 
     A diffusers pipeline is changed in place and returned: its `unet` or `transformer`, and the encoder and the decoder
     of its `vae`, are evaluated by the engine, in evaluation mode. They are the same modules, so that the pipeline's own
@@ -62,9 +62,9 @@ def accelerate(
             these are tiles of the kernels, and torch's own convolution with our kernels around it; of group norms and
             attention, the kernels of both backends. Each is compiled first, which takes minutes, once for a card, the
             sizes and the versions. A sample's last bits may then depend on the batch that it is in.
-        cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made. Each
-            network of a pipeline has a folder in it. For a GPU it holds what was measured alone: weights are packed at
-            each start.
+        cache: a folder for packed weights and what was measured; what it holds of these weights is read, not made.
+            Other weights are another file, and none is ever removed. Each network of a pipeline has a folder in it. For
+            a GPU it holds what was measured alone: weights are packed at each start.
         keep_weights: False frees the model's own weights one by one as they are packed, which takes less memory: the
             model that was given is then of no use, and the result cannot be saved, copied or given other weights.
         graphs: on a GPU, capture the launches of an evaluation, and of a whole batch of samples, in a CUDA graph; False
@@ -77,8 +77,9 @@ def accelerate(
         A model of the same type, with the same attributes, parameters and keys of its state_dict, in evaluation mode;
         of a pipeline, the pipeline itself.
         Its calls raise RuntimeError in training mode, for inputs that require gradients, and where submodules have
-        hooks, or all modules. Copies and pickles of it are plain models, and what records its operators (torch.export,
-        torch.jit.trace, make_fx) records those of the network's own forward.
+        hooks, or all modules. Copies and pickles of it are plain models, whose submodules are in the mode that they
+        had, and what records its operators (torch.export, torch.jit.trace, make_fx) records those of the network's own
+        forward in evaluation mode.
 
     Raises:
         TypeError: neither a network nor a pipeline; or a network of TorchScript.
@@ -89,12 +90,12 @@ def accelerate(
         CaptureError: the network cannot be captured, nor has it submodules that could be (at the first call, for
             networks whose shapes of inputs are not known before).
     """
-    from .engine.accelerator import detached, twin
+    from .engine.accelerator import detached
 
     options: dict[str, Any] = {"tune": tune, "cache": cache, "keep_weights": keep_weights}
     options |= {"graphs": graphs, "backend": backend}
     if isinstance(model, ConsistencyModel):
-        fast = twin(model)
+        fast = detached(model)
         network = accelerate(model.unet, dtype, **options)
         fast.__dict__["_modules"] = {**model._modules, "unet": network}
         fast.training = False
@@ -119,13 +120,19 @@ def accelerate(
 def restore(model: Model) -> Model:
     """Undo `accelerate` in place: the model, or the networks of a pipeline, are evaluated as before; return it.
 
-    They stay in evaluation mode.
+    They are in evaluation mode then, with all their submodules, which the network that was given shares.
 
     Raises:
-        ValueError: the model is not an accelerated one.
+        ValueError: the model is not an accelerated one, or has given up its weights (keep_weights=False).
     """
-    for network in accelerated_networks(model, "restore").values():
+    networks = accelerated_networks(model, "restore")
+    for name, network in networks.items():
+        if any(p.is_meta for p in network.parameters()):
+            of = f"its {name}" if name else "the network"
+            raise ValueError(f"restore: {of} has given up its weights (keep_weights=False): load it anew")
+    for network in networks.values():
         network._compiled_call_impl = None
+        network.eval()
     return model
 
 

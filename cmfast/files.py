@@ -136,4 +136,5 @@ def _is_special(path: Path) -> bool:
 
 def _unused(path: Path, within: Path | None) -> Path:
     """A hidden name that nobody has, beside `path` or in the folder `within`."""
-    return (within or path.parent) / f".{path.stem}-{secrets.token_hex(6)}{path.suffix}"
+    stem = path.stem.encode()[:200].decode(errors="ignore")  # a name has 255 bytes at most
+    return (within or path.parent) / f".{stem}-{secrets.token_hex(6)}{path.suffix}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .kernels import consistency_step
+from .kernels.direct import plain
 from .noise import GaussianNoise, noise_arguments
 from .preconditioning import EDM, Consistency, Flow, Preconditioning, TrigFlow
 from .sampling import SAMPLERS, sample_multistep, sample_onestep
@@ -262,6 +263,8 @@ class ConsistencyModel(Storage):
             raise ValueError(f"denoise: expected floating-point x [N, {wanted}], got {list(x.shape)} {x.dtype}")
         if isinstance(sigma, Tensor) and sigma.shape != x.shape[:1]:
             raise ValueError(f"denoise: expected sigma [{x.shape[0]}] or a float, got {list(sigma.shape)}")
+        if not isinstance(sigma, Tensor) or (sigma.device.type == "cpu" and plain.is_plain((sigma,))):
+            self.preconditioning.check(sigma)  # but no device tensor, which would be waited for
         if class_labels is not None and class_labels.device.type == "cpu":  # a device tensor is not read: no sync
             self._check_labels(class_labels)
 

@@ -15,6 +15,7 @@ fraction of noise in (0, 1] for flow, the timestep in [0, num_train_timesteps) f
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +46,9 @@ class Preconditioning:
     """
 
     clip_denoised: bool = dataclasses.field(default=True, kw_only=True)
+
+    def check(self, sigma: Level) -> None:
+        """Raise ValueError where the scheme has no such level, or not one of a tensor's (which a GPU is waited for)."""
 
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise) at the level sigma; only trajectory consistency looks at the next level."""
@@ -98,6 +102,10 @@ class EDM(Preconditioning):
             raise ValueError(
                 f"{type(self).__name__}: num_train_timesteps must be at least 1, got {self.num_train_timesteps}"
             )
+
+    def check(self, sigma: Level) -> None:
+        """Positive and finite."""
+        _check_level(sigma, lambda s: (s > 0.0) & (s < math.inf), "a level sigma must be positive and finite")
 
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise) of the denoiser, which comes to D(x, 0) = x; the network has no time at 0 itself."""
@@ -182,11 +190,15 @@ class Flow(Preconditioning):
 
     num_train_timesteps: int = 1000
 
+    def check(self, sigma: Level) -> None:
+        """Above 0 and at most 1."""
+        _check_level(sigma, lambda s: (s > 0.0) & (s <= 1.0), "a level of a flow must be above 0 and at most 1")
+
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise): 1, -sigma, 1, 1000 · sigma."""
         s = _float64(sigma)
-        if not isinstance(s, Tensor) and not 0.0 < s <= 1.0:
-            raise ValueError(f"a level of a flow must be above 0 and at most 1, got {s:g}")
+        if not isinstance(s, Tensor):
+            self.check(s)
         return _like(sigma, 1.0, -s, 1.0, self.num_train_timesteps * s)
 
     def renoise(self, sigma_next: float) -> tuple[float, float]:
@@ -221,12 +233,17 @@ class _Discrete(Preconditioning):
         betas = torch.linspace(*ends, self.num_train_timesteps, dtype=torch.float64) ** 2
         return torch.cumprod(1.0 - betas, dim=0)
 
+    def check(self, sigma: Level) -> None:
+        """A whole number in [0, num_train_timesteps)."""
+        end = self.num_train_timesteps
+        expected = f"a timestep must be a whole number in [0, {end})"
+        _check_level(sigma, lambda s: (s >= 0) & (s < end) & (s == s // 1), expected)
+
     def alpha_bar(self, timestep: Level) -> Any:
         """ᾱ at the timestep, which must be a whole number in [0, num_train_timesteps)."""
         if isinstance(timestep, Tensor):
             return self.alphas_cumprod.to(timestep.device)[timestep.long()]
-        if not (0 <= timestep < self.num_train_timesteps and timestep == int(timestep)):
-            raise ValueError(f"a timestep must be a whole number in [0, {self.num_train_timesteps}), got {timestep}")
+        self.check(timestep)
         return self.alphas_cumprod[int(timestep)].item()
 
     def levels(self, steps: int) -> list[float]:
@@ -315,6 +332,15 @@ class TrajectoryConsistency(_Discrete):
         return float(math.floor((1.0 - self.eta) * timestep))
 
 
+def _check_level(level: Level, right: Callable[[Any], Any], expected: str) -> None:
+    """Raise ValueError where a level, or one of a tensor's, is not what is expected."""
+    if not isinstance(level, Tensor):
+        if not right(level):
+            raise ValueError(f"{expected}, got {level:g}")
+    elif not bool((good := right(level)).all()):
+        raise ValueError(f"{expected}, got {level[~good][0].item():g} among {len(level)} levels")
+
+
 def _float64(value: Level) -> Any:
     return value.double() if isinstance(value, Tensor) else float(value)
 
@@ -332,8 +358,8 @@ def _like(level: Level, *values: Any) -> Coefficients:
 def _log(x: Any) -> Any:
     if isinstance(x, Tensor):
         return torch.log(x)
-    if x <= 0.0:
-        raise ValueError(f"sigma must be positive, got {x}")
+    if not 0.0 < x < math.inf:
+        raise ValueError(f"a level sigma must be positive and finite, got {x:g}")
     return math.log(x)
 
 

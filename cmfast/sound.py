@@ -127,5 +127,6 @@ def _rotated(blocks: Tensor, direction: float) -> Tensor:
 @functools.cache
 def _dct4(size: int) -> Tensor:
     """The orthogonal, symmetric DCT-IV [size, size], float64: √(2/M) · cos(π/M · (n + ½)(k + ½))."""
-    n = torch.arange(size, dtype=torch.float64) + 0.5
-    return math.sqrt(2.0 / size) * torch.cos(math.pi / size * n[:, None] * n)
+    with torch.inference_mode(False):  # it serves later calls with gradients as well
+        n = torch.arange(size, dtype=torch.float64) + 0.5
+        return math.sqrt(2.0 / size) * torch.cos(math.pi / size * n[:, None] * n)

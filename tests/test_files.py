@@ -189,3 +189,12 @@ def test_a_folder_is_held_once(tmp_path):
         held(tmp_path)
     os.close(first)
     os.close(held(tmp_path))
+
+
+def test_names_as_long_as_a_file_system_has_them(tmp_path):
+    path = tmp_path / f"{'n' * 120}{'ü' * 60}.png"
+    check_writable(path)
+    with whole_file(path) as file:
+        file.write_bytes(b"x")
+    assert path.read_bytes() == b"x"
+    assert list(tmp_path.iterdir()) == [path]

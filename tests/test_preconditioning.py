@@ -3,7 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from cmfast import ConsistencyModel
 from cmfast.preconditioning import (
     EDM,
     Consistency,
@@ -222,3 +224,29 @@ def test_trajectories_of_tensors_end_where_those_of_floats_do():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize(
+    ("scheme", "wrong", "right", "message"),
+    [
+        (EDM(), (0.0, -1.0, math.nan, math.inf), (0.002, 500.0), "a level sigma must be positive and finite"),
+        (Consistency(), (0.0, -1.0, math.nan, math.inf), (0.002, 80.0), "a level sigma must be positive and finite"),
+        (TrigFlow(), (-1.0, math.nan), (0.1,), "a level sigma must be positive and finite"),
+        (TrigFlow(network="edm"), (0.0, -1.0), (0.1,), "a level sigma must be positive and finite"),
+        (Flow(), (0.0, 2.0, -1.0, math.nan), (1.0, 0.1), "a level of a flow must be above 0 and at most 1"),
+        (LatentConsistency(), (-1.0, 10.5, 1000.0, math.nan), (0.0, 999.0), r"a whole number in \[0, 1000\)"),
+        (TrajectoryConsistency(), (-1.0, 10.5, 1000.0), (999.0,), r"a whole number in \[0, 1000\)"),
+    ],
+)
+def test_levels_that_a_scheme_does_not_have(scheme, wrong, right, message, as_tensor):
+    """Of a model's tensors as of its numbers."""
+    model = ConsistencyModel(nn.Identity(), scheme, sample_shape=(1, 2, 2))
+    model.unet.forward = lambda x, timesteps, class_labels=None: x
+    model.unet.p = nn.Parameter(torch.zeros(1))
+    x = torch.zeros(2, 1, 2, 2)
+    for level in right:
+        model.denoise(x, torch.tensor([right[0], level]) if as_tensor else level)
+    for level in wrong:
+        with pytest.raises(ValueError, match=message):
+            model.denoise(x, torch.tensor([right[0], level]) if as_tensor else level)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cmfast
-from cmfast import ConsistencyModel, UNet, UNetConfig
+from cmfast import ConsistencyModel, UNet, UNetConfig, sound
 from cmfast.checkpoints import CheckpointError
 from cmfast.sound import Mdct, save_wav
 from cmfast.training.methods.conversion import consistency_from
@@ -112,3 +112,12 @@ def test_sounds_follow_each_other_in_a_wav(tmp_path):
     with pytest.raises(ValueError, match=r"expected sounds \[N, 1, L\], got \[2, 2, 3\]"):
         save_wav(torch.zeros(2, 2, 3), tmp_path / "b.wav", 1000)
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+def test_what_inference_mode_has_made_serves_gradients():
+    sound._dct4.cache_clear()
+    with torch.inference_mode():
+        PLAIN.encode(waves())
+    x = waves().requires_grad_()
+    PLAIN.encode(x).sum().backward()
+    assert x.grad is not None

@@ -20,9 +20,12 @@ def find(source: str | Path, **hub_options: Any) -> Path:
     Raises:
         FileNotFoundError: it is none of these.
         ImportError: it can only be a hub id, and huggingface_hub is not installed.
+        ValueError: a revision of what is not on the hub.
     """
     path = asset(str(source)) if str(source) in BUNDLED else Path(source)
     if path.exists():
+        if hub_options.get("revision") is not None:
+            raise ValueError(f"{path} is here, and revision={hub_options['revision']!r} is of models on the hub")
         return path
     if hub.is_hub_id(source):
         return hub.download(str(source), **hub_options)

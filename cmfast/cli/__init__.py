@@ -49,9 +49,16 @@ def main() -> None:
     """Run the command; an error that the user can mend is one line and exit status 2."""
     try:
         app(standalone_mode=True)
-    except (ValueError, OSError, ImportError, FloatingPointError, BackendError) as error:
+    except (ValueError, OSError, ImportError, ArithmeticError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, BackendError) and not _is_out_of_memory(error):
+            raise
         print(f"cmfast: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that there is too little memory: on the processor torch has no class for it."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _one_line(error: Exception) -> str:

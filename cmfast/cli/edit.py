@@ -294,7 +294,7 @@ def _below(model: ConsistencyModel, sigma: float, steps: int) -> list[float]:
     """So many levels from this one down: a Karras grid of one more, whose last, sigma_min, would change nothing."""
     p = model.preconditioning
     if not isinstance(p, EDM):
-        raise ValueError(f"--sigma needs a model with a Karras grid, not {type(p).__name__}: give --sigmas")
+        raise ValueError(f"denoise needs a model whose levels are those of a Karras grid, not {type(p).__name__}'s")
     if not p.sigma_min < sigma <= p.sigma_max:
         raise ValueError(f"--sigma must be above {p.sigma_min:g} and at most {p.sigma_max:g}, got {sigma:g}")
     return karras_sigmas(steps + 1, p.sigma_min, sigma, p.rho)[:steps]

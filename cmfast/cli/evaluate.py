@@ -76,6 +76,8 @@ def evaluate(
         if save.exists() and not (save.is_dir() and not any(save.iterdir())):
             raise FileExistsError(f"{save} is there already: give --save a new folder")
         check_writable(save / "config.json" if save.exists() else save)
+    if split is not None and data is None:
+        raise ValueError("--split is of the files of --data: give --data")
     if count < 2:
         raise ValueError(f"samples are measured by their statistics: --count must be at least 2, got {count}")
     seen = load_features(features or (model if model in BUNDLED else "digits"))

@@ -56,6 +56,8 @@ def device_of(name: str | None) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used: {first_line(error)}") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, or one of several GPUs, such as cuda:1, got {name}")
     return place
 
 

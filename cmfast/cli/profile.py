@@ -146,6 +146,8 @@ def profile(
 def _refuse(given: Sequence[str], gpu: str | None, source: str | None, eager: bool, sampled: bool) -> None:
     """Raise ValueError for options that do not go together."""
     reasons: list[tuple[bool, str, Mapping[str, str]]] = [
+        ("network" in given, "--network has random weights", {"model": "--model"}),
+        (gpu is not None, "--plan measures nothing", {"threads": "--threads"}),
         (source is not None, "--from has its own network and inputs", _OF_MODELS | _OF_SAMPLING),
         (gpu is not None, "--plan measures nothing", _OF_MEASUREMENTS | _OF_THE_ENGINE | _OF_SAMPLING),
         (eager, "--eager leaves the engine out", _OF_THE_ENGINE),

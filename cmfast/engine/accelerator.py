@@ -297,6 +297,8 @@ class Accelerator:
             self._made.watch = Watch(self.module)
 
     def _start(self) -> _Made:
+        if any(p.dtype == torch.float64 for p in self.module.parameters()):
+            raise ValueError(_FLOAT64)
         device = device_of([*self.module.parameters(), *self.module.buffers()])
         return _Made(self._target(device), Watch(self.module))
 
@@ -351,6 +353,9 @@ class Accelerator:
         return program.dtypes[given]
 
 
+_FLOAT64 = "accelerate: float64 networks are not accelerated: convert with .float()"
+
+
 def products_of(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of the operands of products for a network of these parameters: what is asked for, or by default theirs.
 
@@ -361,7 +366,7 @@ def products_of(parameters: Sequence[Tensor], dtype: torch.dtype | None) -> torc
         raise ValueError("accelerate: expected parameters on a GPU or on the CPU, got some on meta")
     known = check_dtype(dtype, device_of(parameters))
     if any(p.dtype == torch.float64 for p in parameters):
-        raise ValueError("accelerate: float64 networks are not accelerated: convert with .float()")
+        raise ValueError(_FLOAT64)
     own = parameters[0].dtype if parameters and parameters[0].dtype in known else torch.float32
     return dtype or own
 
@@ -579,8 +584,11 @@ def install(module: nn.Module, accelerator: Accelerator) -> None:
     """Let calls of the module run the accelerator: what nn.Module.compile() sets. Its own hooks run around it."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if getattr(_thread, "capturing", False) or _is_recorded():
+        if getattr(_thread, "capturing", False):
             return module._call_impl(*args, **kwargs)
+        if _is_recorded():
+            with _in_eval_mode(module) if any(m.training for m in module.modules()) else nullcontext():
+                return module._call_impl(*args, **kwargs)
         if not (module._forward_hooks or module._forward_pre_hooks):
             return accelerator(*args, **kwargs)
         caller = plain(module)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,10 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
             graph.tensors[view] = _without_data(graph.tensors[view])
             owner, _, parameter = view.rpartition(".")
             if view in parameters:
-                empty = _without_data(parameters.pop(view))
-                setattr(module.get_submodule(owner), parameter, nn.Parameter(empty, requires_grad=False))
+                empty = nn.Parameter(_without_data(parameters.pop(view)), requires_grad=False)
+                for name in ("__deepcopy__", "__reduce_ex__"):
+                    setattr(empty, name, _refuse_copies)
+                setattr(module.get_submodule(owner), parameter, empty)
 
     parameters = dict(module.named_parameters())
     attributes = [n for n in graph.nodes.nodes if n.op == "get_attr"]
@@ -39,6 +42,11 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
         if graph.tensors[views[storage][0]].ndim > 1:
             give_up(views[storage][0])
     return give_up
+
+
+def _refuse_copies(_: Any) -> Any:
+    """What copies and pickles ask of a tensor without data, with which torch's layers would compute without a word."""
+    raise RuntimeError("a model that has given up its weights (keep_weights=False) cannot be copied or pickled")
 
 
 def _storage(tensor: Tensor) -> int:

@@ -64,7 +64,7 @@ class Watch:
             self._snapshot.accept(i)
             i = self._snapshot.first_difference()
         try:
-            if self._others and any(container != before for container, before in self._others):
+            if self._others and any(not _same_items(container, before) for container, before in self._others):
                 self.what = "a list, a set or a deque"
                 return True
         except (RuntimeError, TypeError, ValueError):  # a tensor of several elements has no truth: it was replaced
@@ -99,6 +99,13 @@ def _same(state: dict[str, Any], before: dict[str, Any], owner: type) -> bool:
         if not alike(value, other):
             return False
     return True
+
+
+def _same_items(now: Any, before: Any) -> bool:
+    """Whether two lists, deques or sets have the same objects or equal numbers, strings and the like in them."""
+    if isinstance(now, set):
+        return bool(now == before)
+    return len(now) == len(before) and all(a is b or alike(a, b) for a, b in zip(now, before, strict=True))
 
 
 def _difference(state: dict[str, Any], before: dict[str, Any], owner: type) -> str:

@@ -47,6 +47,10 @@ def protocol(limits: Limits) -> type[HttpToolsProtocol]:
             # Of a header that begins in the midst of the data nothing is counted yet.
             same = self._header is not None and self._header is expected
             self._header_bytes = self._header_bytes + len(data) if same else 0
+            answered = self.cycle is None or self.cycle.response_complete
+            if self._header is None and answered and not self.pipeline:
+                # The rest of a body that nobody reads, or the beginning of a header: uvicorn's timer has ended.
+                self._header = self.loop.call_later(limits.receive, self.transport.close)
             if self._header_bytes > _MOST_HEADER_BYTES:
                 message = f"a header has at most {_MOST_HEADER_BYTES} bytes"
                 self._refuse(b"431 Request Header Fields Too Large", ApiError(431, message, "header_too_large"))

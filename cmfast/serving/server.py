@@ -70,7 +70,7 @@ async def _answer(service: Service, listener: socket.socket, signals: "_Signals"
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE,
-        limit_concurrency=service.limits.connections,
+        limit_concurrency=service.limits.connections + 1,  # uvicorn counts the connection that asks as well
         timeout_graceful_shutdown=_CLOSING,
     )
     server = _Server(config)

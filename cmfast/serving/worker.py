@@ -52,6 +52,7 @@ class Worker:
         self._pending: dict[int, asyncio.Future[tuple[list[np.ndarray], float]]] = {}
         self._batches = 0
         self._keeper: asyncio.Task[None] | None = None
+        self._starting: asyncio.Future[None] | None = None
 
     async def start(self) -> Description:
         """Start the process; returns what it says of its model once it is ready.
@@ -79,7 +80,9 @@ class Worker:
             self._keeper.cancel()
         self.ready = False
         self._fail("the service has ended")
-        if self._connection is not None and self._process is not None:
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
+        if self._connection is not None and self._process is not None and self._process.pid is not None:
             with contextlib.suppress(OSError):
                 self._connection.send(None)
             await asyncio.to_thread(_end, self._process)
@@ -90,8 +93,14 @@ class Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, self._settings, self._sizes), name="worker", daemon=True)
         self._process, self._connection, self._messages = process, ours, asyncio.Queue()
-        await asyncio.to_thread(_start, process)
-        theirs.close()
+        self._starting = asyncio.ensure_future(asyncio.to_thread(_start, process))
+        try:
+            await asyncio.shield(self._starting)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            self._starting.add_done_callback(lambda _: theirs.close())
         arguments = (ours, asyncio.get_running_loop(), self._messages)
         threading.Thread(target=_read, args=arguments, name="worker's messages", daemon=True).start()
         message = await self._messages.get()
@@ -130,7 +139,7 @@ class Worker:
             self.restarts += 1
             try:
                 await self._begin()
-            except (ValueError, WorkerError) as error:
+            except (ValueError, WorkerError, OSError) as error:
                 logger.error("no worker: %s; the next attempt is in %.0f s", error, pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -155,7 +164,7 @@ def _read(connection: Connection, loop: asyncio.AbstractEventLoop, messages: "as
     while True:
         try:
             message = connection.recv()
-        except (EOFError, OSError):
+        except Exception:  # its end; or a message for which there is no memory, whose rest nobody could make sense of
             message = None
         try:
             loop.call_soon_threadsafe(messages.put_nowait, message)

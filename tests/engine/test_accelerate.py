@@ -335,9 +335,60 @@ def test_weights_can_be_given_up(tmp_path):
     with pytest.raises(ValueError, match="got some on meta"):
         cmfast.accelerate(fast)
     assert error(fast(*inputs), exact(kept, inputs)) < 1e-5
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(RuntimeError, match=r"given up its weights .* cannot be copied or pickled"):
+            copied(fast)
+    with pytest.raises(ValueError, match=r"restore: the network has given up its weights"):
+        cmfast.restore(fast)
+    assert error(fast(*inputs), exact(kept, inputs)) < 1e-5
     fast.out[2].bias.data.add_(1)  # what it still has is its own
     with pytest.raises(RuntimeError, match=r"was given up \(keep_weights=False\): accelerate"):
         fast(*inputs)
+
+
+def test_a_cache_does_not_bring_back_weights_that_were_given_up(tmp_path):
+    unet, inputs = network("film")
+    fast = cmfast.accelerate(unet, keep_weights=False, cache=tmp_path)
+    fast(*inputs)
+    fast.note = "a change"
+    with pytest.raises(RuntimeError, match=r"was given up \(keep_weights=False\): accelerate it anew"):
+        fast(*inputs)
+
+
+def test_what_is_restored_or_recorded_is_in_evaluation_mode():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout(0.5))
+    x = torch.ones(1, 1, 5, 5)
+    fast = cmfast.accelerate(net)
+    expected = fast(x)
+    traced = torch.jit.trace(fast, x, check_trace=False)
+    assert net.training
+    assert net[1].training
+    torch.testing.assert_close(traced(x), expected, rtol=1e-5, atol=1e-5)
+    restored = cmfast.restore(fast)
+    assert not restored[1].training
+    torch.testing.assert_close(restored(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hook_of_an_accelerated_model_is_not_the_plain_ones():
+    model, called = cmfast.load("digits"), []
+    fast = cmfast.accelerate(model)
+    fast.register_forward_hook(lambda *_: called.append(1))
+    x, label = torch.zeros(1, 1, 8, 8), torch.tensor([3])
+    model(x, 1.0, label)
+    assert not called
+    fast(x, 1.0, label)
+    assert called
+
+
+def test_float64_is_refused_later_too():
+    unet, (x, *others) = network("film")
+    fast = cmfast.accelerate(unet)
+    fast(x, *others)
+    fast.double()
+    with pytest.raises(ValueError, match="float64 networks are not accelerated"):
+        fast(x.double(), *others)
+    fast.float()
+    fast(x, *others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

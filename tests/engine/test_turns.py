@@ -78,3 +78,47 @@ def test_networks_that_share_modules_are_captured_in_turns():
     run(*(lambda fast=fast, order=order: work(fast, order) for fast in networks for order in ((0, 1, 2), (2, 1, 0))))
     assert not wrong
     assert all(m._compiled_call_impl is None for m in net.modules())
+
+
+def test_who_wants_to_be_alone_does_not_wait_for_ever():
+    """Two that are beside in turn leave no moment in which nobody is."""
+    turns, done = Turns(), threading.Event()
+
+    def beside():
+        while not done.is_set():
+            with turns.beside():
+                time.sleep(0.01)
+
+    threads = [threading.Thread(target=beside, daemon=True) for _ in range(2)]
+    for t in threads:
+        t.start()
+    began = time.perf_counter()
+    with turns.alone():
+        took = time.perf_counter() - began
+    done.set()
+    for t in threads:
+        t.join(30)
+    assert took < 5
+
+
+def test_courtesy_is_no_deadlock():
+    """One that is beside waits for a helper, which would be beside too, while a third wants to be alone."""
+    turns, waiting = Turns(), threading.Event()
+
+    def alone():
+        waiting.set()
+        with turns.alone():
+            pass
+
+    def beside():
+        with turns.beside():
+            third = threading.Thread(target=alone, daemon=True)
+            third.start()
+            waiting.wait()
+            time.sleep(0.1)
+            helper = threading.Thread(target=lambda: turns.beside().__enter__(), daemon=True)
+            helper.start()
+            helper.join(20)
+            assert not helper.is_alive()
+
+    run(beside)

@@ -185,3 +185,16 @@ def test_each_element_of_a_small_tensor_is_read(numbers):
         watch = Watch(module)
         module.w[i] += 1
         assert watch.changed()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1.0), (0, False), (0.0, -0.0), ("1", 1)])
+def test_what_is_equal_and_of_another_kind_is_another(before, after):
+    """In a list as among the attributes."""
+    net = nn.Linear(2, 2)
+    net.sizes = [3, before]
+    watch = Watch(net)
+    assert not watch.changed()
+    net.sizes[1] = type(before)(before)
+    assert not watch.changed()
+    net.sizes[1] = after
+    assert watch.changed()

@@ -77,3 +77,21 @@ def test_a_header_is_counted_by_itself():
         assert told.write.call_args.args[0].startswith(b"HTTP/1.1 431 ")
 
     within(work)
+
+
+def test_no_connection_stays_without_a_timer():
+    """What is sent after an answer is the rest of a body that nobody read, or the beginning of another request."""
+
+    async def work():
+        for sent in (b"\r\n", b"x", b"\r\nGET"):
+            after, transport = connection(0.05)
+            after.data_received(
+                b"GET / HTTP/1.1\r\nContent-Length: 9\r\n\r\n" if sent == b"x" else b"GET / HTTP/1.1\r\n\r\n"
+            )
+            await asyncio.sleep(0.02)
+            transport.close.assert_not_called()
+            after.data_received(sent)
+            await asyncio.sleep(0.2)
+            transport.close.assert_called_once_with()
+
+    within(work)

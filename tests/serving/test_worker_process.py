@@ -1,14 +1,18 @@
 """What a worker sends, as a thread of this process."""
 
+import asyncio
+import errno
 import multiprocessing
 import threading
 
 import numpy as np
 import pytest
 
+from cmfast.preconditioning import EDM
 from cmfast.serving.batches import Batch, Piece, Plan
 from cmfast.serving.description import Description
 from cmfast.serving.settings import ModelSettings
+from cmfast.serving.worker import Worker
 from cmfast.serving.worker_process import work
 
 from ..bulk import models
@@ -71,3 +75,28 @@ def test_a_model_that_cannot_be_loaded(begun):
 
 def test_a_backend_that_there_is_not(begun):
     assert "no_such" in begun(models.model, backend="no_such").recv()
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch):
+    """As where there is no memory for another process, for a moment."""
+    started, about = [], Description("a model", (1, 8, 8), 10, EDM(), {}, False, "cpu")
+
+    def start(process):
+        started.append(process)
+        if len(started) == 1:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    def read(connection, loop, messages):
+        loop.call_soon_threadsafe(messages.put_nowait, about)
+
+    async def work():
+        worker = Worker(ModelSettings(models.model, "a model", threads=1), (1, 2))
+        await worker._begin_again()
+        assert worker.ready
+        assert worker.restarts == 2
+        await worker.stop()  # of a process that never was
+
+    monkeypatch.setattr("cmfast.serving.worker._start", start)
+    monkeypatch.setattr("cmfast.serving.worker._read", read)
+    asyncio.run(asyncio.wait_for(work(), 30))
+    assert len(started) == 2

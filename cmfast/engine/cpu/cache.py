@@ -29,6 +29,10 @@ def fingerprint(tensors: Mapping[str, Tensor], packed: Iterable[str], products: 
     """
     names = hashlib.sha256(f"{metadata.version('cmfast')} {packing()} {products} {list(packed)}".encode())
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise RuntimeError(
+                f"the network has changed, and its {name} was given up (keep_weights=False): accelerate it anew"
+            )
         tensor = tensor.detach().contiguous()
         sum_ = native.cpu().checksum(tensor.data_ptr(), tensor.nbytes, torch.get_num_threads())
         names.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} {sum_}".encode())
