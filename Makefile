@@ -9,7 +9,7 @@ CXX ?= g++
 demo: .venv/runtime
 	$(BIN)/cmfast env
 	$(BIN)/cmfast sample --model digits --count 100 --seed 0 --out samples.png
-	$(BIN)/cmfast sample --model fashion --count 100 --seed 0 --accelerate --out clothes.png
+	$(BIN)/cmfast sample --model fashion --count 40 --seed 0 --accelerate --out clothes.png
 	$(BIN)/cmfast bench latency --model digits --steps 5,10,40 --rounds 3 --plot latency.png
 
 # A process more than there are cores, since some tests wait for what they have started; and what is compiled is kept,

@@ -34,9 +34,10 @@ def accelerate(
     captured are made faster; a warning of the logger cmfast.engine says which are not.
 
     What changes in the result is noticed at its next call, which then captures it anew: weights that were written to,
-    loaded or replaced, modules that were added, replaced or removed, attributes that were set. Of a large tensor that
-    is written to through `.data` or numpy, or that was made in inference mode, writes to which torch does not count, a
-    change of single elements can be missed; on a GPU no such write is noticed, since looking would wait for the GPU.
+    loaded or replaced, modules that were added, replaced or removed, attributes that were set. torch does not count
+    writes through `.data` or numpy, nor to tensors made in inference mode: of a tensor above 256 bytes only a few words
+    are compared, so that such a write, even to a whole channel, can be missed; on a GPU, where looking would wait, it
+    always is.
 
     A diffusers pipeline is changed in place and returned: its `unet` or `transformer`, and the encoder and the decoder
     of its `vae`, are evaluated by the engine, in evaluation mode. They are the same modules, so that the pipeline's own

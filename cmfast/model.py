@@ -41,8 +41,8 @@ class ConsistencyModel(Storage):
         sample_shape: [C, *spatial] of one sample.
         num_classes: number of classes; None for an unconditional model.
         recommended_levels: for a number of steps, the levels that were found best for this model.
-        default_sampler: ("multistep", 1) for a consistency model, ("heun", 18) for a diffusion model: what `sample`
-            does when it is told neither a sampler nor steps.
+        default_sampler: ("heun", 18) for an EDM model, ("multistep", 1) for any other: what `sample` does when it is
+            told neither a sampler nor steps nor levels.
         representation: of a model of sound, how waveforms are made of its samples: `representation.decode(samples)`;
             None where samples are what is seen or heard.
     """
@@ -124,7 +124,7 @@ class ConsistencyModel(Storage):
             [N, C, *spatial] in the dtype of x.
 
         Raises:
-            ValueError: shapes or labels that do not fit.
+            ValueError: shapes or labels that do not fit, or a level that the preconditioning does not have.
         """
         self._check(x, sigma, class_labels)
         a, b, c_in, c_noise = self.preconditioning.coefficients(sigma)
@@ -174,8 +174,9 @@ class ConsistencyModel(Storage):
             count: how many.
             class_labels: one label for all, or one a sample; None gives sample i the class i mod num_classes.
             steps: of the sampler: evaluations for a consistency sampler, levels of the Karras grid for the others.
-            sampler: a name of `cmfast.sampling.SAMPLERS`; None means multistep consistency sampling for consistency
-                models and heun for diffusion models.
+            sampler: a name of `cmfast.sampling.SAMPLERS`; None means heun for an EDM model that is given neither
+                timesteps nor sigmas, and else multistep consistency sampling: name the sampler of a TrigFlow or flow
+                diffusion model, and of any diffusion model at levels of your own.
             timesteps: instead of steps, increasing indices of the levels on the Karras grid of `grid_steps` levels:
                 (0, 22) are OpenAI's `--ts 0,22,39 --steps 40`.
             grid_steps: size of that grid; None takes the one that the model was trained on, 40 for most.
@@ -183,7 +184,8 @@ class ConsistencyModel(Storage):
                 that ends in 0 for the others.
             seed: of the counter-based noise, 0 ≤ seed < 2⁶⁴.
             first_sample: index of the first sample; 64 samples from 64 on continue a run of 64.
-            batch_size: evaluate so many at a time; None evaluates all at once. The samples do not depend on it.
+            batch_size: evaluate so many at a time; None evaluates all at once. The samples do not depend on
+                it, up to rounding.
             clip: bound of each estimate's absolute value; None does not clip; "model" clips at 1 unless the
                 preconditioning's clip_denoised is False.
             progress: show a progress bar over the batches, or over the steps of a single batch.
@@ -191,7 +193,8 @@ class ConsistencyModel(Storage):
             **sampler_options: of the sampler, such as s_churn or eta.
 
         Returns:
-            [count, C, *spatial] in [-clip, clip] for consistency samplers, float32, on the model's device.
+            [count, C, *spatial] in [-clip, clip] for consistency samplers, float32 (of a float64 network float64), on
+            the model's device.
 
         Raises:
             ValueError: an argument out of range, an unknown sampler, or levels that do not decrease.

@@ -212,14 +212,7 @@ class Flow(Preconditioning):
 
 @dataclasses.dataclass(frozen=True)
 class _Discrete(Preconditioning):
-    """Schemes on the discrete timesteps of a variance-preserving diffusion.
-
-    Attributes:
-        num_train_timesteps: number of timesteps.
-        beta_start: first beta of the "scaled linear" schedule (√beta is linear), that of Stable Diffusion.
-        beta_end: last beta.
-        original_steps: the solver steps of the distillation, whose timesteps sampling picks from.
-    """
+    """Schemes on the discrete timesteps of a variance-preserving diffusion; the subclasses say their attributes."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -264,6 +257,10 @@ class LatentConsistency(_Discrete):
     """Luo et al. 2023, "Latent Consistency Models", equations 9 to 12.
 
     Attributes:
+        num_train_timesteps: number of timesteps.
+        beta_start: first beta of the "scaled linear" schedule (√beta is linear), that of Stable Diffusion.
+        beta_end: last beta.
+        original_steps: the solver steps of the distillation, whose timesteps sampling picks from.
         prediction_type: "epsilon" or "v_prediction", what the network predicts.
         sigma_data: of the skip mix.
         timestep_scaling: factor of the timestep in the skip mix.
@@ -301,6 +298,10 @@ class TrajectoryConsistency(_Discrete):
     D is the sample at timestep s = ⌊(1 - eta) · next⌋ on the trajectory, and the renoising goes from s to the next one.
 
     Attributes:
+        num_train_timesteps: number of timesteps.
+        beta_start: first beta of the "scaled linear" schedule (√beta is linear), that of Stable Diffusion.
+        beta_end: last beta.
+        original_steps: the solver steps of the distillation, whose timesteps sampling picks from.
         eta: 0 for deterministic sampling, 1 for multistep consistency sampling (the paper's gamma).
         clip_denoised: False unless it is set: between levels D is a noisy sample, which goes beyond [-1, 1].
     """

@@ -71,12 +71,13 @@ class Storage(nn.Module):
             force_download: download what is in the cache too.
             local_files_only: take a model of the hub from the cache, without a connection (as HF_HUB_OFFLINE=1 does).
             **config: for a `.pt` file, fields of UNetConfig. Those that the weights determine are read off them and
-                must agree; image_size, num_heads or num_head_channels and dropout are not determined, and have the
-                released models' values unless given. For a UNet2DModel without a sample_size, image_size.
+                must agree; image_size, num_heads or num_head_channels, patch_size and dropout are not determined, and
+                have the released models' values unless given. For a UNet2DModel without a sample_size, image_size.
 
         Raises:
             FileNotFoundError: there is no such name, path or model on the hub, or a file of it is missing.
             ImportError: the source can only be a hub id, and huggingface_hub is not installed.
+            PermissionError: the model is gated on the hub, and the token's owner has no access.
             ValueError: the device is a GPU, and torch sees none; or an argument that the format has no use for.
             CheckpointError: the file is truncated, holds other things than tensors, or is another model's.
         """

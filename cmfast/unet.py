@@ -37,7 +37,8 @@ class UNetConfig:
 
     Attributes:
         image_size: length of each spatial dimension of a sample, or one length a dimension. The network is fully
-            convolutional: it takes any size that 2^(len(channel_mult) - 1) divides; this is the one it was trained on.
+            convolutional: it takes any size that patch_size · 2^(len(channel_mult) - 1) divides, and videos of any
+            depth; this is the one it was trained on.
         in_channels: channels of a sample.
         out_channels: channels of the network's output.
         model_channels: channels at the finest level times channel_mult[0]; a multiple of 32.

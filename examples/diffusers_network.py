@@ -1,6 +1,6 @@
 """A network of diffusers, plain and accelerated: the same call, the same kind of output, and the time of each.
 
-    pip install cmfast diffusers
+    pip install . diffusers
     python examples/diffusers_network.py --model folder --dtype bfloat16
     python examples/diffusers_network.py                     # one of random weights
 

@@ -1,6 +1,6 @@
 """Images by a latent consistency model of diffusers in a few steps, plain and accelerated, and the time of each.
 
-    pip install cmfast diffusers transformers peft
+    pip install . diffusers transformers peft
     python examples/lcm_pipeline.py "a lighthouse at dawn" --model SimianLuo/LCM_Dreamshaper_v7 --dtype bfloat16
     python examples/lcm_pipeline.py "a lighthouse at dawn" --model folder --lora folder-of-a-lora --lora-scale 0.5
 

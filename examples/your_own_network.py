@@ -1,6 +1,6 @@
 """A network of your own: accelerated as it is, and sampled from as a consistency model.
 
-    pip install cmfast
+    pip install .
     python examples/your_own_network.py --steps 2
     cmfast profile --from examples/your_own_network.py:example --explain
 

@@ -1,7 +1,7 @@
 """Calls on a GPU that are made again: their launches, without the way that leads to them.
 
 Between an operator's call and its launches stand torch's dispatcher, the choice of a backend, the division of the work
-among programs and Triton's run time: 40 to 210 µs of the host, for which the GPU waits in eager use. All that follows
+among programs and Triton's run time: 20 to 150 µs of the host, for which the GPU waits in eager use. All that follows
 from the key of a call: operator and backend, all that is no tensor, the tensors' device, dtypes, sizes, strides and
 alignment, and some variables of the environment. The second call of a key is recorded while it takes the long way. From
 then on `recall` makes its launches with the addresses of the tensors at hand. Numbers that are others in most calls, a

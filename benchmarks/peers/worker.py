@@ -106,9 +106,7 @@ def _version(package):
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise UnavailableError(
-            f"{package} is not installed: pip install -r benchmarks/peers/requirements.txt"
-        ) from None
+        raise UnavailableError(f"{package} is not installed: pip install {package}") from None
 
 
 def main(name, case):

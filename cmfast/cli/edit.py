@@ -192,7 +192,9 @@ def strokes(
 def interpolate(
     out: Out,
     model: options.Model = "digits",
-    class_labels: Class = None,
+    class_labels: Annotated[
+        str | None, typer.Option("--class", help="The class, 0 by default, or one a result.")
+    ] = None,
     count: Results = 8,
     steps: Evaluations = None,
     sigmas: Levels = None,

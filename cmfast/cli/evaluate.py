@@ -46,7 +46,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Real samples, for precision and recall: as for train, or drums (its test set)."),
+        typer.Option(help="Real samples, for precision and recall: as for train, or digits, drums or moving-digits."),
     ] = None,
     split: Annotated[
         str | None,
@@ -54,7 +54,7 @@ def evaluate(
     ] = None,
     train_data: Annotated[
         str | None,
-        typer.Option(help="What the model was trained on, for the nearest neighbours: as for train, or its name."),
+        typer.Option(help="What the model was trained on, for the nearest neighbours: as --data."),
     ] = None,
     resamples: Annotated[int, typer.Option(min=2, help="Of the bootstrap that gives the confidence intervals.")] = 200,
     sweep_steps: Annotated[

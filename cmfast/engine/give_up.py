@@ -28,8 +28,8 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
             owner, _, parameter = view.rpartition(".")
             if view in parameters:
                 empty = nn.Parameter(_without_data(parameters.pop(view)), requires_grad=False)
-                for name in ("__deepcopy__", "__reduce_ex__"):
-                    setattr(empty, name, _refuse_copies)
+                for asked in ("__deepcopy__", "__reduce_ex__"):
+                    setattr(empty, asked, _refuse_copies)
                 setattr(module.get_submodule(owner), parameter, empty)
 
     parameters = dict(module.named_parameters())

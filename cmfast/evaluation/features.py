@@ -18,7 +18,7 @@ class Features(NamedTuple):
 
     Attributes:
         name: for tables.
-        of: the features [N, D] of images [N, C, H, W] in [-1, 1].
+        of: the features [N, D] of samples [N, C, *spatial] in [-1, 1].
         classifier: which also knows the classes and the real sets' statistics; None where the network has none.
     """
 

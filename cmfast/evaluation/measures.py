@@ -51,11 +51,11 @@ def report(
       nearer than real ones are copies.
 
     Args:
-        samples: [N, C, H, W] in [-1, 1].
+        samples: [N, C, *spatial] in [-1, 1].
         labels: the classes that were asked for [N]; None for an unconditional model.
         features: what is compared.
-        real: other real images [M, C, H, W] in [-1, 1], such as a test set.
-        train: the images that the model was trained on [K, C, H, W] in [-1, 1].
+        real: other real images [M, C, *spatial] in [-1, 1], such as a test set.
+        train: the images that the model was trained on [K, C, *spatial] in [-1, 1].
         resamples: of the bootstrap.
         seed: of the bootstrap.
 

@@ -8,6 +8,7 @@ ends in 0 (`karras_sigmas`). Shapes, arguments and errors are the same for all:
     sigmas: decreasing host floats (or a tensor, read once).
     noise: noise(like, draw), standard normal; draw i + 1 belongs to step i. None means torch's global generator.
     callback, progress: see `cmfast.sampling.protocol`.
+    Returns the sample [N, C, *spatial] in the dtype of x.
     Raises ValueError for levels that do not decrease.
 """
 
@@ -29,7 +30,10 @@ def sample_euler(
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Euler's method, one evaluation a step; the same numbers as deterministic DDIM. Karras et al. 2022, section 3."""
+    """Euler's method, one evaluation a step; the same numbers as deterministic DDIM. Karras et al. 2022, section 3.
+
+    Arguments, result and errors: as the module `cmfast.sampling.diffusion` has them.
+    """
     levels = host_levels(sigmas, final_zero=True)
     for i in steps(len(levels) - 1, progress):
         denoised = evaluate(denoiser, x, levels[i])

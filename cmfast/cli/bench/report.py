@@ -178,8 +178,8 @@ def rows_of(document: dict[str, Any]) -> list[Row]:
 def show(tables: Iterable[Table], notes: Iterable[str] = (), *, markdown: bool = False) -> None:
     """Print tables and what is to be said of them, to read here or as Markdown."""
     console = Console(highlight=False, soft_wrap=True)
-    for table in tables:
-        print(_markdown(table)) if markdown else console.print(table)
+    for i, table in enumerate(tables):
+        print(("\n" if i else "") + _markdown(table)) if markdown else console.print(table)
     for note in notes:
         print(f"\n{note}") if markdown else console.print(note)
 

@@ -6,9 +6,13 @@ from .dataset import Dataset
 
 
 def load_digits(test_fraction: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """scikit-learn's 1,797 handwritten digits of 8×8 pixels, as (training, test) sets split by a fixed seed.
+    """scikit-learn's 1,797 handwritten digits of ten classes, as (training, test) sets: images [M, 1, 8, 8] in [-1, 1].
 
     Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
+
+    Args:
+        test_fraction: of all digits, in the test set.
+        seed: of the order in which they are divided.
 
     Raises:
         ImportError: scikit-learn is not installed.

@@ -139,7 +139,7 @@ struct AttentionByTiles : Heads<true> {
     piece.changed = false;
     for (int64_t v = 0; v < VECTORS; ++v) {
       const Floats next = max(max(top[0][v], top[1][v]), max(top[2][v], top[3][v])), before = piece.most[v];
-      const Ints first = before == -__builtin_inff() & next > before;  // whatever the factor, which may be 0
+      const Ints first = (before == -__builtin_inff()) & (next > before);  // whatever the factor, which may be 0
       const Ints grown = first | ((next - before) * factor > GROWTH);
       const Floats change = before == -__builtin_inff() ? zeros() : exp2((before - next) * factor);
       piece.changes[v] = grown ? change : all(1.0f);
