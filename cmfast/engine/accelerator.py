@@ -156,6 +156,10 @@ class Accelerator:
         except CaptureError as error:
             as_it_is = isinstance(error, SideEffectError) and not self.whole and self.keep_weights
             if not self.has_parts and not as_it_is:
+                if isinstance(error, _RaisedError) and self.keep_weights:  # its own error, or one of being captured
+                    with turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
+                        _without_hooks(self.module)(*args, **kwargs)
+                    raise CaptureError(str(error)) from None
                 raise (error.error if isinstance(error, _RaisedError) else error) from None
             reason = str(error)
         try:
@@ -210,7 +214,8 @@ class Accelerator:
     def _program(self, tensors: Sequence[Tensor], structure: Structure) -> _Program:
         shapes = tuple((t.shape, None if t.is_floating_point() else t.dtype) for t in tensors)
         backend = self._backend()
-        key = structure, shapes, backend
+        narrow = frozenset(t.dtype for t in tensors if t.dtype in (torch.bfloat16, torch.float16))  # a capture reads it
+        key = structure, shapes, narrow, backend
         with turns.beside(), self._lock:
             program = self._made_already(key, tensors)
         if program is not None:
@@ -537,10 +542,15 @@ _NOTHING = object()
 
 
 def _shares_memory(graph: Graph) -> bool:
-    """Whether an output of a network is a view of an input or of another output."""
-    inputs = [value(node) for node in graph.nodes.nodes if node.op == "placeholder"]
+    """Whether an output of a network is a view of an input, of a parameter or buffer, or of another output."""
+    there = {_storage(value(node)) for node in graph.nodes.nodes if node.op in ("placeholder", "get_attr")}
     outputs: Any = fx.node.map_arg(graph.nodes.output_node().args[0], value)
-    return len({t.untyped_storage()._cdata for t in (*inputs, *outputs)}) < len(inputs) + len(outputs)
+    made = {_storage(t) for t in outputs}
+    return len(made) < len(outputs) or bool(made & there)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

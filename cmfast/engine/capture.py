@@ -166,6 +166,14 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.dtype != torch.float32 else tensor
 
 
+def _indices(index: Any) -> Any:
+    """An index with tensors for its lists of numbers, which torch would make where they have no data."""
+    if isinstance(index, tuple):
+        return tuple(map(_indices, index))
+    is_list = isinstance(index, list) and all(type(i) is int for i in index)
+    return torch.tensor(index, device="cpu") if is_list and index else index
+
+
 class _Functions(TorchFunctionMode):
     """What is seen of a network's calls before torch takes them apart.
 
@@ -178,6 +186,8 @@ class _Functions(TorchFunctionMode):
         if func is torch.Tensor.new_tensor:
             like, *args = args
             func, kwargs = torch.tensor, {"dtype": like.dtype, "device": like.device, **kwargs}
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            args = (args[0], _indices(args[1]), *args[2:])
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
             data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
             if torch.device(kwargs.get("device") or "cpu").type == "meta" and not isinstance(data, Tensor):

@@ -74,7 +74,7 @@ def agree(
         return computed, given, None
     narrow = all(t.dtype == dtype for t in values)
     if torch.Tag.pointwise not in getattr(target, "tags", ()):
-        if narrow:
+        if narrow and (target in _NARROW or _is_view(target)):
             return computed, _converted(given, dtype), None
         return Converted(computed, torch.float32), given, None
     size = max(t.numel() for t in values)
@@ -85,6 +85,29 @@ def agree(
     except RuntimeError:  # an operator that does not promote
         return Converted(computed, torch.float32), given, result
     return computed, given, result if out.dtype == torch.float32 else None
+
+
+_aten = torch.ops.aten
+#: Operators that torch has in bfloat16 and float16 as well, on every device. Others compute in float32: linear algebra,
+#: transforms, and whatever else it may lack.
+_NARROW = (
+    _ATTENTION,
+    *(_aten.convolution.default, _aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default),
+    *(_aten._softmax.default, _aten.cat.default, _aten.stack.default, _aten.clone.default, _aten._to_copy.default),
+    *(_aten.constant_pad_nd.default, _aten.reflection_pad2d.default, _aten.replication_pad2d.default),
+    *(_aten.avg_pool2d.default, _aten.max_pool2d_with_indices.default, _aten._adaptive_avg_pool2d.default),
+    *(_aten.upsample_nearest2d.default, _aten.upsample_nearest2d.vec, _aten.upsample_bilinear2d.default),
+    *(_aten.mean.default, _aten.mean.dim, _aten.sum.default, _aten.sum.dim_IntList, _aten.reshape.default),
+    *(_aten.native_group_norm.default, _aten.native_layer_norm.default, _aten.embedding.default),
+    *(_aten.index.Tensor, _aten.index_select.default, _aten.repeat.default, _aten.flip.default, _aten.roll.default),
+    *(_aten.pixel_shuffle.default, _aten.pixel_unshuffle.default, _aten.slice_scatter.default),
+)
+#: Views that read memory as elements of another dtype.
+_REINTERPRETED = (_aten.view.dtype, _aten.view_as_complex.default, _aten.view_as_real.default)
+
+
+def _is_view(target: Any) -> bool:
+    return getattr(target, "is_view", False) and target not in _REINTERPRETED
 
 
 def _takes_both(target: Any) -> bool:

@@ -93,9 +93,14 @@ class Graph:
         old.replace_all_uses_with(new)
         self.erase(old)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are, those that have data."""
+        return next((t.device for t in self.tensors.values() if not t.is_meta), torch.device("cpu"))
+
     def move(self, device: torch.device) -> None:
         """Put its tensors on a device, and let its calls make theirs there."""
-        self.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        self.tensors = {name: t if t.is_meta else t.to(device) for name, t in self.tensors.items()}
         for node in self.nodes.nodes:
             schema = getattr(node.target, "_schema", None)
             if schema is None or not any(a.name == "device" for a in schema.arguments):

@@ -22,6 +22,13 @@ _aten = torch.ops.aten
 
 #: Operators that only copy: where nothing is written in place, the result may be what they copy.
 _COPIES = (_aten.clone.default, _aten.alias.default, _aten.detach.default)
+#: Operators of torch that read memory as it lies: a copy in front of them was for its strides.
+_CONTIGUOUS = (
+    _aten.view_as_complex.default,
+    _aten.view.dtype,
+    _aten._pdist_forward.default,
+    _aten.linalg_matrix_exp.default,
+)
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 
 
@@ -93,6 +100,8 @@ class _Lowering:
 
     def _call(self, node: fx.Node, given: dict[str, Any]) -> Any:
         reason = self.kernels.missing
+        if node.target in self.kernels.served and _has_no_elements(node):
+            return self._nothing(node)
         if node.target in self.kernels.served:
             given = self._images(node, given)
             result = self.kernels.served[node.target](self.steps, node, given)
@@ -124,9 +133,19 @@ class _Lowering:
                 given = given | {name: copied(self.steps, node, x, out, reason)}
         return given
 
+    def _nothing(self, node: fx.Node) -> Any:
+        """The values of a call that has no elements to compute."""
+        results = node.meta["val"]
+        if isinstance(results, Tensor):
+            return self.steps.image(results.shape) if results.ndim > 2 else self.steps.keep(_dense(results))
+        return [None if x is None else self.steps.keep(_dense(x)) for x in results]
+
     def _by_torch(self, node: fx.Node, target: Any, given: dict[str, Any], reason: str, name: str | None = None) -> Any:
         """Let torch compute it, unless it is a view of what is there."""
         name = name or _name(target)
+        if target in _CONTIGUOUS and not given["self"].is_contiguous():
+            dense = self.steps.keep(_dense(given["self"]))
+            given = given | {"self": copied(self.steps, node, given["self"], dense, "it needs a contiguous input")}
         computed = by_torch.InMemoryOrder(target) if target in by_torch.IN_MEMORY_ORDER else target
         computed, given, dtype = dtypes.agree(computed, target, given, self.kernels.dtype)
         alike = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), given)
@@ -152,6 +171,11 @@ class _Lowering:
                 )
         self.steps.add(Step(node.name, name, by_torch.Computed.of(computed), (outs, given), reason))
         return outs[0] if single else outs
+
+
+def _has_no_elements(node: fx.Node) -> bool:
+    results = node.meta["val"]
+    return not (results if isinstance(results, Tensor) else results[0]).numel()
 
 
 def _name(target: Any) -> str:

@@ -70,6 +70,8 @@ def _structure(value: Any, tensors: list[Tensor]) -> Structure:
     if value is None or isinstance(value, _CONSTANTS):
         return Structure("constant", kind, value, (math.copysign(1.0, value),) if isinstance(value, float) else ())
     if dataclasses.is_dataclass(value):
+        if any(not field.init for field in dataclasses.fields(value)):
+            raise TypeError(f"{kind.__name__} has fields that its __init__ does not take, and cannot be made again")
         names = tuple(field.name for field in dataclasses.fields(value) if field.init)
         return Structure("dataclass", kind, None, names, _all((getattr(value, name) for name in names), tensors))
     if isinstance(value, Mapping):

@@ -46,6 +46,8 @@ _PLACES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 def _pointwise(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     if func._schema.is_mutable or len(func._schema.returns) != 1 or func.is_view:
         return None
+    if not isinstance(func._schema.returns[0].type, torch.TensorType):  # such as whether two are equal
+        return None
     tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     shape = _broadcast([t.shape for t in tensors])
     if shape is None or not any(t.is_meta for t in tensors):

@@ -27,6 +27,7 @@ _Values = dict[str, Any]
 def _conv2d(steps: Steps, node: fx.Node, given: _Values) -> Any:
     if given["packed"] is None:
         return "its weights were not packed"
+    given = _with_rows(steps, node, given)
     if not _dense(given["bias"], given["gain"], given["offset"]):
         return _STRIDED
     out = steps.image(node.meta["val"][0].shape, given["h"].dtype)
@@ -46,6 +47,7 @@ def _channel_moments(steps: Steps, node: fx.Node, given: _Values) -> Any:
 
 
 def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
+    given = _with_rows(steps, node, given)
     if not _dense(given["first"], given["second"]) or not _rows(given):
         return _STRIDED
     gain, offset = (steps.row(*part.shape) for part in node.meta["val"])
@@ -55,6 +57,7 @@ def _fold_group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
 
 
 def _group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
+    given = _with_rows(steps, node, given)
     if not _rows(given):
         return _STRIDED
     y, mean, rstd = node.meta["val"]
@@ -65,6 +68,7 @@ def _group_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
 
 
 def _channel_norm(steps: Steps, node: fx.Node, given: _Values) -> Any:
+    given = _with_rows(steps, node, given)
     if not _rows(given):
         return _STRIDED
     x = given["x"]
@@ -107,6 +111,15 @@ def _attention(products: torch.dtype, steps: Steps, node: fx.Node, given: _Value
     arguments = (out, lse, q, given["k"], given["v"], given["scale"], products)
     steps.add(Step(node.name, "attention", launch_attention, arguments))
     return out, lse
+
+
+def _with_rows(steps: Steps, node: fx.Node, given: _Values) -> _Values:
+    """The arguments with rows of float32, as the launchers read them: copies of those that images were made to."""
+    for name in ("weight", "bias", "add", "scale", "shift", "gain", "offset"):
+        row = given.get(name)
+        if isinstance(row, Tensor) and row.is_meta and row.dtype != torch.float32 and steps.owns(row):
+            given = given | {name: copied(steps, node, row, steps.row(*row.shape), "its dtype is another")}
+    return given
 
 
 _STRIDED = "a row's elements are not adjacent"

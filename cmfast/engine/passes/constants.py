@@ -5,6 +5,7 @@ import re
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from ..graph import Graph
 
@@ -20,6 +21,9 @@ def fold(graph: Graph) -> int:
         if any(graph.tensor(given) is None for given in node.all_input_nodes):
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), graph.tensor)
+        if any(graph.tensor(given).is_meta for given in node.all_input_nodes):  # type: ignore[union-attr]
+            # Of weights that were given up: what was packed of them is known by its name.
+            args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
         # A copy before a view is taken out of the graph: what it made adjacent may be an expanded tensor here.
         target = _aten.reshape.default if node.target is _aten.view.default else node.target
         result = target(*args, **kwargs)

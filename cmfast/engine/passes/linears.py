@@ -44,7 +44,7 @@ def _merge(graph: Graph, calls: list[fx.Node]) -> None:
         weight, bias = graph.tensor(a["weight"]), graph.tensor(a["bias"])
         assert weight is not None
         weights.append(weight)
-        biases.append(weight.new_zeros(len(weight)) if bias is None else bias)
+        biases.append(torch.zeros(len(weight), device=graph.device) if bias is None else bias)
     a = arguments(first)
     name = " and ".join(str(arguments(call)["weight"].target) for call in calls)
     weight_node = graph.attribute(name, torch.cat(weights), first)

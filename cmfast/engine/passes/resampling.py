@@ -66,6 +66,8 @@ def _upsamples(a: dict[str, Any], factors: list[int]) -> bool:
 
 def _pools(a: dict[str, Any], factors: list[int]) -> bool:
     """Whether the average is of blocks of just these sizes, and all positions are in one."""
+    if len(shape(a["self"])) - 2 != len(factors):  # of a value without samples
+        return False
     whole = all(s % factor == 0 for s, factor in zip(shape(a["self"])[2:], factors, strict=True))
     blocks = list(a["kernel_size"]) == factors and list(a["stride"]) in ([], factors) and not any(a["padding"])
     return whole and blocks and a["divisor_override"] is None

@@ -50,7 +50,7 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
     weight, bias = graph.tensor(conv["weight"]), conv["bias"]
     if weight is None or only_user(out) is None or len(call.users) > 1 or conv["residual"] is not None or conv["relu"]:
         return False
-    of_bias = weight.new_zeros(weight.shape[0]) if bias is None else graph.tensor(bias)
+    of_bias = torch.zeros(weight.shape[0], device=graph.device) if bias is None else graph.tensor(bias)
     scale, shift = (
         torch.as_tensor(x, dtype=torch.float32) for x in _SCALE_AND_SHIFT[node.target](a | {"other": other})
     )
@@ -58,7 +58,10 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
         return False
     of_weight, by = conv["weight"].target, f"{node.target}, {name}, {a.get('alpha', 1)!r}"
     if (scale != 1).any():
-        conv["weight"] = graph.attribute(f"{of_weight} by {by}", weight * _beside(scale, weight), node)
+        scaled = (
+            weight if weight.is_meta else weight * _beside(scale, weight)
+        )  # given up: it was packed under this name
+        conv["weight"] = graph.attribute(f"{of_weight} by {by}", scaled, node)
     if bias is not None or shift.any():
         of = f"zeros for {of_weight}" if bias is None else bias.target
         conv["bias"] = graph.attribute(f"{of} by {by}", of_bias * scale + shift, node)

@@ -66,6 +66,8 @@ def _view(graph: Graph, node: fx.Node, source: fx.Node) -> bool:
 def _order(node: fx.Node) -> list[int]:
     """Which dimension of its input each of a permutation's dimensions is."""
     dims = list(range(len(shape(node))))
+    if not dims:
+        return []
     if node.target is PERMUTE:
         return [d % len(dims) for d in operands(node)[1]]
     a, b = operands(node)[1:] if node.target is _aten.transpose.int else (0, len(dims) - 1)

@@ -29,7 +29,7 @@ def recognise(graph: Graph) -> int:
     count = 0
     for softmax in graph.calls(_aten._softmax.default, _aten._safe_softmax.default):
         dims = len(shape(softmax))
-        if operands(softmax)[1] % dims == dims - 1 and value(softmax).dtype == torch.float32:
+        if dims and operands(softmax)[1] % dims == dims - 1 and value(softmax).dtype == torch.float32:
             count += _replace(graph, softmax)
     if count:
         graph.nodes.eliminate_dead_code()
@@ -116,7 +116,7 @@ def _unscaled(graph: Graph, x: fx.Node) -> tuple[fx.Node, float]:
         chain.append(inner)
         inner = operands(inner)[0]
     factor = _factor(inner)
-    if factor is None:
+    if factor is None or value(operands(inner)[0]).dtype != torch.float32:
         return x, 1.0
     source: fx.Node = operands(inner)[0]
     for node in reversed(chain):

@@ -66,7 +66,7 @@ def recognise(graph: Graph) -> int:
 def _layer_norm(graph: Graph, node: fx.Node) -> _Norm | None:
     a = arguments(node)
     outs = [user for user in node.users if user.target is operator.getitem and user.users]
-    if len(a["normalized_shape"]) != 1 or len(outs) != 1 or outs[0].args[1] != 0:
+    if len(a["normalized_shape"]) != 1 or len(shape(a["input"])) < 2 or len(outs) != 1 or outs[0].args[1] != 0:
         return None
     last = len(shape(a["input"])) - 1
     norm = _Norm(a["input"], outs[0], last, a["eps"], centred=True)
