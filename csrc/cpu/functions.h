@@ -166,7 +166,7 @@ CMFAST_INLINE void cos_sin(Floats angle, Floats& cosine, Floats& sine) {
   constexpr double shift = 6755399441055744.0;  // 1.5·2⁵²: adding it leaves the nearest integer in the last bits
   constexpr float farthest = 1 << 20;
   Floats size = as_floats(bits(angle) & 0x7FFFFFFFu);
-  Floats near = size <= farthest ? angle : zeros(), turns, r;
+  Floats near = size <= farthest ? angle : zeros(), turns = zeros(), r = zeros();
   for (int half = 0; half < LANES; half += HALF_LANES) {
     Doubles x = load_wide((const float*)&near + half, HALF_LANES), nearest = (x * two_over_pi + shift) - shift;
     store_narrow((float*)&turns + half, nearest, HALF_LANES);
