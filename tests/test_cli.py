@@ -640,3 +640,25 @@ def test_a_folder_of_images_is_compared_with_whole(cmfast, tmp_path):
     status, _, err = cmfast("eval", "--train-data", pictures)
     assert status == 2
     assert err == "cmfast: --train-data: the model's samples are [1, 8, 8], the data's [1, 8, 9]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("profile", "--plan", "H100", "--network", "imagenet64", "--model", "digits"), "does not go with --model"),
+        (("profile", "--plan", "H100", "--threads", 1), "does not go with --threads"),
+        (("convert", "digits", "nowhere", "--revision", "main"), "revision='main' is of models on the hub"),
+        (("sample", "--device", "meta", "--out", "a.png"), "--device must be cpu or cuda"),
+        (("sample", "--no-progress", "--sigmas", "1e200", "--out", "a.png"), "a number is too large: Numerical result"),
+        (("eval", "--split", "test"), "--split is of the files of --data: give --data"),
+    ],
+)
+def test_options_without_effect_and_numbers_out_of_range_are_one_line(
+    cmfast, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = cmfast(*arguments)
+    assert status == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not any(tmp_path.iterdir())

@@ -64,4 +64,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OverflowError) and len(error.args) > 1:  # Python gives the number of the system's error first
+        return f"a number is too large: {error.args[-1]}"
     return " ".join(str(error).split()) or type(error).__name__
