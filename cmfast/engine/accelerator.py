@@ -24,7 +24,7 @@ from ..kernels.transforms import forward_mode, transformed
 from . import trace
 from .capture import CaptureError, SideEffectError, capture, output_dtypes
 from .cpu import CpuTarget
-from .graph import Graph, value
+from .graph import Graph, storage, value
 from .held import alike, held_by
 from .parts import Parts
 from .passes import PASSES
@@ -543,14 +543,10 @@ _NOTHING = object()
 
 def _shares_memory(graph: Graph) -> bool:
     """Whether an output of a network is a view of an input, of a parameter or buffer, or of another output."""
-    there = {_storage(value(node)) for node in graph.nodes.nodes if node.op in ("placeholder", "get_attr")}
+    there = {storage(value(node)) for node in graph.nodes.nodes if node.op in ("placeholder", "get_attr")}
     outputs: Any = fx.node.map_arg(graph.nodes.output_node().args[0], value)
-    made = {_storage(t) for t in outputs}
+    made = {storage(t) for t in outputs}
     return len(made) < len(outputs) or bool(made & there)
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

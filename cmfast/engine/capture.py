@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import without_data
-from .graph import Graph
+from .graph import Graph, storage
 from .layers import Layers
 from .patterns import attention, circular_padding, linear
 from .structure import Structure, flatten
@@ -308,8 +308,8 @@ class _Recorder(_WithoutData):
         return to
 
     def _has_its_own_memory(self, tensor: Tensor) -> bool:
-        memory = tensor.untyped_storage()._cdata
-        return not any(t is not tensor and t.untyped_storage()._cdata == memory for t in self.alive)
+        memory = storage(tensor)
+        return not any(t is not tensor and storage(t) == memory for t in self.alive)
 
     def _batch_norm(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .graph import CONV, Graph
+from .graph import CONV, Graph, storage
 
 
 def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
@@ -18,12 +18,12 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
     """
     views: dict[int, list[str]] = defaultdict(list)
     for name, tensor in graph.tensors.items():
-        views[_storage(tensor)].append(name)
+        views[storage(tensor)].append(name)
 
     def give_up(name: str) -> None:
-        if _storage(graph.tensors[name]) in wanted:
+        if storage(graph.tensors[name]) in wanted:
             return
-        for view in views[_storage(graph.tensors[name])]:
+        for view in views[storage(graph.tensors[name])]:
             graph.tensors[view] = _without_data(graph.tensors[view])
             owner, _, parameter = view.rpartition(".")
             if view in parameters:
@@ -35,22 +35,18 @@ def giver_up(module: nn.Module, graph: Graph) -> Callable[[str], None]:
     parameters = dict(module.named_parameters())
     attributes = [n for n in graph.nodes.nodes if n.op == "get_attr"]
     wanted = {  # by what is no convolution, at every call
-        _storage(graph.tensors[str(n.target)]) for n in attributes if any(user.target is not CONV for user in n.users)
+        storage(graph.tensors[str(n.target)]) for n in attributes if any(user.target is not CONV for user in n.users)
     }
-    read = {_storage(graph.tensors[str(n.target)]) for n in attributes}
-    for storage in views.keys() - read:
-        if graph.tensors[views[storage][0]].ndim > 1:
-            give_up(views[storage][0])
+    read = {storage(graph.tensors[str(n.target)]) for n in attributes}
+    for names in (views[memory] for memory in views.keys() - read):
+        if graph.tensors[names[0]].ndim > 1:
+            give_up(names[0])
     return give_up
 
 
 def _refuse_copies(_: Any) -> Any:
     """What copies and pickles ask of a tensor without data, with which torch's layers would compute without a word."""
     raise RuntimeError("a model that has given up its weights (keep_weights=False) cannot be copied or pickled")
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _without_data(tensor: Tensor) -> Tensor:

@@ -214,3 +214,8 @@ def origin(node: fx.Node, root: fx.Node | None = None) -> tuple[fx.Node, Tensor 
 def operands(node: Any) -> tuple[Any, ...]:
     """The arguments of a call that were given by their places."""
     return tuple(node.args)
+
+
+def storage(tensor: Tensor) -> int:
+    """What tells a tensor's memory from others': views share it, also of tensors without data."""
+    return tensor.untyped_storage()._cdata

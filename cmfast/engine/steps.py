@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from .arena import Buffer
-from .graph import layer
+from .graph import layer, storage
 
 
 @dataclasses.dataclass
@@ -84,14 +84,14 @@ class Steps:
         """Make a buffer for a dense value that the next step writes."""
         buffer = Buffer(value, len(self.steps), len(self.steps))
         self.buffers.append(buffer)
-        self._owners[_storage(value)] = buffer
+        self._owners[storage(value)] = buffer
         return value
 
     def count(self, value: Tensor) -> Tensor:
         """Make memory that no other value has for counters that the steps leave at zero."""
         buffer = Buffer(value, 0, 0)
         self.counters.append(buffer)
-        self._owners[_storage(value)] = buffer
+        self._owners[storage(value)] = buffer
         return value
 
     def row(self, *shape: int) -> Tensor:
@@ -134,12 +134,8 @@ class Steps:
 
     def buffer(self, value: Tensor) -> Buffer:
         """The buffer that a value is a view of."""
-        return self._owners[_storage(value)]
+        return self._owners[storage(value)]
 
     def owns(self, value: Tensor) -> bool:
         """Whether a tensor is a view of a buffer."""
-        return _storage(value) in self._owners
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+        return storage(value) in self._owners

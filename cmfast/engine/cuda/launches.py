@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from ...kernels import backends
 from ...kernels import triton as kernels_of_triton
 from ...kernels.triton.launch import Launch, launching
+from ..graph import storage
 from ..steps import Step, Steps
 
 
@@ -54,11 +55,11 @@ def launched(steps: Steps, name: str, op: str, planned: tuple[Sequence[Launch], 
     """Add a step a launch, for the graph's node of this name, and memory for all that they write; the results."""
     launches, outputs = planned
     results = [t for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
-    storages = {t.untyped_storage()._cdata for t in results}
+    of_results = {storage(t) for t in results}
     for launch in launches:
         for t in launch.args:
             if isinstance(t, Tensor) and t.is_meta and not steps.owns(t):
-                scratch = t.untyped_storage()._cdata not in storages
+                scratch = storage(t) not in of_results
                 steps.count(t) if scratch and t.dtype == torch.int32 else steps.keep(t)
         operator = op if len(launches) == 1 else f"{op} ({launch.kernel.__name__})"
         steps.add(Step(name, operator, functools.partial(_launch, launch), launch.args))

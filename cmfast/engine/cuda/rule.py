@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ...kernels.conv_arguments import ConvArguments
+from ..graph import storage
 from .convolutions import alone, flops, lower_conv2d, without_memory
 from .forms import Form, candidates
 from .measurements import Measurements, describe, describe_operator
@@ -67,7 +68,7 @@ class Rule:
         for step in steps.steps:
             tensors = {id(t): t for t in pytree.tree_leaves(step.arguments) if isinstance(t, Tensor)}.values()
             moved = sum(t.numel() * t.element_size() for t in tensors)
-            multiplies = any(t.untyped_storage()._cdata == weight.untyped_storage()._cdata for t in tensors)
+            multiplies = any(storage(t) == storage(weight) for t in tensors)
             arithmetic = flops(a) / products if multiplies else 0.0
             seconds += measured.launch_seconds + max(moved / measured.bytes_per_second, arithmetic)
         return seconds

@@ -58,9 +58,8 @@ def _fold(graph: Graph, node: fx.Node) -> bool:
         return False
     of_weight, by = conv["weight"].target, f"{node.target}, {name}, {a.get('alpha', 1)!r}"
     if (scale != 1).any():
-        scaled = (
-            weight if weight.is_meta else weight * _beside(scale, weight)
-        )  # given up: it was packed under this name
+        # Of a weight that was given up, what was packed of it is known by its name.
+        scaled = weight if weight.is_meta else weight * _beside(scale, weight)
         conv["weight"] = graph.attribute(f"{of_weight} by {by}", scaled, node)
     if bias is not None or shift.any():
         of = f"zeros for {of_weight}" if bias is None else bias.target

@@ -19,6 +19,5 @@ class AdaptiveWeighting(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Evaluate w [N] at the times t [N] in [0, π/2], float32 or wider: Σ_k coefficients[k] · cos(2 k t)."""
         k = torch.arange(len(self.coefficients), dtype=t.dtype, device=t.device)
-        return (torch.cos(2.0 * k * t[:, None]) * self.coefficients.to(t.dtype)).sum(
-            1
-        )  # a product autocast would round
+        terms = torch.cos(2.0 * k * t[:, None]) * self.coefficients.to(t.dtype)
+        return terms.sum(1)  # no product of matrices, which autocast would round

@@ -39,12 +39,12 @@ struct Norm {
 
   // ---- statistics
 
-  void statistics_of_rows(const NormTensor& t, int64_t base, int64_t n, int64_t k) const {
+  void statistics_of_rows(int64_t n, const NormTensor& t, int64_t base, int64_t k) const {
     int64_t begin = k * chunk, end = at_most(begin + chunk, p.positions), to = (n * chunks + k) * channels + base;
     moments_of_rows(t.data, p.dtype, n * t.n + begin * t.p, t.p, end - begin, t.channels, means + to, deviations + to);
   }
 
-  void statistics_of_plane(const NormTensor& t, int64_t base, int64_t n, int64_t c) const {
+  void statistics_of_plane(int64_t n, const NormTensor& t, int64_t base, int64_t c) const {
     constexpr int TOGETHER = 4;  // since each addition waits for the one before it
     const int64_t at = n * t.n + c * t.c;
     for (int64_t k = 0; k < chunks; ++k) {
@@ -129,7 +129,7 @@ struct Norm {
   }
 
   template <bool SILU, int DTYPE>
-  void apply_to_rows(const NormTensor& t, int64_t base, int64_t n, int64_t k) const {
+  void apply_to_rows(int64_t n, const NormTensor& t, int64_t base, int64_t k) const {
     const int64_t end = at_most((k + 1) * chunk, p.positions), row = n * channels + base, count = t.channels;
     // Copies, which the compiler knows that no store changes.
     const float *const middles = centre + row, *const factors = gain + row, *const moves = offset + row;
@@ -151,7 +151,7 @@ struct Norm {
   }
 
   template <bool SILU, int DTYPE>
-  void apply_to_plane(const NormTensor& t, int64_t base, int64_t n, int64_t c) const {
+  void apply_to_plane(int64_t n, const NormTensor& t, int64_t base, int64_t c) const {
     int64_t row = n * channels + base + c, from = n * t.n + c * t.c, to = n * p.y.n + (base + c) * p.y.c;
     Floats middle = all(centre[row]), factor = all(gain[row]), moved = all(offset[row]);
     for (int64_t i = 0; i < p.positions; i += LANES) {
@@ -165,30 +165,17 @@ struct Norm {
 
   int64_t pieces() const { return channels_last ? chunks : channels; }
 
-  template <class Rows, class Plane>
-  CMFAST_INLINE void piece(int64_t n, int64_t i, Rows rows, Plane plane) const {
-    int64_t base = FAULT(second_input_from_zero) ? 0 : p.h.channels;
-    if (channels_last) {
-      rows(p.h, 0, n, i);
-      if (p.skip.data) rows(p.skip, base, n, i);
-    } else if (i < p.h.channels) {
-      plane(p.h, 0, n, i);
-    } else {
-      plane(p.skip, base, n, i - p.h.channels);
-    }
-  }
-
   void first_pass(int64_t n, int64_t i) const {
     piece(
-        n, i, [&](const auto&... work) { statistics_of_rows(work...); },
-        [&](const auto&... work) { statistics_of_plane(work...); });
+        p, channels_last, i, [&](const auto&... work) { statistics_of_rows(n, work...); },
+        [&](const auto&... work) { statistics_of_plane(n, work...); });
   }
 
   template <bool SILU, int DTYPE>
   void second_pass(int64_t n, int64_t i) const {
     piece(
-        n, i, [&](const auto&... work) { apply_to_rows<SILU, DTYPE>(work...); },
-        [&](const auto&... work) { apply_to_plane<SILU, DTYPE>(work...); });
+        p, channels_last, i, [&](const auto&... work) { apply_to_rows<SILU, DTYPE>(n, work...); },
+        [&](const auto&... work) { apply_to_plane<SILU, DTYPE>(n, work...); });
   }
 
   // ---- the threads
@@ -210,16 +197,13 @@ struct Norm {
 
   template <bool SILU, int DTYPE>
   void run_shared(Team team) const {
-    auto each = [](Share part, int64_t count, auto work) {
-      for (int64_t i = part.begin; i < part.end; ++i) work(i / count, i % count);
-    };
     Share mine = share(p.samples * pieces(), team), groups = share(p.samples * p.groups, team);
-    if (p.moments.data) each(share(p.samples, team), 1, [&](int64_t n, int64_t) { take_moments(n); });
-    else each(mine, pieces(), [&](int64_t n, int64_t i) { first_pass(n, i); });
+    if (p.moments.data) each_of(share(p.samples, team), 1, [&](int64_t n, int64_t) { take_moments(n); });
+    else each_of(mine, pieces(), [&](int64_t n, int64_t i) { first_pass(n, i); });
     team.barrier();
-    each(groups, p.groups, [&](int64_t n, int64_t g) { merge(n, g); });
+    each_of(groups, p.groups, [&](int64_t n, int64_t g) { merge(n, g); });
     team.barrier();
-    each(mine, pieces(), [&](int64_t n, int64_t i) { second_pass<SILU, DTYPE>(n, i); });
+    each_of(mine, pieces(), [&](int64_t n, int64_t i) { second_pass<SILU, DTYPE>(n, i); });
   }
 
   template <bool SILU>
@@ -229,9 +213,6 @@ struct Norm {
     else whole ? run_whole<SILU, BFLOAT16>(team) : run_shared<SILU, BFLOAT16>(team);
   }
 };
-
-bool adjacent_channels(const NormTensor& t) { return !t.data || t.c == 1 || t.channels == 1; }
-bool adjacent_positions(const NormTensor& t, int64_t positions) { return !t.data || t.p == 1 || positions == 1; }
 
 }  // namespace
 
@@ -259,7 +240,7 @@ const char* group_norm(const NormArguments& p) {
   norm.gain = norm.centre + rows;
   norm.offset = norm.gain + rows;
   const int threads = rows * p.positions < SMALL ? 1 : p.threads;
-  const bool whole = !p.moments.data && (norm.units() % threads == 0 || norm.units() >= 4 * threads);
+  const bool whole = !p.moments.data && divides(norm.units(), threads);
   auto body = [&](Team team) { p.silu ? norm.run<true>(team, whole) : norm.run<false>(team, whole); };
   parallel(threads, body);
   return nullptr;

@@ -221,30 +221,17 @@ struct Gradient {
 
   int64_t pieces() const { return channels_last ? chunks : channels; }
 
-  template <class Rows, class Plane>
-  CMFAST_INLINE void piece(int64_t i, Rows rows, Plane plane) const {
-    int64_t base = FAULT(second_input_from_zero) ? 0 : p.h.channels;
-    if (channels_last) {
-      rows(p.h, 0, i);
-      if (p.skip.data) rows(p.skip, base, i);
-    } else if (i < p.h.channels) {
-      plane(p.h, 0, i);
-    } else {
-      plane(p.skip, base, i - p.h.channels);
-    }
-  }
-
   template <bool SILU>
   void sums(const Sample& s, int64_t i) const {
     piece(
-        i, [&](const auto&... work) { sums_of_rows<SILU>(s, work...); },
+        p, channels_last, i, [&](const auto&... work) { sums_of_rows<SILU>(s, work...); },
         [&](const auto&... work) { sums_of_plane<SILU>(s, work...); });
   }
 
   template <bool SILU>
   void write(const Sample& s, int64_t i) const {
     piece(
-        i, [&](const auto&... work) { gradient_of_rows<SILU>(s, work...); },
+        p, channels_last, i, [&](const auto&... work) { gradient_of_rows<SILU>(s, work...); },
         [&](const auto&... work) { gradient_of_plane<SILU>(s, work...); });
   }
 
@@ -273,21 +260,15 @@ struct Gradient {
 
   void run_shared(Team team) const {
     Share groups = share(p.samples * p.groups, team), mine = share(p.samples * pieces(), team);
-    auto each = [](Share part, int64_t count, auto work) {
-      for (int64_t i = part.begin; i < part.end; ++i) work(i / count, i % count);
-    };
-    each(groups, p.groups, [&](int64_t n, int64_t g) { fold(sample(n, n), g); });
+    each_of(groups, p.groups, [&](int64_t n, int64_t g) { fold(sample(n, n), g); });
     team.barrier();
-    each(mine, pieces(), [&](int64_t n, int64_t i) { first_pass(sample(n, n), i); });
+    each_of(mine, pieces(), [&](int64_t n, int64_t i) { first_pass(sample(n, n), i); });
     team.barrier();
-    each(groups, p.groups, [&](int64_t n, int64_t g) { merge(sample(n, n), g); });
+    each_of(groups, p.groups, [&](int64_t n, int64_t g) { merge(sample(n, n), g); });
     team.barrier();
-    each(mine, pieces(), [&](int64_t n, int64_t i) { second_pass(sample(n, n), i); });
+    each_of(mine, pieces(), [&](int64_t n, int64_t i) { second_pass(sample(n, n), i); });
   }
 };
-
-bool adjacent_channels(const NormTensor& t) { return !t.data || t.c == 1 || t.channels == 1; }
-bool adjacent_positions(const NormTensor& t, int64_t positions) { return !t.data || t.p == 1 || positions == 1; }
 
 }  // namespace
 
@@ -307,7 +288,7 @@ const char* group_norm_backward(const NormBackwardArguments& p) {
   gradient.chunks = (p.positions + gradient.chunk - 1) / gradient.chunk;
   int64_t elements = p.samples * channels * p.positions, units = gradient.units();
   int threads = elements < SMALL ? 1 : p.threads;
-  bool whole = units % threads == 0 || units >= 4 * threads;
+  bool whole = divides(units, threads);
   gradient.kept = whole && p.silu && p.dtype == FLOAT32 && elements / units <= KEPT;
   gradient.memory = (float*)scratch(SCRATCH_STATISTICS, (whole ? threads : p.samples) * gradient.floats() * 4);
   if (!gradient.memory) return "no memory for the sums";
