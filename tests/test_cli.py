@@ -13,12 +13,23 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cmfast import __version__, load
-from cmfast.cli import kernels, results
+from cmfast.cli import kernels, main, results
 from cmfast.cli.bench import latency_report, report
 from cmfast.evaluation import Quality, evaluate, load_classifier
 from cmfast.evaluation.latency import Latency
 
 from .fixture_files import tiny_unet
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("cmfast.cli.app", lambda **options: torch.empty(1 << 50))
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("cmfast: ")
+    assert "can't allocate memory" in err
+    assert err.count("\n") == 1
 
 
 def test_help_names_the_commands(cmfast):

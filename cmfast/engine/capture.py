@@ -55,6 +55,7 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | 
     replaced = {name: recorder.attribute(name, _wide(tensor.detach())) for name, tensor in named.items()}
     given = [recorder.placeholder(f"input_{i}", _wide(x)) for i, x in enumerate(tensors)]
     returned: list[Structure] = []
+    placed = _placed([*tensors, *named.values()])
 
     def call(replaced: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
         arguments = structure.build(given)
@@ -69,7 +70,7 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | 
 
     try:
         # Functional: what is written in place within the network becomes another value.
-        with torch.no_grad(), layers.followed(), _unfused_attention(), recorder, _Functions():
+        with torch.no_grad(), layers.followed(), _unfused_attention(), recorder, _Functions(placed):
             outputs = torch.func.functionalize(call)(replaced, given)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, CaptureError) or not _WITHOUT_DATA.search(str(error)):
@@ -96,7 +97,7 @@ def output_dtypes(
     empty = {name: without_data.like(t) for name, t in named.items()}
     given = structure.build([without_data.like(t) for t in tensors])
     try:
-        with _WithoutData():
+        with _WithoutData(), _Places(_placed([*tensors, *named.values()])):
             return [t.dtype for t in flatten(torch.func.functional_call(module, empty, *given))[0]]
     except (NotImplementedError, RuntimeError):
         first = next(dtype for dtype in floating)
@@ -174,7 +175,32 @@ def _indices(index: Any) -> Any:
     return torch.tensor(index, device="cpu") if is_list and index else index
 
 
-class _Functions(TorchFunctionMode):
+def _placed(tensors: Sequence[Tensor]) -> Tensor | None:
+    """One of them that has data, and with it the device that a network runs on."""
+    return next((t for t in tensors if not t.is_meta), None)
+
+
+#: How a network asks where a tensor is.
+_WHERE = (
+    *(torch.Tensor.device.__get__, torch.Tensor.get_device),
+    *(getattr(torch.Tensor, f"is_{name}").__get__ for name in ("cpu", "cuda", "meta", "mps", "xpu")),
+)
+
+
+class _Places(TorchFunctionMode):
+    """To the network a tensor without data is where its inputs are: it may take another course on another device."""
+
+    def __init__(self, placed: Tensor | None) -> None:
+        super().__init__()
+        self.placed = placed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _WHERE and self.placed is not None:
+            return func(self.placed)
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(_Places):
     """What is seen of a network's calls before torch takes them apart.
 
     Tensors of Python's numbers are made with their data, also where a network asks for them on its inputs' device.
@@ -190,13 +216,13 @@ class _Functions(TorchFunctionMode):
             args = (args[0], _indices(args[1]), *args[2:])
         if func in (torch.tensor, torch.as_tensor, torch.asarray):
             data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
-            if torch.device(kwargs.get("device") or "cpu").type == "meta" and not isinstance(data, Tensor):
+            if kwargs.get("device") is not None and not isinstance(data, Tensor):
                 kwargs["device"] = "cpu"
         for pattern in (attention, linear, circular_padding):
             found = pattern.recognise(func, args, kwargs)
             if found is not None:
                 return found
-        return func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class _WithoutData(TorchDispatchMode):

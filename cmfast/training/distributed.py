@@ -32,6 +32,10 @@ class Processes:
             value = value / self.count
         return value
 
+    def agree(self, number: Tensor) -> bool:
+        """Whether all processes have the same number; all are told the same."""
+        return not self.mean((number - self.mean(number)).abs())
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:

@@ -66,7 +66,7 @@ class RunFolder:
         elif resume:
             self.say(f"{self.folder} has no checkpoint yet: the training begins")
         # All have read the checkpoint then, which may be removed later.
-        if self.processes.mean(state.loss_sum.new_tensor(float(state.iteration))).item() != state.iteration:
+        if not self.processes.agree(state.loss_sum.new_tensor(float(state.iteration))):
             raise ValueError(
                 f"{self.folder}: this process is after {state.iteration} updates, others are not: all must see one "
                 "folder"

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import cmfast
-from cmfast.engine import CaptureError
+from cmfast.engine import CaptureError, capture
 from cmfast.engine.cpu import target
+from cmfast.engine.patterns import identities
 
 
 class Net(nn.Module):
@@ -212,6 +213,34 @@ ODD = {
 @pytest.mark.parametrize("work", ODD.values(), ids=ODD)
 def test_shapes_and_kinds_that_are_rare(work):
     same(Net(work), images())
+
+
+WHERE = {
+    "the kind": lambda s, x: s.d(s.c(x)) if x.device.type == "cpu" else s.c(x),
+    "a value's": lambda s, x: s.c(x) if s.c(x).is_meta else s.d(s.c(x)),
+    "on the CPU": lambda s, x: s.d(s.c(x)) if x.is_cpu and not x.is_cuda else s.c(x),
+    "the number": lambda s, x: s.d(s.c(x)) + x.get_device(),
+    "that of a weight": lambda s, x: s.d(s.c(x)) if s.c.weight.device == x.device else s.c(x),
+    "made there": lambda s, x: (
+        s.c(x)
+        + torch.zeros(6, device=x.device)
+        + torch.arange(6, device=str(x.device))
+        + x.new_ones(6, device=x.device)
+    ),
+    "numbers there": lambda s, x: s.c(x) * torch.tensor([0.0, 1, 2, 3, 4, 5], device=x.device),
+}
+
+
+@pytest.mark.parametrize("work", WHERE.values(), ids=WHERE)
+def test_networks_that_ask_where_their_inputs_are(work):
+    same(Net(work), images())
+
+
+def test_values_that_are_moved_to_where_they_are_are_not_copied():
+    graph = capture(Net(lambda s, x: s.d(s.c(x).to(x.device).cpu()).to(x.device, x.dtype)), [images()])
+    assert list(graph.calls(torch.ops.aten._to_copy.default))
+    identities.recognise(graph)
+    assert not list(graph.calls(torch.ops.aten._to_copy.default))
 
 
 def test_outputs_have_the_dtype_of_each_call():

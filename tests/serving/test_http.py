@@ -243,6 +243,15 @@ def test_connections_are_kept(service):
             assert get(path)[0] == (404 if path == "/nowhere" else 200)
 
 
+def test_as_many_connections_as_are_allowed(service):
+    with contextlib.ExitStack() as opened:
+        for _ in range(511):
+            opened.enter_context(service.connect())
+        assert service.get("/health").status == 200
+        opened.enter_context(service.connect())
+        assert service.get("/health").status == 503
+
+
 def test_a_full_queue(service):
     """Requests beyond it are told to come again; those that were accepted are answered."""
     with stopped(service):

@@ -21,7 +21,10 @@ _NEUTRAL: dict[Any, int] = {
     _aten.sub.Tensor: 0,
     _aten.pow.Tensor_Scalar: 1,
 }
-_COPIES = (_aten.clone.default, _aten.alias.default, _aten.detach.default, _aten.lift_fresh.default)
+_COPIES = (
+    *(_aten.clone.default, _aten.alias.default, _aten.detach.default, _aten.lift_fresh.default),
+    _aten._to_copy.default,  # to a device or a dtype: a graph has one device
+)
 
 
 def recognise(graph: Graph) -> int:
