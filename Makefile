@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX ?= g++
 
-.PHONY: demo test coverage test-newest mutants lint docs sanitize bench peers static static-check clean
+.PHONY: demo test coverage test-newest mutants lint docs sanitize bench peers static static-check static-oldest clean
 
 demo: .venv/runtime
 	$(BIN)/cmfast env
@@ -69,6 +69,14 @@ static: .venv/development
 
 static-check: .venv/development
 	CMFAST_STATIC=full $(BIN)/pytest tests/kernels/test_static.py tests/kernels/test_static_cuda.py
+
+# Whether the oldest Triton that is supported compiles every kernel too.
+static-oldest: .venv/triton-oldest
+	PYTHONPATH=.venv/triton-oldest $(BIN)/cmfast kernels --arch sm_90
+
+.venv/triton-oldest: .venv/development
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $@ "triton==3.5.*"
+	touch $@
 
 # Without the CUDA extension, which takes a minute or two to compile.
 .venv/runtime: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)

@@ -141,9 +141,14 @@ def address(tensor: Tensor | None) -> int:
 @functools.cache
 def _device_capability(device: int) -> int:
     major, minor = torch.cuda.get_device_capability(device)
-    built = (int(name.rpartition("_")[2]) for name in cuda().build_info()["architectures"])
-    # Code for an earlier one has nothing that came later, such as clusters.
-    return max((code for code in built if code <= 10 * major + minor), default=80)
+    built = (name.rpartition("_")[2] for name in cuda().build_info()["architectures"].split(", "))
+    # Code for an earlier one has nothing that came later, such as clusters; "90a" and "100f" are for that one alone.
+    runs = [code for code in built if _runs(code, 10 * major + minor)]
+    return max((int(code.rstrip("af")) for code in runs), default=80)
+
+
+def _runs(code: str, capability: int) -> bool:
+    return int(code) <= capability if code.isdigit() else int(code.rstrip("af")) == capability
 
 
 @functools.cache

@@ -31,7 +31,6 @@ from .group_norm_tiles import (
     runs_to_channels,
     tile_mask,
     tile_pointers,
-    which_exist,
 )
 from .launch import Launch, architecture, lanes
 from .moments_tiles import divide, fold_groups
@@ -144,7 +143,7 @@ def apply_moments_kernel(
     start = tl.program_id(1) * BLOCK_C
     c = (start + tl.arange(0, BLOCK_C)).to(tl.int64)
     end = tl.minimum(start + BLOCK_C, channels)
-    valid = which_exist(c, end, WHOLE)
+    valid = None if WHOLE else c < end
     begin = tl.program_id(2) * (BLOCK_P * UNROLL)
     p = begin + tl.arange(0, BLOCK_P)
     source = p.to(tl.int64)
@@ -162,7 +161,7 @@ def apply_moments_kernel(
 
     tiles = ()  # type: tuple
     for i in tl.static_range(UNROLL):
-        mask = tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P)
+        mask = None if WHOLE else tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P)
         for j in tl.static_range(POOL_Y):
             for k in tl.static_range(POOL_X):
                 ahead = i * BLOCK_P * POOL_X + j * in_width + k  # of images that are pooled there is one tile
@@ -189,6 +188,6 @@ def apply_moments_kernel(
             value += activated(tiles[i * TAPS + j], added, mean, gain, offset, NARROW, SILU)
         if TAPS > 1:
             value *= 1.0 / TAPS
-        mask = tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P)
+        mask = None if WHOLE else tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P)
         tl.store(out, value.to(y.dtype.element_ty), mask=mask)
         out += out_step

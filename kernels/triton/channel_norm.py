@@ -22,7 +22,6 @@ from .group_norm_tiles import (
     subtract,
     tile_mask,
     tile_pointers,
-    which_exist,
 )
 from .launch import Launch, architecture, lanes
 
@@ -136,8 +135,8 @@ def channel_norm_kernel(
         mean = load_float(first, (p < positions)[:, None])
     squares = tl.zeros([BLOCK_P, 1], tl.float32)
     if RESIDENT:
-        valid = which_exist(c, channels, WHOLE)
-        mask = tile_mask(begin, positions, valid, BLOCK_P)
+        valid = None if WHOLE else c < channels
+        mask = None if WHOLE else tile_mask(begin, positions, valid, BLOCK_P)
         u = load_float(tile_pointers(x, x_n, x_c, x_p, n, c, p, VECTOR, CHANNELS_LAST), mask)
         if CENTRED:
             mean += tl.sum(subtract(u, mean, mask), 1, keep_dims=True) / channels
@@ -150,19 +149,19 @@ def channel_norm_kernel(
         if CENTRED:
             total = tl.zeros([BLOCK_P, 1], tl.float32)
             for start in range(0, channels, BLOCK_C):
-                mask = tile_mask(begin, positions, which_exist(start + c, channels, WHOLE), BLOCK_P)
+                mask = None if WHOLE else tile_mask(begin, positions, start + c < channels, BLOCK_P)
                 u = load_float(tile_pointers(x, x_n, x_c, x_p, n, start + c, p, VECTOR, CHANNELS_LAST), mask)
                 total += tl.sum(subtract(u, mean, mask), 1, keep_dims=True)
             mean += total / channels
         for start in range(0, channels, BLOCK_C):
-            mask = tile_mask(begin, positions, which_exist(start + c, channels, WHOLE), BLOCK_P)
+            mask = None if WHOLE else tile_mask(begin, positions, start + c < channels, BLOCK_P)
             u = load_float(tile_pointers(x, x_n, x_c, x_p, n, start + c, p, VECTOR, CHANNELS_LAST), mask)
             u = subtract(u, mean, mask)
             squares += tl.sum(u * u, 1, keep_dims=True)
         factor = tl.rsqrt(tl.maximum(squares / channels, least, propagate_nan=tl.PropagateNan.ALL) + eps)
         for start in range(0, channels, BLOCK_C):
-            valid = which_exist(start + c, channels, WHOLE)
-            mask = tile_mask(begin, positions, valid, BLOCK_P)
+            valid = None if WHOLE else start + c < channels
+            mask = None if WHOLE else tile_mask(begin, positions, valid, BLOCK_P)
             u = load_float(tile_pointers(x, x_n, x_c, x_p, n, start + c, p, VECTOR, CHANNELS_LAST), mask)
             gain, offset = load_affine(weight, bias, scale, scale_n, shift, shift_n, n, start + c, valid)
             u = (u - mean) * factor

@@ -23,7 +23,6 @@ from .group_norm_tiles import (
     sum_slots,
     tile_mask,
     tile_pointers,
-    which_exist,
     write_slots,
 )
 
@@ -71,7 +70,7 @@ def statistics_kernel(
     first = tl.program_id(1) * BLOCK_C
     c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
     end = tl.minimum(first + BLOCK_C, channels)
-    valid = which_exist(c, end, WHOLE)
+    valid = None if WHOLE else c < end
     groups, here = groups_between(first, end, per_group, GROUPS)
     index = groups_of_runs(first, per_group, BLOCK_C // RUN, RUN)
     begin = split.to(tl.int64) * rows
@@ -85,7 +84,7 @@ def statistics_kernel(
     # the first tile, so that nothing is read twice.
     tiles = ()  # type: tuple
     for i in tl.static_range(UNROLL):
-        mask = tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P)
+        mask = None if WHOLE else tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P)
         tiles += (load_input(x, others, c, first_channels, mask, SEAM),)
         x += step
         if SEAM:
@@ -98,16 +97,18 @@ def statistics_kernel(
     else:
         offset = runs_to_channels(origin, RUN)[None, :]
 
-    total = subtract(tiles[0], offset, tile_mask(begin, positions, valid, BLOCK_P))
+    mask = None if WHOLE else tile_mask(begin, positions, valid, BLOCK_P)
+    total = subtract(tiles[0], offset, mask)
     squares = total * total
     for i in tl.static_range(1, UNROLL):
-        difference = subtract(tiles[i], offset, tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P))
+        mask = None if WHOLE else tile_mask(begin + i * BLOCK_P, positions, valid, BLOCK_P)
+        difference = subtract(tiles[i], offset, mask)
         total += difference
         squares += difference * difference
     stop = tl.minimum(begin + rows, positions)
     for start in range(begin + BLOCK_P * UNROLL, stop, BLOCK_P * UNROLL):
         for i in tl.static_range(UNROLL):
-            later = tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            later = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
             difference = subtract(load_input(x, others, c, first_channels, later, SEAM), offset, later)
             total += difference
             squares += difference * difference
@@ -148,7 +149,7 @@ def apply_kernel(
     first = tl.program_id(1) * BLOCK_C
     c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
     end = tl.minimum(first + BLOCK_C, channels)
-    valid = which_exist(c, end, WHOLE)
+    valid = None if WHOLE else c < end
     groups, here = groups_between(first, end, per_group, GROUPS)
     index = groups_of_runs(first, per_group, BLOCK_C // RUN, RUN)
 
@@ -182,14 +183,15 @@ def apply_kernel(
         # All loads first: none may pass a store, which could write what it reads.
         tiles = ()  # type: tuple
         for i in tl.static_range(UNROLL):
-            mask = tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            mask = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
             tiles += (load_input(x, others, c, first_channels, mask, SEAM),)
             x += step
             if SEAM:
                 others += other_step
         for i in tl.static_range(UNROLL):
             value = _output(tiles[i], added, mean, gain, offset, y, SILU)
-            tl.store(out, value, mask=tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P))
+            mask = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            tl.store(out, value, mask=mask)
             out += out_step
 
 
@@ -207,11 +209,11 @@ def resident_kernel(
     first = tl.program_id(1) * width
     c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
     end = tl.minimum(first + width, channels)
-    valid = which_exist(c, end, WHOLE)
+    valid = None if WHOLE else c < end
     groups, here = groups_between(first, end, per_group, GROUPS)
     index = groups_of_runs(first, per_group, BLOCK_C // RUN, RUN)
     p = tl.arange(0, BLOCK_P).to(tl.int64)
-    mask = tile_mask(0, positions, valid, BLOCK_P)
+    mask = None if WHOLE else tile_mask(0, positions, valid, BLOCK_P)
     x, _, others, _ = locate_input(
         h, h_n, h_c, h_p, skip, skip_n, skip_c, skip_p, first_channels,
         n, first, c, p, BLOCK_P, VECTOR, CHANNELS_LAST, SEAM,

@@ -21,7 +21,6 @@ from .group_norm_tiles import (
     sum_slots,
     tile_mask,
     tile_pointers,
-    which_exist,
     write_slots,
 )
 
@@ -56,7 +55,7 @@ def sums_kernel(
     first = tl.program_id(1) * BLOCK_C
     c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
     end = tl.minimum(first + BLOCK_C, channels)
-    valid = which_exist(c, end, WHOLE)
+    valid = None if WHOLE else c < end
     groups, here = groups_between(first, end, per_group, GROUPS)
     index = groups_of_runs(first, per_group, BLOCK_C // RUN, RUN)
     gain, offset = load_affine(weight, bias, scale, scale_n, shift, shift_n, n, c, valid)
@@ -78,7 +77,7 @@ def sums_kernel(
     dzu_sum = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for start in range(begin, tl.minimum(begin + rows, positions), BLOCK_P * UNROLL):
         for i in tl.static_range(UNROLL):
-            mask = tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            mask = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
             u = load_input(x, others, c, first_channels, mask, SEAM) + added[None, :]
             u = (u - mean[None, :]) * a[None, :]
             dz = load_float(dy, mask)
@@ -117,7 +116,7 @@ def gradient_kernel(
     first = tl.program_id(1) * BLOCK_C
     c = (first + tl.arange(0, BLOCK_C)).to(tl.int64)
     end = tl.minimum(first + BLOCK_C, channels)
-    valid = which_exist(c, end, WHOLE)
+    valid = None if WHOLE else c < end
     groups, here = groups_between(first, end, per_group, GROUPS)
     index = groups_of_runs(first, per_group, BLOCK_C // RUN, RUN)
     if split == 0:
@@ -156,7 +155,7 @@ def gradient_kernel(
     for start in range(begin, tl.minimum(begin + rows, positions), BLOCK_P * UNROLL):
         tiles = ()  # type: tuple
         for i in tl.static_range(UNROLL):
-            mask = tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            mask = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
             tiles += (load_input(x, others, c, first_channels, mask, SEAM), load_float(dy, mask))
             x += step
             dy += dy_step
@@ -168,5 +167,6 @@ def gradient_kernel(
             if SILU:
                 dz = _silu_backward(dz, u * gain[None, :] + offset[None, :])
             du = dz * (a * gain)[None, :] + (u * slope[None, :] + constant[None, :])
-            tl.store(out, du.to(dx.dtype.element_ty), mask=tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P))
+            mask = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            tl.store(out, du.to(dx.dtype.element_ty), mask=mask)
             out += out_step

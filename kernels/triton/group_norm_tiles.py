@@ -80,21 +80,13 @@ def subtract(x, offset, mask):
 
 
 @triton.jit
-def which_exist(c, end, WHOLE: tl.constexpr):
-    """Which channels exist; None, which costs nothing, where the tiles divide x (WHOLE)."""
-    if WHOLE:
-        return None
-    else:
-        return c < end
-
-
-@triton.jit
 def tile_mask(start, positions, valid, BLOCK_P: tl.constexpr):
-    """Which elements of the tile at `start` exist."""
-    if valid is None:
-        return None
-    else:
-        return (start + tl.arange(0, BLOCK_P) < positions)[:, None] & valid[None, :]
+    """Which elements of the tile at `start` exist, of channels that do (`valid`).
+
+    Where the tiles divide x (WHOLE), callers take None in its place, which costs nothing; a function of Triton's could
+    not return that before version 3.7.
+    """
+    return (start + tl.arange(0, BLOCK_P) < positions)[:, None] & valid[None, :]
 
 
 @triton.jit

@@ -11,7 +11,6 @@ from .group_norm_tiles import (
     subtract,
     tile_mask,
     tile_pointers,
-    which_exist,
 )
 from .moments_tiles import fold_groups, is_last, merge_slots
 
@@ -26,7 +25,7 @@ def channel_moments_kernel(
     n, split = tl.program_id(0).to(tl.int64), tl.program_id(2)
     channels, _, positions = extents(channels, 0, positions, VECTOR, CHANNELS_LAST)
     c = (tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
-    valid = which_exist(c, channels, WHOLE)
+    valid = None if WHOLE else c < channels
     begin = split.to(tl.int64) * rows
     stop = tl.minimum(begin + rows, positions)
 
@@ -40,10 +39,12 @@ def channel_moments_kernel(
     for start in range(begin, stop, BLOCK_P * UNROLL):
         tiles = ()  # type: tuple
         for i in tl.static_range(UNROLL):
-            tiles += (load_float(at, tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)),)
+            mask = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            tiles += (load_float(at, mask),)
             at += step
         for i in tl.static_range(UNROLL):
-            difference = subtract(tiles[i], origin, tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P))
+            mask = None if WHOLE else tile_mask(start + i * BLOCK_P, positions, valid, BLOCK_P)
+            difference = subtract(tiles[i], origin, mask)
             total += difference
             squares += difference * difference
     count = (stop - begin).to(tl.float32)

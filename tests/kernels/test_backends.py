@@ -317,17 +317,30 @@ def test_a_build_that_does_not_run_on_the_gpu_leaves_it_to_others(monkeypatch):
         (("sm_80", "PTX compute_80"), (9, 0), 80),
         (("sm_80", "PTX compute_90"), (12, 0), 90),
         (("sm_80", "sm_120"), (8, 9), 80),
+        (("sm_80", "sm_90a"), (9, 0), 90),
+        (("sm_80", "sm_90a"), (10, 0), 80),
     ],
 )
 def test_launches_are_chosen_for_the_code_that_runs(monkeypatch, built, device, expected):
     """A build without code for clusters has no clusters, whatever the GPU could do."""
-    extension = types.SimpleNamespace(build_info=lambda: {"architectures": built})
+    extension = types.SimpleNamespace(build_info=lambda: {"architectures": ", ".join(built)})
     monkeypatch.setattr(native, "cuda", lambda: extension)
+    assert capability(monkeypatch, device) == expected
+
+
+@pytest.mark.skipif(isinstance(native._built("_cuda"), str), reason=str(native._built("_cuda")))
+def test_launches_are_chosen_for_the_code_of_this_build(monkeypatch):
+    monkeypatch.setattr(native, "_stand_in", {})
+    assert capability(monkeypatch, (9, 0)) in (80, 90)  # by $CMFAST_CUDA_ARCHITECTURES
+
+
+def capability(monkeypatch, device):
+    """That which launches are chosen for on a device of this one."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: device)
     native._device_capability.cache_clear()
     found = native._device_capability(0)
     native._device_capability.cache_clear()
-    assert found == expected
+    return found
 
 
 @needs_emulation

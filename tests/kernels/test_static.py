@@ -1,5 +1,6 @@
 """The static report, and the committed figures that a change of the kernels may not spoil."""
 
+import ast
 import json
 import os
 import subprocess
@@ -89,6 +90,19 @@ def test_other_compilers(arch):
     check(rows)
     assert common.worse(rows, committed(arch)) == []
     assert {row["load_bytes"] for row in rows} == {16}
+
+
+def test_no_function_of_tritons_gives_none():
+    """Before version 3.7, Triton has no value for that."""
+    wrong = []
+    for path in sorted(Path(shapes.__file__).parent.glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and "triton.jit" in map(ast.unparse, function.decorator_list):
+                returns = [found.value for found in ast.walk(function) if isinstance(found, ast.Return)]
+                given = [value for value in returns if value is not None]
+                nothing = [value for value in given if isinstance(value, ast.Constant) and value.value is None]
+                wrong += [f"{path.name}: {function.name}"] * (len(nothing) + (0 < len(given) < len(returns)))
+    assert wrong == []
 
 
 _WAITS = """
