@@ -84,6 +84,8 @@ def _serves_device(index: int) -> tuple[bool, str]:
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:
         return False, f"the GPU has compute capability {major}.{minor}, and the CUDA kernels need 8.0 or more"
-    if reason := native.cuda().launchable(index):
+    with torch.cuda.device(index):  # asking makes it the current one
+        reason = native.cuda().launchable(index)
+    if reason:
         return False, f"the CUDA kernels of this build do not run on the GPU: {reason}"
     return True, ""

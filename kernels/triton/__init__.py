@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .. import native
 from .conv_refusal import refusal
 
 #: Of the kernels: to be raised with changes of them after which earlier measurements say nothing.
 VERSION = 1
+#: Dtypes of what the kernels read: images, and timesteps that are counted.
+_DTYPES = {*native.DTYPES, *native.INTEGERS}
 #: Which module of this package has an operator.
 _MODULES = {
     "group_norm": "group_norm",
@@ -44,13 +47,16 @@ def available(op: str, tensors: Sequence[Tensor]) -> tuple[bool, str]:
     if not tensors:
         usable = torch.cuda.is_available() or on_cpu
         return usable, "" if usable else "no NVIDIA or AMD GPU was found"
-    devices = {t.device.type for t in tensors}
-    if devices not in ({"cuda"}, {"meta"}) and not (devices == {"cpu"} and on_cpu):
-        return False, f"the tensors are on {' and '.join(sorted(devices))}, and Triton runs on a GPU"
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        return False, f"the tensors are on {' and '.join(sorted(map(str, devices)))}"
+    kind = next(iter(devices)).type
+    if kind not in ("cuda", "meta") and not (kind == "cpu" and on_cpu):
+        return False, f"the tensors are on {kind}, and Triton runs on a GPU"
     if op.startswith("attention") and not 16 <= tensors[0].shape[-1] <= 128:
         return False, f"the head size is {tensors[0].shape[-1]}, and the Triton kernels have tiles for 16 to 128"
-    if any(t.dtype == torch.float64 for t in tensors):
-        return False, "float64 is served by the reference"
+    if others := {t.dtype for t in tensors} - _DTYPES:
+        return False, f"{str(others.pop()).removeprefix('torch.')} is served by the reference"
     return True, ""
 
 

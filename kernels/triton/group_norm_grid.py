@@ -16,6 +16,8 @@ PROGRAMS = 264
 MOST_ELEMENTS = 16384
 # ... and with fewer it would move more slots than data.
 LEAST_ELEMENTS = 2048
+# Programs that the second and the third dimension of a grid may have.
+MOST = 65535
 # Elements (with the padding to powers of two) that one program may hold in registers: 64 a thread with 8 warps.
 RESIDENT_ELEMENTS = 16384
 
@@ -121,7 +123,8 @@ def resident_channels(problem: Problem) -> int:
     unit = min(c, math.lcm(problem.per_group, problem.sector)) if problem.channels_last else problem.per_group
     if triton.next_power_of_2(p) * triton.next_power_of_2(unit) > RESIDENT_ELEMENTS:
         return 0
-    return min(c, unit * max(1, 1024 // (p * unit)))
+    width = min(c, unit * max(1, 1024 // (p * unit)))
+    return width if triton.cdiv(c, width) <= MOST else 0
 
 
 def divide(problem: Problem, lanes: int) -> Grid:
@@ -139,7 +142,7 @@ def divide(problem: Problem, lanes: int) -> Grid:
                 break
             block_c //= 2
     else:
-        block_c = max(1, min(64, 1024 // triton.next_power_of_2(p)), triton.next_power_of_2(c // 65535))
+        block_c = max(1, min(64, 1024 // triton.next_power_of_2(p)), triton.next_power_of_2(triton.cdiv(c, MOST)))
     block_c = min(block_c, triton.next_power_of_2(c))
     blocks = triton.cdiv(c, block_c)
     most = _most_splits(p, per_group, block_c)

@@ -9,7 +9,7 @@ import math
 import triton
 import triton.language as tl
 
-from .group_norm_grid import Problem, warps_for
+from .group_norm_grid import MOST, Problem, warps_for
 from .group_norm_tiles import load_float
 
 # Programs that one sample should give at least: one for each of an H100's multiprocessors.
@@ -53,7 +53,7 @@ def divide(problem: Problem, lanes: int, taps: int = 1) -> Tiles:
         while block_c > problem.sector and triton.cdiv(c, block_c) * triton.cdiv(p * block_c, elements) < PROGRAMS:
             block_c //= 2
     else:
-        block_c = max(1, min(64, 1024 // triton.next_power_of_2(p)), triton.next_power_of_2(c // 65535))
+        block_c = max(1, min(64, 1024 // triton.next_power_of_2(p)), triton.next_power_of_2(triton.cdiv(c, MOST)))
     block_c = min(block_c, triton.next_power_of_2(c))
     block_p = triton.next_power_of_2(max(1, min(elements // block_c, p)))
     blocks = triton.cdiv(c, block_c)
@@ -63,7 +63,7 @@ def divide(problem: Problem, lanes: int, taps: int = 1) -> Tiles:
         return enough and (p % block_p != 0 or p % (block_p * unroll) == 0)
 
     unroll = next((u for u in (UNROLL // taps, UNROLL // taps // 2) if u > 1 and fits(u)), 1)
-    while triton.cdiv(p, block_p * unroll) > 65535:  # the most programs of a grid's last dimension
+    while triton.cdiv(p, block_p * unroll) > MOST:
         unroll *= 2
     return Tiles(block_p, block_c, unroll, (n, blocks, triton.cdiv(p, block_p * unroll)), num_warps)
 

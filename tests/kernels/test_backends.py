@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import logging
 import os
@@ -171,7 +172,11 @@ def test_reasons(monkeypatch):
     with FakeTensorMode():
         gpu = torch.empty(1, device="cuda")
         assert triton_backend.available("consistency_step", [gpu]) == (True, "")
+        other = torch.empty(1, device="cuda:1")
+        assert triton_backend.available("consistency_step", [gpu, other])[1] == "the tensors are on cuda:0 and cuda:1"
     assert "cpu and cuda" in triton_backend.available("consistency_step", [X, gpu])[1]
+    small = torch.empty(1, 2, 64, 64, dtype=torch.float8_e4m3fn, device="meta")
+    assert triton_backend.available("attention", [small])[1] == "float8_e4m3fn is served by the reference"
 
 
 def test_without_the_package_the_fix_is_named(monkeypatch):
@@ -286,6 +291,7 @@ def test_cuda_asks_for_ampere(capability, hip, ok, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.version, "hip", hip)
     cuda_backend._serves_device.cache_clear()
     with native.stand_in(emulation.emulated()):
@@ -298,6 +304,14 @@ def test_cuda_asks_for_ampere(capability, hip, ok, monkeypatch):
 def test_a_build_that_does_not_run_on_the_gpu_leaves_it_to_others(monkeypatch):
     """One for other GPUs, or for a newer driver."""
     asked = []
+
+    @contextlib.contextmanager
+    def current(device):  # asking leaves another device the current one
+        asked.append(f"device {device}")
+        yield
+        asked.append("the device before")
+
+    monkeypatch.setattr(torch.cuda, "device", current)
     extension = types.SimpleNamespace(launchable=lambda device: asked.append(device) or "no kernel image is available")
     monkeypatch.setattr(native, "cuda", lambda: extension)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -305,7 +319,7 @@ def test_a_build_that_does_not_run_on_the_gpu_leaves_it_to_others(monkeypatch):
     cuda_backend._serves_device.cache_clear()
     answer, reason = cuda_backend._serves_device(3)
     cuda_backend._serves_device.cache_clear()
-    assert asked == [3]
+    assert asked == ["device 3", 3, "the device before"]
     assert not answer
     assert reason == "the CUDA kernels of this build do not run on the GPU: no kernel image is available"
 

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton")
 from cmfast.kernels.shapes import applied_norm_call, moments_call
 from cmfast.kernels.triton.apply_group_norm import plan_apply_group_norm
+from cmfast.kernels.triton.group_norm import plan_group_norm
 from cmfast.kernels.triton.moments import plan_channel_moments
 from cmfast.kernels.triton.moments_tiles import PROGRAMS
 
@@ -58,3 +59,18 @@ def test_grids_are_within_what_a_gpu_can_launch(side):
             small = applied_norm_call(((1, 128, 8, 8),), layout, torch.bfloat16, form).arguments
             [launch], _ = plan_apply_group_norm(x, *small[1:], arch="sm_90")
             assert max(launch.grid[1:]) <= 65535
+
+
+@pytest.mark.parametrize("groups", [1, 70000])
+@pytest.mark.parametrize("channels", [70000, 140000, 210000])
+@pytest.mark.parametrize("side", [2, 40])
+def test_grids_of_very_many_channels(channels, groups, side):
+    x = torch.empty(1, channels, side, side, dtype=torch.bfloat16, device="meta")
+    options = (None, None, 1e-5, None, None, None, False)
+    launches = [
+        *plan_group_norm(x, None, groups, *options, arch="sm_90")[0],
+        *plan_channel_moments(x, arch="sm_90")[0],
+    ]
+    assert launches
+    for launch in launches:
+        assert max(launch.grid[1:]) <= 65535, launch.kernel.__name__

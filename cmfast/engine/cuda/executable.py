@@ -49,6 +49,8 @@ def capturing(graph: "torch.cuda.CUDAGraph", stream: "torch.cuda.Stream") -> Ite
     with capture_lock:
         before = torch.cuda.current_stream()
         _thread.captures = True
+        # cuBLAS' workspace is kept for each stream: here of the graph's own memory, and of no other graph's.
+        torch._C._cuda_clearCublasWorkspaces()
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 yield
@@ -57,6 +59,7 @@ def capturing(graph: "torch.cuda.CUDAGraph", stream: "torch.cuda.Stream") -> Ite
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), graph.pool())
             raise
         finally:
+            torch._C._cuda_clearCublasWorkspaces()
             _thread.captures = False
             torch.cuda.set_stream(before)
 

@@ -36,6 +36,7 @@ class Cuda:
     def __init__(self, log):
         self.log, self.current, self.capturing, self.broken, self.count = log, "first", False, False, 0
         self.launch = None
+        self.workspaces = []  # entries of the log before which cuBLAS' memory was given back
 
     def install(self, monkeypatch):
         cuda = self
@@ -112,6 +113,8 @@ class Cuda:
         def device(d):
             yield
 
+        cleared = lambda: self.workspaces.append(len(self.log))  # noqa: E731
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", cleared, raising=False)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: named(self.current))
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream.name))

@@ -30,6 +30,12 @@ def test_the_first_call_captures_and_all_replay(cuda):
     assert cuda.log == ["replay"]
 
 
+def test_a_graph_shares_no_memory_of_cublas(cuda):
+    """It is given back before a capture, whose graph gets its own, and after it, so that nothing else gets that."""
+    executable(cuda)([X])
+    assert cuda.workspaces == [len(CAPTURED) - 1, len(CAPTURED)]
+
+
 def test_without_graphs_the_steps_are_launched(cuda):
     made = executable(cuda, graphs=False)
     for _ in range(2):
