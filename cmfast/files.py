@@ -28,7 +28,7 @@ def whole_file(path: str | Path, within: Path | None = None) -> Iterator[Path]:
         check_writable(path)
     is_special = _is_special(path)
     if not is_special:
-        path = path.resolve()
+        path = _resolved(path)
     temporary = _unused(path, Path(tempfile.gettempdir()) if is_special else within)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = stat.S_IMODE((temporary if is_special or not path.exists() else path).stat().st_mode)
@@ -57,7 +57,7 @@ def whole_folder(path: str | Path, within: Path | None = None) -> Iterator[Path]
         FileExistsError: `path` is there, and is not an empty folder.
         OSError: the folder cannot be made or written to.
     """
-    path = Path(path).resolve()
+    path = _resolved(Path(path))
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there already: a folder is written to a new name, or to an empty folder")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def whole_folder(path: str | Path, within: Path | None = None) -> Iterator[Path]
         temporary.replace(path)
         flush(path.parent)
     except OSError as error:
-        raise named(error, path) from error
+        raise _outside(named(error, path), temporary, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -110,6 +110,13 @@ def named(error: OSError, path: str | Path) -> OSError:
     return OSError(error.errno, error.strerror, str(path))
 
 
+def _outside(error: OSError, temporary: Path, path: Path) -> OSError:
+    """The error, with the name that a file in the temporary folder would have had."""
+    if error.filename is None or not Path(error.filename).is_relative_to(temporary):
+        return error
+    return OSError(error.errno, error.strerror, str(path / Path(error.filename).relative_to(temporary)))
+
+
 def check_writable(path: str | Path) -> None:
     """Make the folder of `path`, and raise OSError where a file could not be written there (before long work)."""
     path = Path(path)
@@ -119,7 +126,7 @@ def check_writable(path: str | Path) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return
-    path = path.resolve()
+    path = _resolved(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -127,6 +134,14 @@ def check_writable(path: str | Path) -> None:
     except OSError as error:
         reason = f"no folder in which {path.name} can be written ({error.strerror})"
         raise OSError(error.errno, reason, str(path.parent)) from error
+
+
+def _resolved(path: Path) -> Path:
+    """The path that a path with links in it leads to; OSError where they go round in a loop."""
+    resolved = Path(os.path.realpath(path))  # Path.resolve raises RuntimeError for a loop, or since Python 3.13 nothing
+    if resolved.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return resolved
 
 
 def _is_special(path: Path) -> bool:

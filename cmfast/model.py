@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .kernels import consistency_step
 from .kernels.direct import plain
+from .modes import in_eval_mode
 from .noise import GaussianNoise, noise_arguments
 from .preconditioning import EDM, Consistency, Flow, Preconditioning, TrigFlow
 from .sampling import SAMPLERS, sample_multistep, sample_onestep
@@ -205,6 +207,7 @@ class ConsistencyModel(Storage):
         if isinstance(self.preconditioning, Flow) and sampler_options.get("s_churn"):
             raise ValueError("sample: s_churn raises levels, and the highest one of a flow is 1")
         labels = self._labels(class_labels, count, first_sample)
+        seed, first_sample = operator.index(seed), operator.index(first_sample)
         function, levels = self._plan(sampler, steps, timesteps, grid_steps, sigmas)
         _check_options(function, sampler_options)
         batch_size = min(batch_size or count, count)
@@ -215,10 +218,8 @@ class ConsistencyModel(Storage):
             starts, progress = tqdm(starts, desc="sampling", unit="batch"), False
         # An accelerated network may have batches made at once: cmfast/replay.py.
         replayed = getattr(getattr(self.unet, "_compiled_call_impl", None), "replayed", None)
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            batches = []
+        batches = []
+        with in_eval_mode(self):
             for start in starts:
                 size = min(batch_size, count - start)
                 noise = GaussianNoise(seed, first_sample + start)
@@ -227,9 +228,6 @@ class ConsistencyModel(Storage):
                 options = {"callback": callback, "progress": progress, **sampler_options}
                 samples = None if replayed is None else replayed(self, *batch, **options)
                 batches.append(self._sample_batch(*batch, **options) if samples is None else samples)
-        finally:
-            for module in training:
-                module.training = True
         return torch.cat(batches) if len(batches) > 1 else batches[0]
 
     def _sample_batch(
@@ -258,6 +256,8 @@ class ConsistencyModel(Storage):
     def _network(self, x: Tensor, c_noise: Tensor | float, class_labels: Tensor | None) -> Tensor:
         if not isinstance(c_noise, Tensor):
             c_noise = torch.full(x.shape[:1], c_noise, dtype=self.state_dtype, device=x.device)
+        if class_labels is not None and class_labels.dtype not in (torch.int64, torch.int32):
+            class_labels = class_labels.to(torch.int64)  # torch's embedding takes these two
         return self.unet(x.to(self.dtype), c_noise, class_labels)
 
     def _check(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None) -> None:
@@ -269,11 +269,17 @@ class ConsistencyModel(Storage):
         if not isinstance(sigma, Tensor) or (sigma.device.type == "cpu" and plain.is_plain((sigma,))):
             self.preconditioning.check(sigma)  # but no device tensor, which would be waited for
         if class_labels is not None and class_labels.device.type == "cpu":  # a device tensor is not read: no sync
+            if class_labels.shape != x.shape[:1] or not _are_integers(class_labels):
+                raise ValueError(
+                    f"denoise: expected class_labels of {x.shape[0]} integers, got {list(class_labels.shape)} "
+                    f"{class_labels.dtype}"
+                )
             self._check_labels(class_labels)
 
     def _check_labels(self, labels: Tensor) -> None:
         if self.num_classes is None:
             raise ValueError("class_labels were given to an unconditional model")
+        labels = labels.to(torch.int64)  # in which the number of classes is what it is
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if wrong.numel():
             raise ValueError(f"class_labels must be in 0 … {self.num_classes - 1}, got {int(wrong.flatten()[0])}")
@@ -285,7 +291,7 @@ class ConsistencyModel(Storage):
             given = [(first_sample + i) % self.num_classes for i in range(count)]
         labels = torch.as_tensor(given)
         labels = labels.repeat(count) if labels.ndim == 0 else labels
-        if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        if labels.shape != (count,) or not _are_integers(labels):
             raise ValueError(
                 f"class_labels: expected one integer, or {count} of them, got {list(labels.shape)} {labels.dtype}"
             )
@@ -344,6 +350,10 @@ class ConsistencyModel(Storage):
         if not len(timesteps) or any(not 0 <= t < grid_steps for t in timesteps):
             raise ValueError(f"sample: timesteps must be indices in 0 … {grid_steps - 1}, got {tuple(timesteps)}")
         return [grid[t] for t in timesteps] + ([] if few else [0.0])
+
+
+def _are_integers(labels: Tensor) -> bool:
+    return not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
 
 
 def _check_options(sampler: Callable[..., Tensor], given: Mapping[str, Any]) -> None:

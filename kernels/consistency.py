@@ -111,7 +111,7 @@ def consistency_step(
     _check(x, model_output, wants_sample, beta, noise, seed, draw, first_sample, input_scale)
     coefficients = (a, b, 1.0 if alpha is None else alpha, 0.0 if beta is None else beta, input_scale)
     if seed is not None and not isinstance(seed, Tensor) and seed >= 1 << 63:
-        seed -= 1 << 64  # the schema's integers are signed
+        seed = int(seed) - (1 << 64)  # the schema's integers are signed, and those of numpy have an end
     wants_input = input_scale is not None
     vectors = [_vector(c, x) if isinstance(c, Tensor) else None for c in coefficients]
     scalars = [0.0 if c is None or isinstance(c, Tensor) else float(c) for c in coefficients]

@@ -7,10 +7,14 @@ import threading
 import pytest
 import torch
 
+from cmfast import ConsistencyModel
+from cmfast.checkpoints import formats
 from cmfast.cli import sample
 from cmfast.engine.cpu import cache
 from cmfast.evaluation.classifier import Classifier, save_classifier
 from cmfast.files import check_writable, held, whole_file, whole_folder
+
+from .fixture_files import tiny_unet
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -152,10 +156,13 @@ def test_what_is_not_whole_may_be_elsewhere(tmp_path):
 def test_a_full_disk_is_one_error_whoever_writes_tensors(tmp_path):
     """A limit of a file's size stands for the disk; nothing half written is left."""
     samples = {"samples": torch.zeros(5000)}
+    model = ConsistencyModel(tiny_unet()).checkpoint()
     writers = {
         "classifier.safetensors": lambda path: save_classifier(Classifier(), path),
         "packed.safetensors": lambda path: cache.write(path, samples),
         "samples.safetensors": lambda path: sample._save_numbers(samples["samples"], path),
+        "model.pt": lambda path: formats.write(model, path, "openai"),
+        "folder/model.safetensors": lambda path: formats.write(model, path.parent, "cmfast"),
     }
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name, write in writers.items():

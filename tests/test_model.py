@@ -1,4 +1,6 @@
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cmfast import ConsistencyModel, load, noise, sampling
-from cmfast.noise import GaussianNoise
+from cmfast import ConsistencyModel, UNet, UNetConfig, load, noise, sampling
+from cmfast.noise import GaussianNoise, gaussian
 from cmfast.preconditioning import (
     EDM,
     Consistency,
@@ -392,6 +394,54 @@ def test_sampling_leaves_the_mode_alone(model):
     model.eval()
 
 
+def test_threads_that_sample_leave_dropout_off():
+    """A model in training mode has none in any of them, and is in training mode when the last one is done."""
+    torch.manual_seed(0)
+    config = UNetConfig(image_size=8, in_channels=1, out_channels=1, model_channels=32, channel_mult=(1,), dropout=0.5)
+    model = ConsistencyModel(UNet(config))
+    for p in model.parameters():
+        p.data.normal_(0, 0.1)
+    expected = model.sample(2, steps=20)
+    began, found = threading.Event(), []
+
+    def long(i, *rest):
+        began.set()
+        time.sleep(0.005)
+
+    thread = threading.Thread(target=lambda: found.append(model.sample(2, steps=20, callback=long)))
+    thread.start()
+    began.wait()
+    while thread.is_alive():
+        model.sample(1)
+    assert torch.equal(found[0], expected)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_labels_of_every_integer_dtype(dtype):
+    network = Labelled()
+    model = ConsistencyModel(network, sample_shape=(1, 4, 4), num_classes=1000)
+    labels = torch.tensor([3, 100]).to(dtype)
+    assert torch.equal(model.sample(2, class_labels=labels), model.sample(2, class_labels=[3, 100]))
+    x, sigma = torch.ones(2, 1, 4, 4), torch.tensor([1.0, 2.0])
+    assert torch.equal(model.denoise(x, sigma, labels), model.denoise(x, sigma, labels.long()))
+
+
+class Labelled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Embedding(1000, 1)
+
+    def forward(self, x, timesteps, class_labels=None):
+        return x + self.classes(class_labels)[:, :, None, None]
+
+
+def test_seeds_of_numpy(model):
+    for seed in (2**63, 2**64 - 1):
+        assert torch.equal(model.sample(1, seed=np.uint64(seed)), model.sample(1, seed=seed))
+        assert torch.equal(gaussian((1, 3), np.uint64(seed)), gaussian((1, 3), seed))
+
+
 def test_progress_over_batches(model, capsys):
     model.sample(4, batch_size=2, progress=True)
     assert "2/2" in capsys.readouterr().err
@@ -440,6 +490,8 @@ def test_bad_arguments(model, arguments, message):
         (torch.randn(2, 1, 8, 8), 0.0, [0, 1], "must be positive"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.int64), 1.0, [0, 1], "expected floating-point x .* torch.int64"),
         (torch.randn(2, 1, 8, 8), 1.0, [-1, 1], "got -1"),
+        (torch.randn(2, 1, 8, 8), 1.0, [0.0, 1.0], r"class_labels of 2 integers, got \[2\] torch.float32"),
+        (torch.randn(2, 1, 8, 8), 1.0, [0], r"class_labels of 2 integers, got \[1\] torch.int64"),
     ],
 )
 def test_bad_inputs(model, x, sigma, labels, message):

@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..preconditioning import Preconditioning
+from ..preconditioning import EDM, Preconditioning
 from ..sound import Mdct
 from ..unet import UNet, UNetConfig
 
@@ -30,7 +31,8 @@ class Checkpoint:
         representation: of a model of sound, how waveforms are made of its samples.
 
     Raises:
-        CheckpointError: the names or shapes of the weights are not those of such a network.
+        CheckpointError: the names or shapes of the weights are not those of such a network, or their dtypes no
+            network's.
     """
 
     config: UNetConfig
@@ -42,6 +44,9 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         check_weights(expected_weights(self.config), self.weights, self.source)
+        for name, value in self.weights.items():
+            if not value.is_floating_point():
+                raise CheckpointError(f"{self.source}: {name} is {value.dtype}, expected floating-point numbers")
 
     def network(self) -> UNet:
         """The network on these weights, which it shares."""
@@ -85,6 +90,33 @@ def check_weights(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], s
     ]
     if problems:
         raise CheckpointError(f"{source} holds the weights of another network: {'; '.join(problems)}")
+
+
+def recommended_levels(
+    content: Any, own: Preconditioning | None, given: Preconditioning | None
+) -> dict[int, tuple[float, ...]]:
+    """The levels that a file recommends for numbers of steps: of another preconditioning than its own, none.
+
+    Args:
+        content: numbers of steps to lists of levels, as JSON has them.
+        own: the file's preconditioning.
+        given: what takes its place, if anything.
+
+    Raises:
+        ValueError, TypeError, AttributeError: they are something else.
+    """
+    levels = {int(steps): tuple(values) for steps, values in content.items()}
+    for steps, values in levels.items():
+        if len(values) != steps or not all(isinstance(v, int | float) and 0 <= v < math.inf for v in values):
+            raise ValueError(f"recommended levels for {steps} steps: expected as many, of 0 or more, got {values}")
+    return levels if given is None or without_flags(own) == without_flags(given) else {}
+
+
+def without_flags(scheme: Preconditioning | None) -> Preconditioning | None:
+    """A preconditioning without what neither its levels nor its denoiser depend on, OpenAI's scripts' flags."""
+    if not isinstance(scheme, EDM):
+        return scheme
+    return dataclasses.replace(scheme, num_train_timesteps=40, clip_denoised=True)
 
 
 def channel_multiples(channels: Sequence[int], base: int) -> tuple[float, ...]:

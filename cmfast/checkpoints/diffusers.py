@@ -10,7 +10,7 @@ from torch import Tensor
 from ..files import whole_folder
 from ..preconditioning import Consistency, Preconditioning
 from . import diffusers_config as configs
-from .checkpoint import Checkpoint, CheckpointError, check_weights, expected_weights
+from .checkpoint import Checkpoint, CheckpointError, check_weights, expected_weights, recommended_levels
 from .diffusers_names import from_diffusers, to_diffusers
 from .tensors import read_json, read_pickle, read_safetensors, read_shards, write_json, write_safetensors
 
@@ -43,10 +43,12 @@ def read(
     """
     folder, levels = network_folder(path), {}
     if folder != path:
-        if preconditioning is None:
-            scheduler = path / SCHEDULER / "scheduler_config.json"
-            preconditioning = configs.preconditioning(read_json(scheduler), str(scheduler))
-        levels = _recommended_levels(path / EXTRA)
+        own, extra, scheduler = None, path / EXTRA, path / SCHEDULER / "scheduler_config.json"
+        if preconditioning is None or extra.is_file():
+            own = configs.preconditioning(read_json(scheduler), str(scheduler))
+        if extra.is_file():
+            levels = _recommended_levels(extra, own, preconditioning)
+        preconditioning = preconditioning or own
     content = read_json(folder / "config.json")
     config = configs.unet_config(content, str(folder / "config.json"), image_size)
     source = weights_file(folder, variant)
@@ -115,12 +117,14 @@ def _check_class(path: Path, content: dict[str, Any], expected: str) -> None:
         )
 
 
-def _recommended_levels(path: Path) -> dict[int, tuple[float, ...]]:
-    if not path.is_file():
-        return {}
+def _recommended_levels(
+    path: Path, own: Preconditioning | None, given: Preconditioning | None
+) -> dict[int, tuple[float, ...]]:
     try:
-        return {int(steps): tuple(map(float, v)) for steps, v in read_json(path)["recommended_levels"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+        return recommended_levels(read_json(path)["recommended_levels"], own, given)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a configuration written by cmfast: {error!r}") from error
 
 

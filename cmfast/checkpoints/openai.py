@@ -1,4 +1,4 @@
-"""OpenAI's format: a `.pt` file with a state_dict (guided-diffusion, consistency_models)."""
+"""OpenAI's format: a `.pt` file with a state_dict, as consistency_models has it."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from .. import preconditioning as schemes
 from ..files import whole_file
 from ..preconditioning import Preconditioning
 from ..unet import UNetConfig
-from .checkpoint import Checkpoint, CheckpointError, channel_multiples
+from .checkpoint import Checkpoint, CheckpointError, channel_multiples, without_flags
 from .tensors import read_pickle
 
 #: Sizes that OpenAI's networks were trained on, by their channel_mult (guided-diffusion's script_util.py).
@@ -56,7 +56,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     """
     if checkpoint.representation is not None:
         raise ValueError(f"{path}: an OpenAI file cannot say how waveforms are made of samples: take cmfast's format")
-    scheme = _without_flags(checkpoint.preconditioning)
+    scheme = without_flags(checkpoint.preconditioning)
     if scheme != _named_scheme(path):
         if scheme == schemes.EDM():
             raise ValueError(f"{path}: an OpenAI file of an EDM model has a name that begins with edm")
@@ -67,7 +67,12 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
             "Consistency() or EDM()"
         )
     with whole_file(path) as temporary, temporary.open("wb") as file:
-        torch.save({name: value.contiguous() for name, value in checkpoint.weights.items()}, file)
+        try:
+            torch.save({name: value.contiguous() for name, value in checkpoint.weights.items()}, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch counts the bytes that a full disk did not take
+                raise error.__context__ from None
+            raise
 
 
 def left_out(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -86,16 +91,9 @@ def left_out(checkpoint: Checkpoint) -> dict[str, Any]:
     for name, released in (("dropout", 0.0), ("patch_size", 1)):
         if getattr(config, name) != released:
             fields[name] = getattr(config, name)
-    if scheme != _without_flags(scheme):
+    if scheme != without_flags(scheme):
         fields["preconditioning"] = scheme
     return fields
-
-
-def _without_flags(scheme: Preconditioning) -> Preconditioning:
-    """The preconditioning with what OpenAI's scripts take as flags, and the denoiser does not depend on, left alone."""
-    if not isinstance(scheme, schemes.EDM):
-        return scheme
-    return dataclasses.replace(scheme, num_train_timesteps=40, clip_denoised=True)
 
 
 def _named_scheme(path: Path) -> Preconditioning:
@@ -122,7 +120,9 @@ def openai_config(
             f"unknown configuration fields {', '.join(sorted(unknown))}: UNetConfig has {', '.join(sorted(fields))}"
         )
     try:
-        read = _determined(weights, int(given.get("patch_size", 1)))
+        if (patch_size := given.get("patch_size", 1)) < 1:
+            raise CheckpointError(f"{source}: patch_size must be at least 1, got {patch_size}")
+        read = _determined(weights, int(patch_size))
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{source} is not the state_dict of an OpenAI U-Net: {error} is missing among names like "

@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import CheckpointError
@@ -19,11 +19,23 @@ from .checkpoint import CheckpointError
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
+    They stay in the file until they are used: another file may take its place, but none be written over it.
+
     Raises:
-        CheckpointError: the file is truncated or another format's.
+        OSError: the file cannot be read.
+        CheckpointError: it is truncated or another format's.
     """
+    return read_with_metadata(path)[0]
+
+
+def read_with_metadata(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same, and what the file says beside them."""
+    with path.open("rb"):  # of one that cannot be read, safetensors says that it is not there
+        pass
     try:
-        return load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 

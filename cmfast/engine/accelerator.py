@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from ..kernels.backends import BackendError, chosen
 from ..kernels.transforms import forward_mode, transformed
+from ..modes import in_eval_mode
 from . import trace
 from .capture import CaptureError, SideEffectError, capture, output_dtypes
 from .cpu import CpuTarget
@@ -43,9 +44,6 @@ _log = logging.getLogger(__name__)
 #: A capture puts other parameters into modules that several accelerated networks may share.
 turns = Turns()
 _thread = threading.local()
-#: Modules that are in evaluation mode for a while, by how many threads; they were in training mode.
-_in_eval: dict[int, int] = {}
-_modes = threading.Lock()
 
 
 @dataclasses.dataclass
@@ -157,13 +155,13 @@ class Accelerator:
             as_it_is = isinstance(error, SideEffectError) and not self.whole and self.keep_weights
             if not self.has_parts and not as_it_is:
                 if isinstance(error, _RaisedError) and self.keep_weights:  # its own error, or one of being captured
-                    with turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
+                    with turns.beside(), torch.no_grad(), in_eval_mode(self.module):
                         _without_hooks(self.module)(*args, **kwargs)
                     raise CaptureError(str(error)) from None
                 raise (error.error if isinstance(error, _RaisedError) else error) from None
             reason = str(error)
         try:
-            with turns.beside(), torch.no_grad(), _in_eval_mode(self.module):
+            with turns.beside(), torch.no_grad(), in_eval_mode(self.module):
                 return self._parts(reason, args, kwargs)
         except Exception:  # the network's own: without its reason, such as an attribute not yet set, it may be captured
             with self._lock:
@@ -195,7 +193,7 @@ class Accelerator:
         with torch.no_grad():
             program = self._program(tensors, structure) if all(t.numel() for t in tensors) else None
             if program is None:  # there is nothing to compute
-                with turns.beside(), _in_eval_mode(self.module):
+                with turns.beside(), in_eval_mode(self.module):
                     return _without_hooks(self.module)(*args, **kwargs)
             dtypes = self._output_dtypes(program, tensors, structure)
             outputs = trace.run(self.module, program.target, program.executable, tensors, dtypes)
@@ -274,7 +272,7 @@ class Accelerator:
     def _make_or_refuse(self, key: Any, tensors: Sequence[Tensor], structure: Structure, backend: str) -> _Program:
         try:
             # In inference mode composite operators do not show their parts, and tensors cannot be used outside it.
-            with torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module), self._unwatched():
+            with torch.inference_mode(False), torch.no_grad(), in_eval_mode(self.module), self._unwatched():
                 return self._make(self._made.target, tensors, structure, backend)
         except CaptureError as error:
             once = isinstance(error, SideEffectError) and key not in self._with_side_effects
@@ -350,7 +348,7 @@ class Accelerator:
     def _output_dtypes(self, program: _Program, tensors: Sequence[Tensor], structure: Structure) -> list[torch.dtype]:
         given = tuple(t.dtype for t in tensors)
         if given not in program.dtypes:
-            with _capturing(), torch.inference_mode(False), torch.no_grad(), _in_eval_mode(self.module):
+            with _capturing(), torch.inference_mode(False), torch.no_grad(), in_eval_mode(self.module):
                 args, kwargs = structure.build(tensors)
                 program.dtypes[given] = output_dtypes(
                     _without_hooks(self.module), args, kwargs, program.executable.dtypes
@@ -470,27 +468,6 @@ def _capturing() -> Iterator[None]:
             parametrize._cache_enabled = cached
 
 
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Within the block all modules are in evaluation mode; then each is in its own again."""
-    held = []
-    with _modes:
-        for m in module.modules():
-            if m.training or id(m) in _in_eval:  # another thread holds it as well
-                m.training = False
-                _in_eval[id(m)] = _in_eval.get(id(m), 0) + 1
-                held.append(m)
-    try:
-        yield
-    finally:
-        with _modes:
-            for m in held:
-                _in_eval[id(m)] -= 1
-                if not _in_eval[id(m)]:
-                    del _in_eval[id(m)]
-                    m.training = True
-
-
 def _autocast_off() -> AbstractContextManager[Any]:
     """Without autocast within the block, where there is some: what is captured, and computed beforehand, is kept."""
     on = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
@@ -593,7 +570,7 @@ def install(module: nn.Module, accelerator: Accelerator) -> None:
         if getattr(_thread, "capturing", False):
             return module._call_impl(*args, **kwargs)
         if _is_recorded():
-            with _in_eval_mode(module) if any(m.training for m in module.modules()) else nullcontext():
+            with in_eval_mode(module) if any(m.training for m in module.modules()) else nullcontext():
                 return module._call_impl(*args, **kwargs)
         if not (module._forward_hooks or module._forward_pre_hooks):
             return accelerator(*args, **kwargs)

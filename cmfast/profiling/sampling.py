@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from ..model import ConsistencyModel
+from ..modes import in_eval_mode
 from ..noise import GaussianNoise
 from .measurement import Measured, measure
 from .recording import Operation
@@ -33,9 +34,7 @@ def measure_sampling(
     """
     function, levels = model._plan(sampler, steps, None, None, None)
     labels, noise = model._labels(None, count, 0), _NotedNoise(0)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with in_eval_mode(model):
         measured = measure(
             lambda: model.sample(count, sampler=sampler, steps=steps),
             {module: name for name, module in model.named_modules()},
@@ -44,9 +43,6 @@ def measure_sampling(
             recorded=lambda: model._sample_batch(function, levels, count, noise, labels),
             stage=lambda: NOISE if noise.drawing else SAMPLER,
         )
-    finally:
-        for module in training:
-            module.training = True
     _count_evaluations(measured.recording.operations)
     return measured
 

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 import cmfast
 from cmfast import CheckpointError, ConsistencyModel, UNet, UNetConfig
-from cmfast.checkpoints import openai_config
+from cmfast.checkpoints import formats, openai_config
 from cmfast.preconditioning import EDM, Consistency, LatentConsistency
 
 from ..fixture_files import FIXTURES, tiny_config, tiny_unet
@@ -48,6 +49,61 @@ def test_dtypes(tmp_path, model):
 def test_preconditioning_can_be_replaced(tmp_path, model):
     model.save(tmp_path)
     assert cmfast.load(tmp_path, preconditioning=EDM()).preconditioning == EDM()
+
+
+def test_recommended_levels_are_those_of_the_files_preconditioning(tmp_path, model):
+    model.save(tmp_path)
+    for given, kept in (
+        (dataclasses.replace(model.preconditioning, clip_denoised=False, num_train_timesteps=18), True),
+        (Consistency(sigma_data=0.4, sigma_max=20.0), False),
+        (EDM(sigma_data=0.4), False),
+        (LatentConsistency(), False),
+    ):
+        loaded = cmfast.load(tmp_path, preconditioning=given)
+        assert loaded.recommended_levels == (model.recommended_levels if kept else {})
+        assert loaded.sample(1, steps=2, sampler="multistep").isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "levels", [{"2": "81"}, {"2": ["a", "b"]}, {"2": [80.0]}, {"2": [80.0, -1.0]}, {"x": [1.0]}, [1]]
+)
+def test_recommended_levels_that_are_none(tmp_path, model, levels):
+    model.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"recommended_levels": levels}))
+    with pytest.raises(CheckpointError, match="is not a configuration written by cmfast"):
+        cmfast.load(tmp_path)
+
+
+def test_files_of_two_models_are_told_apart(tmp_path, model):
+    """As a process that saves over another model leaves them when it is killed in between."""
+    model.save(tmp_path / "first")
+    model.preconditioning = EDM()
+    model.save(tmp_path / "second")
+    for name in ("config.json", "model.safetensors"):
+        mixed = tmp_path / f"other {name}"
+        shutil.copytree(tmp_path / "first", mixed)
+        shutil.copy(tmp_path / "second" / name, mixed)
+        with pytest.raises(CheckpointError, match=r"model.safetensors is of another model than config.json"):
+            cmfast.load(mixed)
+    edited = json.loads((tmp_path / "first" / "config.json").read_text()) | {"recommended_levels": {}}
+    (tmp_path / "first" / "config.json").write_text(json.dumps(edited))
+    assert cmfast.load(tmp_path / "first").recommended_levels == {}
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "network", "text"])
+def test_nothing_is_saved_over_another_librarys_model(tmp_path, kind):
+    model = cmfast.load("digits")
+    formats.write(model.checkpoint(), tmp_path / "there", "diffusers")
+    folder = tmp_path / "there" / "unet" if kind == "network" else tmp_path / "there"
+    if kind == "text":
+        folder = tmp_path
+        (folder / "config.json").write_text("none")
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    name = "model_index.json" if kind == "diffusers" else "config.json"
+    with pytest.raises(FileExistsError, match=f"has a {name} that is not cmfast's"):
+        model.save(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
 
 def test_a_sample_shape_of_ones_own_is_kept(tmp_path):
@@ -165,6 +221,22 @@ def test_a_pickle_that_runs_code_does_not_run(tmp_path, write):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers(tmp_path, dtype):
+    weights = {name: value.to(dtype) for name, value in tiny_unet().state_dict().items()}
+    torch.save(weights, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=rf"model.pt: \S+ is {dtype}, expected floating-point numbers"):
+        cmfast.load(tmp_path / "model.pt", image_size=8, num_head_channels=16)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(tmp_path, model):
+    model.save(tmp_path)
+    (tmp_path / "model.safetensors").chmod(0)
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        cmfast.load(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 10, 1000, 5000, -100])
 def test_truncated_files(tmp_path, keep):
     torch.save(tiny_unet().state_dict(), tmp_path / "whole.pt")
@@ -269,7 +341,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, model, monkeypatch):
     model.save(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def fail(path, tensors):
+    def fail(path, tensors, metadata):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
