@@ -98,10 +98,10 @@ def draw(results: dict, card: str, path: Path) -> None:
     calls = list(table.operators(results).items())[:24]
     network = [row for row in table.rows(results, "network", "replayed_us") if row["batch"] == 1]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(16, 1.5 + 0.45 * max(len(calls), len(network), 4)))
-    for i, (_, by) in enumerate(calls):
-        for j, name in enumerate(COLORS):
-            if name in by:
-                left.barh(i + 0.2 * j, by[name].get("share", 0), 0.2, color=COLORS[name], label=name if not i else None)
+    for j, (name, color) in enumerate(COLORS.items()):
+        shares = {i + 0.2 * j: by[name].get("share", 0) for i, (_, by) in enumerate(calls) if name in by}
+        if shares:
+            left.barh(list(shares), list(shares.values()), 0.2, color=color, label=name)
     left.set_yticks([i + 0.3 for i in range(len(calls))], [call for call, _ in calls], fontsize=7)
     left.invert_yaxis()
     left.axvline(1, color="black", linewidth=0.8)

@@ -15,6 +15,7 @@ fraction of noise in (0, 1] for flow, the timestep in [0, num_train_timesteps) f
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,6 +47,10 @@ class Preconditioning:
     """
 
     clip_denoised: bool = dataclasses.field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.clip_denoised not in (True, False):
+            raise ValueError(f"{type(self).__name__}: clip_denoised must be True or False, got {self.clip_denoised!r}")
 
     def check(self, sigma: Level) -> None:
         """Raise ValueError where the scheme has no such level, or not one of a tensor's (which a GPU is waited for)."""
@@ -90,18 +95,13 @@ class EDM(Preconditioning):
     num_train_timesteps: int = dataclasses.field(default=40, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("sigma_data", "sigma_min", "rho"):
-            value = getattr(self, name)
-            if not 0.0 < value < math.inf:
-                raise ValueError(f"{type(self).__name__}: {name} must be positive, got {value}")
+        super().__post_init__()
+        _check_positive(self, "sigma_data", "sigma_min", "rho")
         if not self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 f"{type(self).__name__}: sigma_max must be above sigma_min, {self.sigma_min}, got {self.sigma_max}"
             )
-        if self.num_train_timesteps < 1:
-            raise ValueError(
-                f"{type(self).__name__}: num_train_timesteps must be at least 1, got {self.num_train_timesteps}"
-            )
+        _check_count(self, "num_train_timesteps")
 
     def check(self, sigma: Level) -> None:
         """Positive and finite."""
@@ -190,6 +190,10 @@ class Flow(Preconditioning):
 
     num_train_timesteps: int = 1000
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count(self, "num_train_timesteps")
+
     def check(self, sigma: Level) -> None:
         """Above 0 and at most 1."""
         _check_level(sigma, lambda s: (s > 0.0) & (s <= 1.0), "a level of a flow must be above 0 and at most 1")
@@ -218,6 +222,15 @@ class _Discrete(Preconditioning):
     beta_start: float = 0.00085
     beta_end: float = 0.012
     original_steps: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_count(self, "num_train_timesteps")
+        _check_count(self, "original_steps", self.num_train_timesteps)
+        for name in ("beta_start", "beta_end"):
+            value = getattr(self, name)
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 0 and below 1, got {value}")
 
     @functools.cached_property
     def alphas_cumprod(self) -> Tensor:
@@ -271,6 +284,8 @@ class LatentConsistency(_Discrete):
     timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive(self, "sigma_data", "timestep_scaling")
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise ValueError(f'prediction_type must be "epsilon" or "v_prediction", got {self.prediction_type!r}')
 
@@ -309,6 +324,11 @@ class TrajectoryConsistency(_Discrete):
     eta: float = 0.3
     clip_denoised: bool = dataclasses.field(default=False, kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"{type(self).__name__}: eta must be in [0, 1], got {self.eta}")
+
     def coefficients(self, sigma: Level, sigma_next: Level | None = None) -> Coefficients:
         """(a, b, c_in, c_noise) of the jump from sigma to s; without sigma_next, to timestep 0."""
         alpha_bar = self.alpha_bar(sigma)
@@ -331,6 +351,23 @@ class TrajectoryConsistency(_Discrete):
         if isinstance(timestep, Tensor):
             return ((1.0 - self.eta) * timestep.double()).floor()
         return float(math.floor((1.0 - self.eta) * timestep))
+
+
+def _check_positive(scheme: Preconditioning, *names: str) -> None:
+    """Raise ValueError where a number of a scheme is not positive and finite."""
+    for name in names:
+        value = getattr(scheme, name)
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"{type(scheme).__name__}: {name} must be positive, got {value}")
+
+
+def _check_count(scheme: Preconditioning, name: str, most: int | None = None) -> None:
+    """Raise ValueError where a scheme does not have a whole number of things, or more than the most."""
+    value = getattr(scheme, name)
+    is_whole = isinstance(value, numbers.Integral)
+    if not is_whole or not 1 <= value <= (most or math.inf):
+        expected = "of at least 1" if most is None else f"in 1 … {most}"
+        raise ValueError(f"{type(scheme).__name__}: {name} must be a whole number {expected}, got {value!r}")
 
 
 def _check_level(level: Level, right: Callable[[Any], Any], expected: str) -> None:

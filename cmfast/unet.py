@@ -6,6 +6,7 @@ state_dicts load as they are. Dhariwal and Nichol 2021, "Diffusion Models Beat G
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ _COUNTS = (
     "num_classes",
     "patch_size",
 )
+#: Those that say whether the network has something.
+_SWITCHES = ("use_scale_shift_norm", "resblock_updown", "conv_resample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,9 @@ class UNetConfig:
             the first convolution's input and unfolded after the last; a video's patches are of one frame. The
             downsampling factors count from there. Luhman and Luhman 2022, "Improving Diffusion Model Efficiency
             Through Patching".
+
+    Raises:
+        ValueError: a size that is none, or sizes that do not fit together.
     """
 
     image_size: int | tuple[int, ...]
@@ -77,27 +83,43 @@ class UNetConfig:
     patch_size: int = 1
 
     def __post_init__(self) -> None:
-        for field in ("channel_mult", "attention_resolutions"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        lists = {"channel_mult": "a list of numbers", "attention_resolutions": "a list of numbers"}
         if not isinstance(self.image_size, int):
-            object.__setattr__(self, "image_size", tuple(self.image_size))
+            lists["image_size"] = "a whole number, or one a dimension"
+        for field, expected in lists.items():
+            value = getattr(self, field)
+            if not isinstance(value, Iterable):
+                raise ValueError(f"UNetConfig: {field} must be {expected}, got {value!r}")
+            object.__setattr__(self, field, tuple(value))
         for field in _COUNTS:
             value = getattr(self, field)
             is_count = isinstance(value, int) and value >= 1
             if not is_count and not (value is None and field in ("num_head_channels", "num_classes")):
                 raise ValueError(f"UNetConfig: {field} must be a whole number of at least 1, got {value!r}")
+        for field in _SWITCHES:
+            if getattr(self, field) not in (True, False):
+                raise ValueError(f"UNetConfig: {field} must be True or False, got {getattr(self, field)!r}")
         if not isinstance(self.dropout, int | float) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"UNetConfig: dropout must be at least 0 and below 1, got {self.dropout!r}")
-        if self.dims not in (1, 2, 3):
-            raise ValueError(f"UNetConfig: dims must be 1, 2 or 3, got {self.dims}")
+        if not isinstance(self.dims, int) or self.dims not in (1, 2, 3):
+            raise ValueError(f"UNetConfig: dims must be 1, 2 or 3, got {self.dims!r}")
         if not isinstance(self.image_size, int) and len(self.image_size) != self.dims:
             raise ValueError(f"UNetConfig: image_size must have {self.dims} lengths, got {self.image_size}")
-        if not self.channel_mult or any(c % NUM_GROUPS or c < 1 for c in self.channels):
+        are_numbers = all(isinstance(mult, int | float) and 0.0 < mult < math.inf for mult in self.channel_mult)
+        if not self.channel_mult or not are_numbers or any(c % NUM_GROUPS or c < 1 for c in self.channels):
             raise ValueError(
                 f"UNetConfig: every level needs a multiple of {NUM_GROUPS} channels, got "
                 f"model_channels {self.model_channels} x channel_mult {self.channel_mult}"
             )
-        if others := sorted(set(self.attention_resolutions) - set(self.downsampling)):
+        lengths, factor = self.sample_shape[1:], self.patch_size * self.downsampling[-1]
+        if not all(isinstance(length, int) and length >= 1 for length in lengths):
+            raise ValueError(f"UNetConfig: image_size must be whole numbers of at least 1, got {self.image_size}")
+        if any(length % factor for length in lengths[-2:]):
+            raise ValueError(
+                f"UNetConfig: {len(self.channel_mult)} levels need lengths that are multiples of {factor}, "
+                f"patch_size · 2^(levels - 1), and image_size is {self.image_size}"
+            )
+        if others := [ds for ds in self.attention_resolutions if ds not in self.downsampling]:
             raise ValueError(
                 f"UNetConfig: attention_resolutions are downsampling factors of the levels, {self.downsampling}, got "
                 f"{', '.join(map(str, others))}"
@@ -381,7 +403,9 @@ def upsample(x: Tensor) -> Tensor:
 def downsample(x: Tensor) -> Tensor:
     """Average x [N, C, *spatial] over pairs along every spatial dimension (not along a video's time)."""
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
-    return pool(x, (1, 2, 2) if x.ndim == 5 else 2).to(x.dtype)
+    # On a CPU torch's avg_pool3d has no half precision.
+    narrow = x.ndim == 5 and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    return pool(x.float() if narrow else x, (1, 2, 2) if x.ndim == 5 else 2).to(x.dtype)
 
 
 def fold_patches(x: Tensor, size: int) -> Tensor:

@@ -1,4 +1,6 @@
 import dataclasses
+import errno
+import os
 import types
 
 import pytest
@@ -112,12 +114,43 @@ def test_classifier_files(tmp_path):
         load_classifier(tmp_path / "c.safetensors")
 
 
+def test_a_classifier_that_may_not_be_read(tmp_path, monkeypatch):
+    """The file is there: it is not said to be missing, nor damaged."""
+    path = tmp_path / "c.safetensors"
+    save_classifier(Classifier(), path)
+
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: .*c\.safetensors"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_classifier_is_single_whatever_torch_takes_for_others(dtype):
+    expected = load_classifier()
+    images = load_digits()[1].images[:5]
+    torch.set_default_dtype(dtype)
+    try:
+        found = load_classifier()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {value.dtype for value in found.state_dict().values()} == {torch.float32}
+    assert torch.equal(found(images), expected(images))
+
+
 @pytest.mark.parametrize("size", [8, 15, 16, 17, 28, 36, 64])
 def test_classifiers_of_all_sizes(tmp_path, size):
     classifier = Classifier(size=size).eval().half().float()
     save_classifier(classifier, tmp_path / "c.safetensors")
     x = torch.randn(2, 1, size, size)
     assert torch.equal(load_classifier(tmp_path / "c.safetensors")(x), classifier(x))
+
+
+def test_nothing_is_nearest_among_none():
+    with pytest.raises(ValueError, match="at least one image, got 0"):
+        nearest_distance(torch.zeros(2, 1, 2, 2), torch.zeros(0, 1, 2, 2))
 
 
 def test_copies_have_no_distance():
@@ -195,6 +228,11 @@ def test_feature_statistics():
     assert mean.tolist() == [3, 3]
     assert covariance.tolist() == [[4, -1], [-1, 7]]
     assert mean.dtype == covariance.dtype == torch.float64
+    for few in (0, 1):
+        with pytest.raises(ValueError, match=f"at least two samples, got {few}"):
+            feature_statistics(torch.zeros(few, 2))
+        with pytest.raises(ValueError, match=f"at least two samples, got {few}"):
+            Classifier().set_statistics("train", torch.zeros(few, 1, 8, 8))
 
 
 def test_latency_of_a_model_without_classes():
@@ -308,6 +346,24 @@ def test_an_interruption_keeps_the_rounds_that_were_done(monkeypatch, done, roun
             measure(plans, **options)
     else:
         assert [len(found.rounds) for found in measure(plans, **options)] == rounds
+
+
+def test_an_interruption_while_samples_come_to_the_host(monkeypatch):
+    """A batch is done with all of it, or not at all."""
+    model = ConsistencyModel(tiny_unet(), EDM())
+    classifier, to_host, calls = load_classifier(), torch.Tensor.cpu, []
+
+    def interrupted(tensor):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return to_host(tensor)
+
+    plans = [Plan("a", model, "euler", 1), Plan("b", model, "euler", 2)]
+    monkeypatch.setattr(torch.Tensor, "cpu", interrupted)
+    found = measure(plans, batch_size=2, rounds=3, classifier=classifier)
+    assert [len(row.rounds) for row in found] == [2, 1]
+    assert all(row.quality is not None for row in found)
 
 
 def row(seconds, accuracy, to_test, to_train):

@@ -126,6 +126,22 @@ def test_a_folder_behind_a_link(tmp_path):
     assert (tmp_path / "there" / "a").read_text() == "a"
 
 
+def test_links_that_go_round(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for path in (tmp_path / "a", tmp_path / "a" / "c"):
+        for write in (check_writable, lambda path: whole_file(path).__enter__()):
+            with pytest.raises(OSError, match=r"'.*/a'"):
+                write(path)
+        with pytest.raises(OSError, match="/a"), whole_folder(path):
+            pass
+    with pytest.raises(OSError, match=r"Too many levels of symbolic links: '.*/a'") as caught:
+        check_writable(tmp_path / "a")
+    assert caught.value.errno == errno.ELOOP
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    assert (tmp_path / "a").is_symlink()
+
+
 def test_a_folder_whole_or_not_at_all(tmp_path):
     with whole_folder(tmp_path / "new" / "folder") as folder:
         (folder / "a").write_text("a")

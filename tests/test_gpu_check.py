@@ -327,6 +327,19 @@ def test_results_are_kept_and_drawn(tmp_path):
     assert f"]({picture})" in text
 
 
+def test_the_legend_has_the_backends_of_all_calls(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    labels, draw = [], Axes.legend
+    monkeypatch.setattr(Axes, "legend", lambda axes: labels.extend(axes.get_legend_handles_labels()[1]) or draw(axes))
+    call = {"op": "conv2d", "layout": "nhwc", "form": "", "dtype": "bfloat16", "cold_us": 3.0, "share": 0.5}
+    backends = {"1x2": ("triton", "torch"), "3x4": ("torch", "cuda", "torch.compile")}
+    rows = [{**call, "shape": shape, "backend": backend} for shape in backends for backend in backends[shape]]
+    module("gpu_results").draw({"operators": {"rows": rows}}, "a card", tmp_path / "a.png")
+    assert sorted(labels) == ["cuda", "torch", "torch.compile", "triton"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -132,6 +132,19 @@ def test_a_report_of_what_does_not_fit():
         report(samples, None, features, train=torch.zeros(2, 3, 8, 8))
     with pytest.raises(FloatingPointError, match="2 of 2 samples are not finite"):
         report(samples, None, features, real=torch.full((2, 1, 8, 8), torch.nan))
+    for count in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"at least 4 real images and samples, got {count} and 4"):
+            report(samples, None, features, real=torch.zeros(count, 1, 8, 8))
+    with pytest.raises(ValueError, match="at least 4 real images and samples, got 9 and 3"):
+        report(samples[:3], None, features, real=torch.zeros(9, 1, 8, 8))
+    with pytest.raises(ValueError, match="at least one training image, got 0"):
+        report(samples, None, features, train=samples[:0])
+
+
+def test_a_report_of_the_fewest_images():
+    samples = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = report(samples, None, load_features(), real=samples, train=samples[:1], resamples=2)
+    assert all(math.isfinite(measure.value.value) for measure in found)
 
 
 def test_inception_sees_pixels_in_colour(monkeypatch):

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmfast import ConsistencyModel
+from cmfast import CheckpointError, ConsistencyModel, load
 from cmfast.preconditioning import (
     EDM,
     Consistency,
@@ -14,6 +15,8 @@ from cmfast.preconditioning import (
     TrajectoryConsistency,
     TrigFlow,
 )
+
+from .fixture_files import tiny_unet
 
 SD, EPS = 0.5, 0.002
 SCHEMES = [
@@ -224,6 +227,46 @@ def test_trajectories_of_tensors_end_where_those_of_floats_do():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+WRONG = [
+    (EDM, {"sigma_data": math.nan}, "sigma_data must be positive, got nan"),
+    (EDM, {"num_train_timesteps": 40.5}, "num_train_timesteps must be a whole number of at least 1, got 40.5"),
+    (TrigFlow, {"clip_denoised": "false"}, "clip_denoised must be True or False, got 'false'"),
+    (Flow, {"num_train_timesteps": 0}, "num_train_timesteps must be a whole number of at least 1, got 0"),
+    (Flow, {"num_train_timesteps": math.inf}, "num_train_timesteps must be a whole number of at least 1, got inf"),
+    (Flow, {"clip_denoised": None}, "clip_denoised must be True or False, got None"),
+    (LatentConsistency, {"num_train_timesteps": 0}, "num_train_timesteps must be a whole number of at least 1, got 0"),
+    (LatentConsistency, {"num_train_timesteps": 10}, "original_steps must be a whole number in 1 … 10, got 50"),
+    (LatentConsistency, {"original_steps": 0}, "original_steps must be a whole number in 1 … 1000, got 0"),
+    (LatentConsistency, {"beta_start": -0.1}, "beta_start must be at least 0 and below 1, got -0.1"),
+    (LatentConsistency, {"beta_end": 5.0}, "beta_end must be at least 0 and below 1, got 5.0"),
+    (LatentConsistency, {"sigma_data": 0.0}, "sigma_data must be positive, got 0.0"),
+    (LatentConsistency, {"sigma_data": math.nan}, "sigma_data must be positive, got nan"),
+    (LatentConsistency, {"timestep_scaling": -1.0}, "timestep_scaling must be positive, got -1.0"),
+    (LatentConsistency, {"timestep_scaling": math.inf}, "timestep_scaling must be positive, got inf"),
+    (TrajectoryConsistency, {"original_steps": 1001}, "original_steps must be a whole number in 1 … 1000, got 1001"),
+    (TrajectoryConsistency, {"beta_end": math.nan}, "beta_end must be at least 0 and below 1, got nan"),
+    (TrajectoryConsistency, {"eta": -0.5}, r"eta must be in \[0, 1\], got -0.5"),
+    (TrajectoryConsistency, {"eta": 2.0}, r"eta must be in \[0, 1\], got 2.0"),
+    (TrajectoryConsistency, {"eta": math.nan}, r"eta must be in \[0, 1\], got nan"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "wrong", "message"), WRONG)
+def test_numbers_that_make_no_scheme(scheme, wrong, message):
+    with pytest.raises(ValueError, match=f"^{scheme.__name__}: {message}$"):
+        scheme(**wrong)
+
+
+def test_files_with_numbers_that_make_no_scheme(tmp_path):
+    ConsistencyModel(tiny_unet()).save(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for scheme, wrong, message in WRONG:
+        content["preconditioning"] = {"type": scheme.__name__, **wrong}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=f"config.json is not .* {message}"):
+            load(tmp_path)
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])

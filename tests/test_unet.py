@@ -79,6 +79,27 @@ def test_autocast(dims, size, changes):
     assert relative_error(y.float(), unet(x, t, labels)) < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("changes", [{"resblock_updown": True}, {"conv_resample": False}], ids=str)
+@pytest.mark.parametrize(("dims", "size"), [(1, (16,)), (2, (8, 4)), (3, (3, 8, 4))])
+def test_half_precision(dims, size, changes, dtype):
+    unet = tiny_unet(dims=dims, image_size=size, **{"resblock_updown": False} | changes)
+    x, t, labels = torch.randn(2, 1, *size), torch.tensor([1.0, 500.0]), torch.tensor([3, 9])
+    exact = unet(x, t, labels)
+    y = unet.to(dtype)(x.to(dtype), t, labels)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert relative_error(y.float(), exact) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_videos_of_half_precision_are_pooled_frame_by_frame(dtype):
+    x = torch.randn(2, 3, 4, 6, 8).to(dtype).to(memory_format=torch.channels_last_3d)
+    expected = torch.stack([downsample(frame) for frame in x.unbind(2)], 2)
+    assert torch.equal(downsample(x), expected)
+    assert expected.dtype == dtype
+
+
 @pytest.mark.parametrize(
     ("dims", "spatial"), [(1, (6,)), (2, (4, 6)), (3, (3, 4, 6))], ids=["audio", "images", "video"]
 )
@@ -147,6 +168,7 @@ def test_sizes_of_a_sample():
     assert tiny_config(image_size=8).sample_shape == (1, 8, 8)
     assert tiny_config(image_size=[8, 4]).sample_shape == (1, 8, 4)
     assert tiny_config(image_size=8, dims=3).sample_shape == (1, 8, 8, 8)
+    assert tiny_config(image_size=(3, 8, 4), dims=3).sample_shape == (1, 3, 8, 4)  # a video of any depth
     config = UNetConfig(image_size=16, model_channels=64, channel_mult=[0.5, 1, 2])
     assert (config.channels, config.downsampling) == ((32, 64, 128), (1, 2, 4))
     assert (config.sample_shape, config.out_channels) == ((3, 16, 16), 3)
@@ -335,6 +357,24 @@ def test_compiles_into_one_graph():
         ({"patch_size": 0}, "patch_size must be"),
         ({"num_head_channels": 48}, "heads must divide"),
         ({"num_head_channels": None, "num_heads": 7}, "heads must divide"),
+        ({"dims": 2.0}, "dims must be 1, 2 or 3, got 2.0"),
+        ({"dims": "2"}, "dims must be 1, 2 or 3, got '2'"),
+        ({"image_size": 0}, "image_size must be whole numbers of at least 1, got 0"),
+        ({"image_size": -8}, "image_size must be whole numbers of at least 1, got -8"),
+        ({"image_size": (0, 8, 8), "dims": 3}, r"image_size must be whole numbers of at least 1, got \(0, 8, 8\)"),
+        ({"image_size": (8.0, 8)}, r"image_size must be whole numbers of at least 1, got \(8.0, 8\)"),
+        ({"image_size": 8.0}, "image_size must be a whole number, or one a dimension, got 8.0"),
+        ({"image_size": None}, "image_size must be a whole number, or one a dimension, got None"),
+        ({"image_size": 7}, r"2 levels need lengths that are multiples of 2, patch_size · 2.*, and image_size is 7"),
+        ({"image_size": (8, 6), "patch_size": 2}, r"2 levels need .* multiples of 4, .* image_size is \(8, 6\)"),
+        ({"channel_mult": 2}, "channel_mult must be a list of numbers, got 2"),
+        ({"channel_mult": (1, "2")}, r"multiple of 32 channels, got .* channel_mult \(1, '2'\)"),
+        ({"channel_mult": (1, math.nan)}, r"multiple of 32 channels, got .* channel_mult \(1, nan\)"),
+        ({"attention_resolutions": 2}, "attention_resolutions must be a list of numbers, got 2"),
+        ({"attention_resolutions": ([2],)}, r"attention_resolutions are .* factors of the levels, .* got \[2\]"),
+        ({"use_scale_shift_norm": "false"}, "use_scale_shift_norm must be True or False, got 'false'"),
+        ({"resblock_updown": None}, "resblock_updown must be True or False, got None"),
+        ({"conv_resample": []}, r"conv_resample must be True or False, got \[\]"),
     ],
 )
 def test_configurations_that_make_no_network(changes, message):

@@ -125,7 +125,10 @@ def _rename(draft: Path, path: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: content[name] for name in ("format", "settings", "made_by")}
+        found = {name: content[name] for name in ("format", "settings", "made_by")}
+        if not isinstance(found["settings"], dict) or not isinstance(found["made_by"], dict):
+            raise TypeError("settings and made_by must be objects")
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a manifest written by cmfast: {error!r}") from error
 

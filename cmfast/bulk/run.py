@@ -1,5 +1,6 @@
 """A run: samples of a model, written to a folder shard by shard."""
 
+import operator
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..engine.accelerator import accelerator_of
 from ..finite import check_finite
@@ -48,7 +50,7 @@ class Run:
         dtype_out: str | None = None,
         shard_size: int = 1024,
         batch_size: int = 64,
-        class_labels: int | Sequence[int] | None = None,
+        class_labels: int | Sequence[int] | Tensor | None = None,
         steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
@@ -82,11 +84,14 @@ class Run:
         Raises:
             ValueError: an argument is out of range, the format cannot hold such samples, or the folder has samples of
                 other settings; the message says which.
+            TypeError: a number of samples or threads, or the seed, that is not whole.
             FileExistsError: the folder has other files.
             OSError: the folder cannot be made or written to.
         """
         self.model = model
         self.folder = Path(folder)
+        numbers = (count, shard_size, batch_size, seed, first_sample)
+        count, shard_size, batch_size, seed, first_sample = map(operator.index, numbers)  # JSON has no others
         self.shards = Shards(first_sample, count, shard_size)
         if batch_size < 1:
             raise ValueError(f"a batch must have at least 1 sample, got {batch_size}")
@@ -95,13 +100,15 @@ class Run:
         self._dtype_out = dtype_of(format, model.sample_shape, dtype_out)
         self._format = FORMATS[format]
         self._batch_size, self._seed = min(batch_size, shard_size, count), seed
-        self._class_labels = class_labels
+        self._class_labels: int | list[int] | None = None
         if class_labels is not None:
-            checked = 1 if isinstance(class_labels, int) else count
-            model._labels(class_labels, checked, first_sample)  # or an error, before anything is written
+            given = torch.as_tensor(class_labels)
+            model._labels(given, count if given.ndim else 1, first_sample)  # or an error, before anything is written
+            self._class_labels = given.tolist()
         self._plan: dict[str, Any] = {"steps": steps, "timesteps": timesteps, "sigmas": sigmas, "sampler": sampler}
         self._most_threads = most_threads(model)
-        self._threads = threads or min(torch.get_num_threads(), self._most_threads or torch.get_num_threads())
+        torchs = torch.get_num_threads()
+        self._threads = operator.index(threads or 0) or min(torchs, self._most_threads or torchs)
         self._samples_by_name = {self._format.name(shard, self.shards): shard.count for shard in self.shards}
         self.differences = manifest.begin(self.folder, self._settings(format), manifest.made_by(model.device))
         clear(self.folder)

@@ -80,7 +80,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, split: str, images: Tensor) -> None:
-        """Compute the statistics of the real samples [M, C, *spatial] and keep them."""
+        """Compute the statistics of the real samples [M, C, *spatial], at least two, and keep them."""
         mean, covariance = feature_statistics(in_batches(self.features, images))
         getattr(self, f"{split}_mean").copy_(mean)
         getattr(self, f"{split}_covariance").copy_(covariance)
@@ -93,7 +93,13 @@ def in_batches(of: Callable[[Tensor], Tensor], images: Tensor, batch_size: int =
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and covariance [D, D] of features [M, D], in float64."""
+    """Mean [D] and covariance [D, D] of features [M, D], in float64.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    if len(features) < 2:
+        raise ValueError(f"feature_statistics: expected the features of at least two samples, got {len(features)}")
     features = features.double()
     return features.mean(0), torch.cov(features.T)
 
@@ -116,19 +122,22 @@ def load_classifier(source: str | Path = "digits") -> Classifier:
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: the file cannot be read.
         CheckpointError: the file is not such a classifier.
     """
     bundled = str(source) in BUNDLED
     path = asset(f"{str(source).removesuffix('-teacher')}-classifier.safetensors") if bundled else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"no classifier at {path}")
+    with path.open("rb"):  # or an OSError: safetensors says of every file that it cannot open that there is none
+        pass
     try:
         weights = {name: value.float() for name, value in load_file(path).items()}
         num_classes, channels = weights["out.weight"].shape[0], weights["conv1.weight"].shape[1]
         dims, positions = weights["conv1.weight"].ndim - 2, weights["hidden.weight"].shape[1] // 64
         side = round(positions**0.5)  # after it was pooled once or twice
         size = 2 * side if 2 * side <= LARGE else 4 * side  # where both have it, they have the same weights
-        classifier = Classifier(channels, size if dims == 2 else None, num_classes, dims)
+        classifier = Classifier(channels, size if dims == 2 else None, num_classes, dims).float()
         classifier.load_state_dict(weights)
     except (safetensors.SafetensorError, KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a classifier written by cmfast: {first_line(error)}") from error

@@ -99,9 +99,8 @@ def measure(
     evaluations = _evaluations(plans)
     # A network that is accelerated is made ready again once the counting hook is gone.
     short = [_timed(plan, batch_size, 0, seed)[0][1] < SHORT for plan in plans]
-    seconds: list[list[float]] = [[] for _ in plans]
-    decoding: list[list[float]] = [[] for _ in plans]
-    samples: list[list[Tensor]] = [[] for _ in plans]
+    # Of each batch its seconds, those in the decoder and its samples, in one: Ctrl-C comes between any two statements.
+    done: list[list[tuple[float, float, Tensor]]] = [[] for _ in plans]
     try:
         for i in range(rounds):
             for k, plan in enumerate(plans):
@@ -111,22 +110,21 @@ def measure(
                 if not torch.isfinite(drawn).all():
                     what = f"{plan.name} {plan.sampler} {plan.steps}"
                     raise FloatingPointError(f"{what} gave samples that are not finite")
-                seconds[k].append(elapsed)
-                decoding[k].append(elapsed - sampled)
-                samples[k].append(drawn.cpu())
+                done[k].append((elapsed, elapsed - sampled, drawn.cpu()))
                 if progress is not None:
                     progress(i * len(plans) + k + 1, rounds * len(plans))
     except KeyboardInterrupt:
-        if not seconds[0]:
+        if not done[0]:
             raise
     rows = []
-    for i, (plan, times, drawn_batches) in enumerate(zip(plans, seconds, samples, strict=True)):
-        if not times:
+    for i, (plan, batches) in enumerate(zip(plans, done, strict=True)):
+        if not batches:
             continue
+        times, decoding, samples = zip(*batches, strict=True)
         median = statistics.median(times)
         labels = torch.arange(len(times) * batch_size) % (plan.model.num_classes or 1)
         measured = classifier is not None and len(labels) > 1
-        quality = evaluate(torch.cat(drawn_batches), labels, classifier) if measured else None  # type: ignore[arg-type]
+        quality = evaluate(torch.cat(samples), labels, classifier) if measured else None  # type: ignore[arg-type]
         rows.append(
             Latency(
                 plan.name,
@@ -140,8 +138,8 @@ def measure(
                 quality,
                 batch_size,
                 firsts[i],
-                tuple(times),
-                None if plan.decoder is None else statistics.median(decoding[i]),
+                times,
+                None if plan.decoder is None else statistics.median(decoding),
             )
         )
     return rows

@@ -10,7 +10,7 @@ from ..finite import check_finite
 from .bootstrap import Interval, interval
 from .classifier import feature_statistics, in_batches
 from .features import Features
-from .precision_recall import precision_recall
+from .precision_recall import NEIGHBOURS, precision_recall
 from .quality import frechet_distance, nearest_distances
 
 
@@ -54,13 +54,13 @@ def report(
         samples: [N, C, *spatial] in [-1, 1].
         labels: the classes that were asked for [N]; None for an unconditional model.
         features: what is compared.
-        real: other real images [M, C, *spatial] in [-1, 1], such as a test set.
-        train: the images that the model was trained on [K, C, *spatial] in [-1, 1].
+        real: other real images [M, C, *spatial] in [-1, 1], such as a test set: at least four, as of samples then.
+        train: the images that the model was trained on [K, C, *spatial] in [-1, 1], at least one.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: fewer than two samples, or images and labels that do not fit.
+        ValueError: fewer than two samples, too few images, or images and labels that do not fit.
         FloatingPointError: samples that are not finite.
     """
     if len(samples) < 2 or (labels is not None and labels.shape != samples.shape[:1]):
@@ -68,13 +68,20 @@ def report(
             f"report: expected at least two samples and as many labels, got {len(samples)} and "
             f"{None if labels is None else list(labels.shape)}"
         )
+    count = len(samples)
     for name, images in (("real", real), ("train", train)):
         if images is not None and images.shape[1:] != samples.shape[1:]:
             raise ValueError(f"report: samples are {list(samples.shape[1:])}, and {name} {list(images.shape[1:])}")
     for images in (samples, real, train):
         if images is not None:
             check_finite(images)
-    count = len(samples)
+    if real is not None and min(len(real), count) <= NEIGHBOURS:
+        raise ValueError(
+            f"report: precision and recall need at least {NEIGHBOURS + 1} real images and samples, got {len(real)} and "
+            f"{count}"
+        )
+    if train is not None and not len(train):
+        raise ValueError("report: expected at least one training image, got 0")
 
     def measured(statistic: Callable[[Tensor], float], of: int = count) -> Interval:
         return interval(statistic, of, resamples=resamples, seed=seed)

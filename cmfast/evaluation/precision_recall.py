@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+#: What the paper takes for k.
+NEIGHBOURS = 3
+
 #: Rows of features whose distances to all others are in memory at once.
 _ROWS = 1024
 
@@ -22,7 +25,7 @@ class PrecisionRecall(NamedTuple):
     recalled: Tensor
 
 
-def precision_recall(real: Tensor, samples: Tensor, neighbours: int = 3) -> PrecisionRecall:
+def precision_recall(real: Tensor, samples: Tensor, neighbours: int = NEIGHBOURS) -> PrecisionRecall:
     """Find which of the features lie within the other set's manifold.
 
     A set's manifold is the union of spheres about its members, each as large as the distance to the member's k-th

@@ -71,7 +71,13 @@ def nearest_distance(samples: Tensor, images: Tensor) -> float:
 
 
 def nearest_distances(samples: Tensor, images: Tensor) -> Tensor:
-    """Euclidean distance of each of the samples [N, …] to the nearest of the images [M, …]: [N], on the CPU."""
+    """Euclidean distance of each of the samples [N, …] to the nearest of the images [M, …]: [N], on the CPU.
+
+    Raises:
+        ValueError: no images.
+    """
+    if not len(images):
+        raise ValueError("nearest_distances: expected at least one image, got 0")
     flat, found = images.flatten(1).float().cpu(), []
     for part in samples.flatten(1).float().cpu().split(1024):
         nearest = flat[torch.cdist(part, flat).argmin(1)]  # by products, which lose the distances of copies

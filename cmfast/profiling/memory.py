@@ -49,8 +49,8 @@ class Memory:
 
     @property
     def peak(self) -> StepMemory:
-        """The step at which most bytes of values live."""
-        return max(self.steps, key=lambda step: step.live_bytes)
+        """The step at which most bytes of values live; of programs without steps, a step of no bytes."""
+        return max(self.steps, key=lambda step: step.live_bytes, default=_layer("", []))
 
     def by_layer(self, depth: int | None = None) -> list[StepMemory]:
         """The steps by layer, or by the first `depth` parts of its name; those of the most live bytes first."""
@@ -63,10 +63,10 @@ class Memory:
     def report(self, depth: int | None = 2) -> str:
         """The table as text; layers are named by the first `depth` parts of their names."""
         peak = self.peak
+        where = f", at {peak.layer or 'the network itself'} ({peak.operator})" if self.steps else ""
         headline = (
-            f"memory: {self.arena_bytes / 1e6:.2f} MB for values, of which at most {peak.live_bytes / 1e6:.2f} live, "
-            f"at {peak.layer or 'the network itself'} ({peak.operator}); {self.packed_bytes / 1e6:.2f} MB of packed "
-            "weights"
+            f"memory: {self.arena_bytes / 1e6:.2f} MB for values, of which at most {peak.live_bytes / 1e6:.2f} live"
+            f"{where}; {self.packed_bytes / 1e6:.2f} MB of packed weights"
         )
         rows = [
             [layer.layer or "(the network itself)", *(f"{size / 1e6:.3f}" for size in (layer.live_bytes, *layer[5:]))]
@@ -116,6 +116,6 @@ def _steps(run: Run, module: str, seen: set[int]) -> Iterator[StepMemory]:
 
 
 def _layer(name: str, steps: list[StepMemory]) -> StepMemory:
-    live, end = (max(getattr(step, field) for step in steps) for field in ("live_bytes", "end_bytes"))
+    live, end = (max((getattr(step, field) for step in steps), default=0) for field in ("live_bytes", "end_bytes"))
     written, weights = (sum(getattr(step, field) for step in steps) for field in ("written_bytes", "weight_bytes"))
     return StepMemory("", name, "", live, end, written, weights)

@@ -32,15 +32,15 @@ def sample_onestep(
     Args:
         denoiser: D(x, sigma [N]).
         x: [N, C, *spatial], noise of standard deviation sigmas[0].
-        sigmas: decreasing levels, of which the first is used.
+        sigmas: decreasing levels, of which the first is used; the last of several may be 0.
         noise: not used; every sampler takes it.
         callback: called once (see `cmfast.sampling.protocol`).
         progress: not used; there is one step.
 
     Raises:
-        ValueError: levels that do not decrease.
+        ValueError: levels that do not decrease, or are not positive but for a final 0 of several.
     """
-    sigma = host_levels(sigmas[:1], final_zero=False)[0]
+    sigma = host_levels(sigmas, final_zero=len(sigmas) > 1)[0]
     denoised = evaluate(denoiser, x, sigma)
     report(callback, 0, denoised, sigma, denoised)
     return denoised
@@ -71,7 +71,7 @@ def sample_multistep(
         sigma_min: the level at which the denoised sample stands, for 1, √(sigma² - sigma_min²); 0.002 by default.
 
     Raises:
-        ValueError: levels that do not decrease, or are not positive.
+        ValueError: levels that do not decrease, or are not positive, or a sigma_min that is negative or not finite.
     """
     levels, noise = host_levels(sigmas, final_zero=False), noise or torch_noise
     fused_step = getattr(denoiser, "step", None) if renoise is None and sigma_min is None else None

@@ -59,6 +59,9 @@ def sample_heun(
 
     s_churn, s_tmin, s_tmax and s_noise are the paper's: the amount of noise added before each step whose level is in
     [s_tmin, s_tmax], and its standard deviation.
+
+    Raises:
+        ValueError: one of these that is not a number, an s_noise that is not finite, or levels that do not decrease.
     """
     levels = host_levels(sigmas, final_zero=True)
     for i in steps(len(levels) - 1, progress):
@@ -91,7 +94,7 @@ def sample_dpm2(
 ) -> Tensor:
     """A midpoint method like DPM-Solver-2, two evaluations a step (Lu et al. 2022, algorithm 1).
 
-    The midpoint is chosen on a Karras grid of rho = 3. The churn arguments are those of `sample_heun`.
+    The midpoint is chosen on a Karras grid of rho = 3. The churn arguments and errors are those of `sample_heun`.
     """
     levels = host_levels(sigmas, final_zero=True)
     for i in steps(len(levels) - 1, progress):
@@ -210,6 +213,11 @@ def _churn(
     s_noise: float,
 ) -> tuple[Tensor, float]:
     """Raise step i's level by added noise: Karras et al. 2022, algorithm 2, lines 4 to 6."""
+    if any(map(math.isnan, (s_churn, s_tmin, s_tmax))) or not math.isfinite(s_noise):
+        raise ValueError(
+            f"s_churn, s_tmin and s_tmax must be numbers and s_noise finite, got {s_churn}, {s_tmin}, {s_tmax} and "
+            f"{s_noise}"
+        )
     sigma = levels[i]
     if s_churn <= 0.0:
         return x, sigma

@@ -6,6 +6,8 @@ positions, the weighted mean of its channels, or the means of its patches. The s
 [N, C, *spatial], as everywhere in `cmfast.sampling`; for latents give clip=None.
 """
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +59,7 @@ def inpaint(
         x: [N, C, *spatial], noise of standard deviation sigmas[0].
         sigmas: the decreasing, positive levels at which the model is evaluated.
         noise: draw i brings the sample to sigmas[i]; None means torch's global generator.
-        clip: bound of each evaluation's absolute value; None does not clip.
+        clip: bound of each evaluation's absolute value, which is positive; None does not clip.
         renoise: (alpha, beta) of `alpha · denoised + beta · z` at the next level; None means the model's own where the
             denoiser is `model.denoiser()`, else 1, √(sigma² - sigma_min²).
         sigma_min: the level at which the denoised sample stands, for 1, √(sigma² - sigma_min²); 0.002 by default.
@@ -68,7 +70,8 @@ def inpaint(
         [N, C, *spatial] in the dtype of x.
 
     Raises:
-        ValueError: shapes that do not fit, a mask of other values than 0 and 1, or levels that do not decrease.
+        ValueError: shapes that do not fit, a mask of other values than 0 and 1, a clip or sigma_min that is out of
+            range, or levels that do not decrease.
     """
     known = _like("inpaint: known", known, x)
     if not ((mask == 0) | (mask == 1)).all():
@@ -99,7 +102,8 @@ def colorize(
         known: [N or 1, 1, *spatial], a grey picture, or [N or 1, C, *spatial], of which the sum over channels is used.
         x: [N, C, *spatial], noise of standard deviation sigmas[0].
         sigmas: the decreasing, positive levels at which the model is evaluated.
-        weights: C weights of the channels; by default those of red, green and blue in the luma.
+        weights: C weights of the channels, of which at least one is not 0; by default those of red, green and blue in
+            the luma.
         noise: see `inpaint`, also for the arguments after it.
         clip: bound of each evaluation's absolute value, before its luma is put back.
         renoise: see `inpaint`.
@@ -111,10 +115,12 @@ def colorize(
         [N, C, *spatial] in the dtype of x.
 
     Raises:
-        ValueError: shapes that do not fit, or levels that do not decrease.
+        ValueError: shapes, weights or a clip that do not fit, or levels that do not decrease.
     """
     if len(weights) != x.shape[1]:
         raise ValueError(f"colorize: expected a weight for each of {x.shape[1]} channels, got {tuple(weights)}")
+    if not 0.0 < math.hypot(*map(float, weights)) < math.inf:
+        raise ValueError(f"colorize: weights must be finite, and not all 0, got {tuple(weights)}")
     known = _like("colorize: known", known, x)
     direction = torch.tensor(list(weights), dtype=x.dtype, device=x.device)
     direction = (direction / direction.norm()).reshape(-1, *(1,) * (x.ndim - 2))
@@ -160,10 +166,10 @@ def super_resolve(
         [N, C, *spatial] in the dtype of x.
 
     Raises:
-        ValueError: shapes or a factor that do not fit, or levels that do not decrease.
+        ValueError: shapes, a factor or a clip that do not fit, or levels that do not decrease.
     """
-    if factor < 2:
-        raise ValueError(f"super_resolve: factor must be at least 2, got {factor}")
+    if not isinstance(factor, numbers.Integral) or factor < 2:
+        raise ValueError(f"super_resolve: factor must be a whole number of at least 2, got {factor}")
     spatial = x.shape[2:]
     small = [-(-size // factor) for size in spatial]
     if list(known.shape[2:]) == small:
@@ -244,7 +250,7 @@ def interpolate(
         second: [C, *spatial], other noise of that level.
         sigmas: the decreasing, positive levels at which the model is evaluated. With more than one, give `noise` the
             same numbers for all samples, or each jumps to details of its own.
-        weights: of the second, one a sample: 0 is the first, 1 the second.
+        weights: of the second, one a sample: 0 is the first, 1 the second. They are finite.
         noise: see `inpaint`, also for the arguments after it.
         renoise: see `inpaint`.
         sigma_min: see `inpaint`.
@@ -255,7 +261,7 @@ def interpolate(
         [N, C, *spatial].
 
     Raises:
-        ValueError: shapes that do not fit, no weights, or levels that do not decrease.
+        ValueError: shapes or weights that do not fit, or levels that do not decrease.
     """
     given: dict[str, Any] = {
         "noise": noise,
@@ -271,23 +277,25 @@ def between(first: Tensor, second: Tensor, weights: Sequence[float]) -> Tensor:
     """Spherical linear interpolation of two tensors: [N, …] for N weights of the second.
 
     With ψ the angle between them, (sin((1 - w) ψ) first + sin(w ψ) second) / sin ψ (Shoemake 1985); their linear
-    interpolation where they lie along one line.
+    interpolation where they lie along one line, or one of them is 0.
 
     Raises:
-        ValueError: tensors of two shapes, or no weights.
+        ValueError: tensors of two shapes, no weights, or weights that are not finite.
     """
     if first.shape != second.shape or not len(weights):
         raise ValueError(
             f"interpolate: expected two tensors of one shape and at least one weight, got {list(first.shape)}, "
             f"{list(second.shape)} and {len(weights)} weights"
         )
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"interpolate: weights must be finite, got {tuple(weights)}")
     wide = torch.float64
     w = torch.tensor(list(weights), dtype=wide, device=first.device).reshape(-1, *(1,) * first.ndim)
     a, b = first.to(wide), second.to(wide)
     cosine = (a * b).sum() / (a.norm() * b.norm())
     angle = torch.arccos(cosine.clamp(-1.0, 1.0))
     sine = torch.sin(angle)
-    along_line = sine < 1e-6
+    along_line = ~(sine >= 1e-6)  # NaN where one of them is 0
     of_first = torch.where(along_line, 1 - w, torch.sin((1 - w) * angle) / sine)
     of_second = torch.where(along_line, w, torch.sin(w * angle) / sine)
     return (of_first * a + of_second * b).to(first.dtype)
@@ -306,6 +314,8 @@ def _edit(
     progress: bool,
 ) -> Tensor:
     """Algorithm 4: denoise, put back what is known, renoise to the next level, and again."""
+    if clip is not None and not clip > 0.0:
+        raise ValueError(f"clip must be a positive bound, or None, got {clip}")
     levels, noise = host_levels(sigmas, final_zero=False), noise or torch_noise
     renoise = renoising(denoiser, renoise, sigma_min)
     for i in steps(len(levels), progress):
@@ -334,7 +344,10 @@ def _like(name: str, given: Tensor, x: Tensor, *sizes: Sequence[int]) -> Tensor:
 def _patch_means(t: Tensor, factor: int) -> Tensor:
     """Each element's patch's mean, in the shape of t [N, C, *spatial]."""
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[t.ndim - 3]
-    return _enlarged(pool(t, factor, ceil_mode=True), factor, t.shape[2:])
+    # On a CPU torch's avg_pool3d has no half precision.
+    narrow = t.ndim == 5 and t.device.type == "cpu" and t.dtype in (torch.bfloat16, torch.float16)
+    means = pool(t.float() if narrow else t, factor, ceil_mode=True).to(t.dtype)
+    return _enlarged(means, factor, t.shape[2:])
 
 
 def _enlarged(means: Tensor, factor: int, spatial: Sequence[int]) -> Tensor:

@@ -45,7 +45,13 @@ def evaluate(denoiser: DenoiserFunction, x: Tensor, sigma: float) -> Tensor:
 
 
 def renoising(denoiser: DenoiserFunction, renoise: Renoise | None, sigma_min: float | None) -> Renoise:
-    """How what a denoiser gives comes to a level again: as is asked, as the denoiser says, or as the paper does."""
+    """How what a denoiser gives comes to a level again: as is asked, as the denoiser says, or as the paper does.
+
+    Raises:
+        ValueError: a sigma_min that is negative or not finite.
+    """
+    if sigma_min is not None and not 0.0 <= sigma_min < math.inf:
+        raise ValueError(f"sigma_min must be at least 0 and finite, got {sigma_min}")
     if renoise is not None:
         return renoise
     own = getattr(denoiser, "noising", None)

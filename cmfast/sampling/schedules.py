@@ -13,13 +13,13 @@ def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
     Karras et al. 2022, equation 5. For n = 1 the level is sigma_max.
 
     Raises:
-        ValueError: n < 1, or bounds that are not 0 < sigma_min < sigma_max.
+        ValueError: n < 1, bounds that are not 0 < sigma_min < sigma_max, or a rho that is not positive and finite.
     """
     if n < 1:
         raise ValueError(f"karras_sigmas: n must be at least 1, got {n}")
-    if not 0.0 < sigma_min < sigma_max < math.inf or rho <= 0:
+    if not 0.0 < sigma_min < sigma_max < math.inf or not 0.0 < rho < math.inf:
         raise ValueError(
-            f"karras_sigmas: expected 0 < sigma_min < sigma_max and rho > 0, got {sigma_min}, {sigma_max}, {rho}"
+            f"karras_sigmas: expected finite 0 < sigma_min < sigma_max and rho > 0, got {sigma_min}, {sigma_max}, {rho}"
         )
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return [(high + i / max(n - 1, 1) * (low - high)) ** rho for i in range(n)] + [0.0]

@@ -12,6 +12,12 @@ from .processes import start, wait
 
 SETTINGS = {"seed": 0, "levels": (80.0, 0.8)}
 MAKER = {"torch": "2", "hardware": "one"}
+#: Manifests with something else in the place of settings and versions.
+NO_OBJECTS = [
+    '{"format": "cmfast samples 1", "settings": [], "made_by": {}}',
+    '{"format": "cmfast samples 1", "settings": null, "made_by": {}}',
+    '{"format": "cmfast samples 1", "settings": {}, "made_by": 1}',
+]
 
 
 def test_it_is_written_once_and_compared(tmp_path):
@@ -56,7 +62,7 @@ def test_what_a_killed_process_left_is_no_other_file(tmp_path):
     assert manifest.begin(tmp_path, SETTINGS, MAKER) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}}', "7"])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}}', "7", *NO_OBJECTS])
 def test_a_damaged_manifest(tmp_path, text):
     (tmp_path / manifest.NAME).write_text(text)
     with pytest.raises(ValueError, match=r"manifest.json is not a manifest written by cmfast"):

@@ -335,12 +335,35 @@ def test_large_images_are_compressed_by_threads(tmp_path, monkeypatch):
 
 def test_labels_for_all_or_one_a_sample(tmp_path):
     labels = [(7 * i) % 10 for i in range(COUNT)]
-    for name, given, expected in (("one", 4, [4] * COUNT), ("each", labels, labels)):
+    for name, given, expected in (
+        ("one", 4, [4] * COUNT),
+        ("a number of numpy's", np.int64(4), [4] * COUNT),
+        ("a tensor of one", torch.tensor(4, dtype=torch.int8), [4] * COUNT),
+        ("each", labels, labels),
+        ("tensor", torch.tensor(labels), labels),
+        ("array", np.array(labels, dtype=np.uint8), labels),
+    ):
         run(tmp_path / name, class_labels=given).work()
         shards = [np.load(path) for path in sorted((tmp_path / name).glob("*.npz"))]
         assert np.concatenate([s["labels"] for s in shards]).tolist() == expected
         made = to_pixels(model().sample(COUNT, seed=3, first_sample=5, class_labels=expected)).numpy()
         np.testing.assert_array_equal(np.concatenate([s["samples"] for s in shards]), made)
+    continued = run(tmp_path / "tensor", class_labels=tuple(labels))
+    assert continued.work() == 0
+    settings = json.loads((tmp_path / "array" / "manifest.json").read_text())["settings"]
+    assert settings["class_labels"] == labels
+    assert Run(model(), tmp_path / "range", 10, class_labels=range(10)).work() == 1
+
+
+def test_numbers_of_numpy(undisturbed, tmp_path):
+    """They are Python's in the manifest; others than whole ones are refused before anything is written."""
+    given = {name: np.int64(value) for name, value in SETTINGS.items()}
+    Run(model(), tmp_path / "out", np.int32(COUNT), threads=np.int64(1), **given).work()
+    assert files(tmp_path / "out") == undisturbed["npz"]
+    for name in SETTINGS:
+        with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+            run(tmp_path / "none", **{name: 2.0})
+    assert not (tmp_path / "none").exists()
 
 
 def test_batches_have_one_size(tmp_path, monkeypatch):

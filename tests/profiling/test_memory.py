@@ -42,6 +42,14 @@ def test_weights_are_counted_where_they_are_read_first():
     assert (whole.layer, whole.live_bytes, whole.weight_bytes) == ("", 2 * value, 0)
 
 
+def test_a_program_without_steps_takes_no_memory():
+    memory = cmfast.profile(cmfast.accelerate(nn.Identity()), torch.ones(1, 3)).memory()
+    assert memory.steps == []
+    assert memory.peak == ("", "", "", 0, 0, 0, 0)
+    assert memory.by_layer() == []
+    assert str(memory).startswith("memory: 0.00 MB for values, of which at most 0.00 live; 0.00 MB of packed weights\n")
+
+
 def test_the_table_is_by_layer(found):
     memory = found.memory()
     layers = memory.by_layer(1)

@@ -164,6 +164,22 @@ def test_the_least_level_is_the_callers_to_say():
     torch.testing.assert_close(found, expected)
 
 
+def test_nothing_lies_on_a_line_with_all():
+    """Of zeros there is no angle to other noise: what is between them is its share."""
+    first, second = torch.zeros(1, 4, 4), torch.randn(1, 4, 4)
+    torch.testing.assert_close(editing.between(first, second, [0.0, 0.25]), torch.stack((first, 0.25 * second)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_videos_of_half_precision(dtype):
+    x, small = torch.randn(1, 1, 4, 6, 5).to(dtype), (0.1 * torch.randn(1, 1, 2, 3, 3)).to(dtype)
+    bent = lambda x, sigma: 1.5 * torch.sin(x)  # noqa: E731
+    found = editing.super_resolve(bent, small, x, [1.0], factor=2)
+    assert found.dtype == dtype
+    exact = editing.super_resolve(bent, small.float(), x.float(), [1.0], factor=2)
+    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
+
+
 def test_steps_are_reported():
     seen = []
     x, known = 80 * torch.randn(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
@@ -183,6 +199,16 @@ X = torch.randn(2, 3, 8, 8)
         (lambda: editing.inpaint(rough, X, X[0, 0], X, [1.0]), "other values"),
         (lambda: editing.colorize(rough, X, X[:, :2], [1.0]), "2 channels"),
         (lambda: editing.super_resolve(rough, X, X, [1.0], factor=1), "at least 2, got 1"),
+        (lambda: editing.super_resolve(rough, X, X, [1.0], factor=2.5), "a whole number of at least 2, got 2.5"),
+        (lambda: editing.super_resolve(rough, X, X, [1.0], factor=math.nan), "a whole number of at least 2, got nan"),
+        (lambda: editing.super_resolve(rough, X, X, [1.0], factor=2, clip=-1.0), "a positive bound, or None, got -1.0"),
+        (lambda: editing.inpaint(rough, X, X[0, 0] > 0, X, [1.0], clip=math.nan), "a positive bound, or None, got nan"),
+        (lambda: editing.inpaint(rough, X, X[0, 0] > 0, X, [1.0], sigma_min=math.nan), "sigma_min must be .* got nan"),
+        (lambda: editing.colorize(rough, X, X, [1.0], clip=0), "a positive bound, or None, got 0"),
+        (lambda: editing.colorize(rough, X, X, [1.0], weights=(0, 0, 0)), r"finite, and not all 0, got \(0, 0, 0\)"),
+        (lambda: editing.colorize(rough, X, X, [1.0], weights=(1, 1, math.nan)), r"finite, .* got \(1, 1, nan\)"),
+        (lambda: editing.colorize(rough, X, X, [1.0], weights=(1, math.inf, 0)), r"finite, .* got \(1, inf, 0\)"),
+        (lambda: editing.interpolate(rough, X[0], X[1], [1.0], weights=[math.nan]), r"weights must be finite, got"),
         (lambda: editing.super_resolve(rough, X[..., :3], X, [1.0], factor=2), r"\[2, 3, 8, 8\] or .*\[2, 3, 4, 4\]"),
         (lambda: editing.interpolate(rough, X[0], X[1, :2], [1.0], weights=[0.5]), "one shape"),
         (lambda: editing.interpolate(rough, X[0], X[1], [1.0], weights=[]), "0 weights"),

@@ -267,18 +267,44 @@ def test_an_eta_between_adds_that_share_of_the_noise():
 
 
 @pytest.mark.parametrize("sampler", ["multistep", "onestep"])
-@pytest.mark.parametrize("sigmas", [[0.0], [-1.0], [], [math.inf]])
+@pytest.mark.parametrize("sigmas", [[0.0], [-1.0], [], [math.inf], [1.0, 2.0], [2.0, 2.0], [1.0, math.nan]])
 def test_bad_levels(sampler, sigmas):
     with pytest.raises(ValueError, match="sigmas"):
         sampling.SAMPLERS[sampler](denoiser, DATA["x_T"], sigmas)
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0,), (5, 0.0), (5, 2.0, 1.0), (5, 1.0, 1.0), (5, 0.1, 1.0, 0.0), (5, 1, math.inf)]
+    "arguments",
+    [
+        *((0,), (5, 0.0), (5, 2.0, 1.0), (5, 1.0, 1.0), (5, 0.1, 1.0, 0.0), (5, 1, math.inf)),
+        *((5, 0.1, 1.0, math.nan), (5, 0.1, 1.0, math.inf)),
+    ],
 )
 def test_bad_schedules(arguments):
     with pytest.raises(ValueError, match="karras_sigmas"):
         sampling.karras_sigmas(*arguments)
+
+
+def test_one_step_takes_a_grid():
+    """Of which the first level counts."""
+    expected = sampling.sample_onestep(denoiser, DATA["x_T"], SIGMAS[:1])
+    assert torch.equal(sampling.sample_onestep(denoiser, DATA["x_T"], SIGMAS), expected)
+    assert torch.equal(sampling.sample_onestep(denoiser, DATA["x_T"], torch.tensor(SIGMAS)), expected)
+
+
+@pytest.mark.parametrize("sampler", [sampling.sample_heun, sampling.sample_dpm2])
+@pytest.mark.parametrize(
+    "wrong", [{"s_churn": math.nan}, {"s_tmin": math.nan}, {"s_tmax": math.nan}, {"s_noise": math.inf}], ids=str
+)
+def test_churn_by_no_numbers(sampler, wrong):
+    with pytest.raises(ValueError, match="s_churn, s_tmin and s_tmax must be numbers and s_noise finite, got"):
+        sampler(denoiser, DATA["x_T"], SIGMAS, **{"s_churn": 1.0} | wrong)
+
+
+@pytest.mark.parametrize("sigma_min", [-0.1, math.nan, math.inf])
+def test_a_least_level_that_is_none(sigma_min):
+    with pytest.raises(ValueError, match="sigma_min must be at least 0 and finite, got"):
+        sampling.sample_multistep(denoiser, DATA["x_T"], [2.0, 1.0], sigma_min=sigma_min)
 
 
 def test_tensor_levels_are_read_once():

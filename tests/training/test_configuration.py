@@ -133,8 +133,10 @@ def test_a_new_network_follows_the_data():
     assert (audio.image_size, audio.in_channels, audio.dims) == (32, 2, 1)
     flow = made(preconditioning={"type": "Flow", "num_train_timesteps": 500})
     assert flow.model.preconditioning == Flow(num_train_timesteps=500)
-    with pytest.raises(ValueError, match=r"3 levels need lengths that are multiples of 4, and the data has 6 x 6"):
-        made(DATA._replace(images=torch.zeros(6, 1, 6, 6)), network={"model_channels": 32, "channel_mult": [1, 1, 1]})
+    for given, found in (({}, "patch_size · .*, and image_size is 6"), ({"image_size": 8}, "and the data has 6 x 6")):
+        network = {"model_channels": 32, "channel_mult": [1, 1, 1], **given}
+        with pytest.raises(ValueError, match=f"network: .*3 levels need lengths that are multiples of 4, {found}"):
+            made(DATA._replace(images=torch.zeros(6, 1, 6, 6)), network=network)
     with pytest.raises(ValueError, match="network: unknown name 'chanel_mult': did you mean channel_mult"):
         made(network={"chanel_mult": [1]})
     with pytest.raises(ValueError, match="unknown preconditioning 'EMD': did you mean EDM"):
