@@ -200,14 +200,14 @@ class ConsistencyModel(Storage):
 
         Raises:
             ValueError: an argument out of range, an unknown sampler, or levels that do not decrease.
-            TypeError: an option that the sampler does not have.
+            TypeError: an option that the sampler does not have, or a seed or first sample that is no whole number.
         """
         if count < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"sample: count and batch_size must be at least 1, got {count} and {batch_size}")
         if isinstance(self.preconditioning, Flow) and sampler_options.get("s_churn"):
             raise ValueError("sample: s_churn raises levels, and the highest one of a flow is 1")
-        labels = self._labels(class_labels, count, first_sample)
         seed, first_sample = operator.index(seed), operator.index(first_sample)
+        labels = self._labels(class_labels, count, first_sample)
         function, levels = self._plan(sampler, steps, timesteps, grid_steps, sigmas)
         _check_options(function, sampler_options)
         batch_size = min(batch_size or count, count)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .kernels import attention, group_norm, split_qkv
+from .pooling import average_pool
 
 #: Groups of every group norm of these networks; divides every number of channels.
 NUM_GROUPS = 32
@@ -402,10 +403,7 @@ def upsample(x: Tensor) -> Tensor:
 
 def downsample(x: Tensor) -> Tensor:
     """Average x [N, C, *spatial] over pairs along every spatial dimension (not along a video's time)."""
-    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
-    # On a CPU torch's avg_pool3d has no half precision.
-    narrow = x.ndim == 5 and x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    return pool(x.float() if narrow else x, (1, 2, 2) if x.ndim == 5 else 2).to(x.dtype)
+    return average_pool(x, (1, 2, 2) if x.ndim == 5 else 2)
 
 
 def fold_patches(x: Tensor, size: int) -> Tensor:

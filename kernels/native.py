@@ -148,6 +148,7 @@ def _device_capability(device: int) -> int:
 
 
 def _runs(code: str, capability: int) -> bool:
+    """Whether code such as "80", "90a" or "100f" runs on devices of this capability."""
     return int(code) <= capability if code.isdigit() else int(code.rstrip("af")) == capability
 
 

@@ -60,6 +60,8 @@ def test_python_at_the_root_still_finds_the_package():
 ROOMS = [
     "kernels",
     "noise",
+    "modes",
+    "pooling",
     "unet",
     "sampling",
     "preconditioning",

@@ -31,7 +31,7 @@ SCHEMES: Mapping[str, type[Preconditioning]] = {
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 #: What both files have, so that those of two models are told apart: it follows from what the configuration says.
-_NUMBER = "number"
+_ID = "id"
 
 
 def read(path: Path, preconditioning: Preconditioning | None = None) -> Checkpoint:
@@ -52,7 +52,7 @@ def read(path: Path, preconditioning: Preconditioning | None = None) -> Checkpoi
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path / CONFIG} is not a configuration written by cmfast: {error!r}") from error
     weights, beside = read_with_metadata(path / WEIGHTS)
-    if _NUMBER in beside and beside[_NUMBER] != content.get(_NUMBER):
+    if _ID in beside and beside[_ID] != content.get(_ID):
         raise CheckpointError(
             f"{path}: {WEIGHTS} is of another model than {CONFIG}: a process is saving here, or ended in between; load "
             "or save the model again"
@@ -89,10 +89,10 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     if checkpoint.representation is not None:
         content["representation"] = {"type": "Mdct", **dataclasses.asdict(checkpoint.representation)}
     weights = {k: v.contiguous() for k, v in checkpoint.weights.items()}
-    content[_NUMBER] = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    content[_ID] = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     # The weights get their name first: a new folder with a configuration is whole.
     with whole_file(path / CONFIG) as config_file, whole_file(path / WEIGHTS) as weights_file:
-        write_safetensors(weights_file, weights, {_NUMBER: content[_NUMBER]})
+        write_safetensors(weights_file, weights, {_ID: content[_ID]})
         write_json(config_file, content)
 
 

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints import BUNDLED, CheckpointError, asset, first_line
-from ..checkpoints.tensors import write_safetensors
+from ..checkpoints.tensors import read_safetensors, write_safetensors
 from ..files import whole_file
 
 FEATURES = 64
@@ -129,16 +127,14 @@ def load_classifier(source: str | Path = "digits") -> Classifier:
     path = asset(f"{str(source).removesuffix('-teacher')}-classifier.safetensors") if bundled else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"no classifier at {path}")
-    with path.open("rb"):  # or an OSError: safetensors says of every file that it cannot open that there is none
-        pass
     try:
-        weights = {name: value.float() for name, value in load_file(path).items()}
+        weights = {name: value.float() for name, value in read_safetensors(path).items()}
         num_classes, channels = weights["out.weight"].shape[0], weights["conv1.weight"].shape[1]
         dims, positions = weights["conv1.weight"].ndim - 2, weights["hidden.weight"].shape[1] // 64
         side = round(positions**0.5)  # after it was pooled once or twice
         size = 2 * side if 2 * side <= LARGE else 4 * side  # where both have it, they have the same weights
         classifier = Classifier(channels, size if dims == 2 else None, num_classes, dims).float()
         classifier.load_state_dict(weights)
-    except (safetensors.SafetensorError, KeyError, IndexError, RuntimeError) as error:
+    except (CheckpointError, KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a classifier written by cmfast: {first_line(error)}") from error
     return classifier.eval()

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import consistency_step
 from ..noise import noise_arguments
+from ..pooling import average_pool
 from .consistency import sample_multistep
 from .protocol import (
     Callback,
@@ -343,11 +343,7 @@ def _like(name: str, given: Tensor, x: Tensor, *sizes: Sequence[int]) -> Tensor:
 
 def _patch_means(t: Tensor, factor: int) -> Tensor:
     """Each element's patch's mean, in the shape of t [N, C, *spatial]."""
-    pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[t.ndim - 3]
-    # On a CPU torch's avg_pool3d has no half precision.
-    narrow = t.ndim == 5 and t.device.type == "cpu" and t.dtype in (torch.bfloat16, torch.float16)
-    means = pool(t.float() if narrow else t, factor, ceil_mode=True).to(t.dtype)
-    return _enlarged(means, factor, t.shape[2:])
+    return _enlarged(average_pool(t, factor, ceil_mode=True), factor, t.shape[2:])
 
 
 def _enlarged(means: Tensor, factor: int, spatial: Sequence[int]) -> Tensor:

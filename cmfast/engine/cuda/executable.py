@@ -48,9 +48,9 @@ def capturing(graph: "torch.cuda.CUDAGraph", stream: "torch.cuda.Stream") -> Ite
     """
     with capture_lock:
         before = torch.cuda.current_stream()
-        _thread.captures = True
         # cuBLAS' workspace is kept for each stream: here of the graph's own memory, and of no other graph's.
         torch._C._cuda_clearCublasWorkspaces()
+        _thread.captures = True
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 yield
