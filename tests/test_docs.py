@@ -178,6 +178,8 @@ _PARSED = (
     "cmfast bench all",
     "cmfast bench show",
     "cmfast train --recipe",
+    "cmfast train --method easy-consistency-tuning",
+    "cmfast eval --model runs/tuned",
     "cmfast kernels",
     "cmfast serve",
 )
