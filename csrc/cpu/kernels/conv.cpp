@@ -33,6 +33,7 @@ namespace {
 constexpr int64_t WIDEST = 16;         // tiles of a row in a block, where there are rows enough to make it large
 constexpr int64_t MANY = 1024;         // tiles of an image whose moments are taken of several rows of tiles together
 constexpr int64_t LINE = 16;           // floats of a cache line
+constexpr int64_t SMALL = 1 << 19;     // products of words that one thread takes sooner than two
 
 // M: outputs a side of a tile, 1 for the direct form.
 template <int M, bool PAIRS>
@@ -50,6 +51,7 @@ struct Convolution : Sizes<PAIRS>, ImageBlocks {
   int64_t parts_y, parts_x;              // such parts of an image
   int64_t tiles;                         // of a block, whole rows of the left operand
   int64_t words, blocks_k;               // of a product
+  int threads;
   int64_t point_stride, strip_floats;
   float *points, *products, *made, *strips, *partial;
 
@@ -60,6 +62,7 @@ struct Convolution : Sizes<PAIRS>, ImageBlocks {
     image_columns = ceil_divide(p.out_width, M);
     words = p.shape.words();
     blocks_k = ceil_divide(words, BLOCK);
+    threads = images * image_rows * image_columns * POINTS * words * p.shape.columns() < SMALL ? 1 : p.threads;
     // So many tiles that the weights are used often once they are in the cache, and few enough to keep the points near.
     constexpr int64_t wanted = M == 4 ? 32 : 64;
     columns = at_most(image_columns, at_least(wanted / image_rows / WIDEST, 1) * WIDEST);
@@ -69,7 +72,7 @@ struct Convolution : Sizes<PAIRS>, ImageBlocks {
     part_rows = M == 1 && image_rows * image_columns > MANY ? rows : 1;
     part_columns = at_most(columns, WIDEST);
     auto divisible = [&] { return together > 1 || rows > part_rows || columns > part_columns; };
-    for (divide(); !shared() && blocks() < p.threads && divisible(); divide()) {
+    for (divide(); !shared() && blocks() < threads && divisible(); divide()) {
       if (together > 1) together = ceil_divide(together, 2);
       else if (rows > part_rows) rows = ceil_divide(rows, 2);
       else columns = round_up(ceil_divide(columns, 2), part_columns);
@@ -94,7 +97,7 @@ struct Convolution : Sizes<PAIRS>, ImageBlocks {
 
   // Whether the threads share each block.
   bool shared() const {
-    return p.threads > 1 && panels() >= p.threads && blocks() % p.threads && blocks() < 4 * p.threads;
+    return threads > 1 && panels() >= threads && blocks() % threads && blocks() < 4 * threads;
   }
 
   // ---- the left operands
@@ -376,7 +379,7 @@ struct Convolution : Sizes<PAIRS>, ImageBlocks {
 
   const char* run() {
     bool divided = shared(), transforms = p.shape.transforms();
-    int64_t operands = POINTS * point_stride, threads = p.threads;
+    int64_t operands = POINTS * point_stride;
     points = (float*)scratch(SCRATCH_INPUT, (divided ? 1 : threads) * operands * 4);
     products = (float*)scratch(SCRATCH_PRODUCTS, threads * tiles * POINTS * PANEL * 4);
     strips = (float*)scratch(SCRATCH_ROWS, threads * strip_floats * 4);
@@ -426,7 +429,7 @@ struct Convolution : Sizes<PAIRS>, ImageBlocks {
         merge_moments(partial + n * each * of_sample, each, p.shape.out_channels, 0, p.shape.out_channels,
                       [&](int64_t k) { return elements_of(k); }, p.moments + n * of_sample);
     };
-    parallel(p.threads, body);
+    parallel(threads, body);
     return nullptr;
   }
 };
