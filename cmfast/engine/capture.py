@@ -248,11 +248,11 @@ class _Recorder(_WithoutData):
         self.known: dict[fx.Node, Tensor] = {}  # values that no input or parameter takes part in: their data is there
 
     def placeholder(self, name: str, like: Tensor) -> Tensor:
-        return self._keep(self.graph.placeholder(name), torch.empty_like(like, device="meta"))
+        return self._keep(self.graph.placeholder(name), without_data.empty_like(like))
 
     def attribute(self, name: str, tensor: Tensor) -> Tensor:
         self.tensors[name] = tensor
-        return self._keep(self.graph.create_node("get_attr", name), torch.empty_like(tensor, device="meta"))
+        return self._keep(self.graph.create_node("get_attr", name), without_data.empty_like(tensor))
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         if id(tensor) not in self.nodes:

@@ -38,6 +38,22 @@ def like(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
+def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.empty_like(tensor, dtype=dtype, device="meta")`."""
+    formats = (torch.contiguous_format, *([torch.channels_last] if tensor.ndim == 4 else []))
+    if any(tensor.is_contiguous(memory_format=format_) for format_ in formats):  # then it keeps its strides
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta")
+    return torch.empty_like(tensor, dtype=dtype, device="meta")
+
+
+def concatenated(tensors: Sequence[Tensor]) -> Tensor:
+    """`torch.cat(tensors)`, without data where one of them has none."""
+    if any(t.is_meta for t in tensors):
+        result: Tensor = call(torch.ops.aten.cat.default, [list(map(like, tensors))], {})
+        return result
+    return torch.cat(list(tensors))
+
+
 _COUNTS = (torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step)
 #: Arguments that ask for a result of another kind.
 _PLACES = (torch.dtype, torch.device, torch.layout, torch.memory_format)

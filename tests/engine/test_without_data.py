@@ -126,11 +126,29 @@ def test_embeddings_and_counts():
     check(aten.arange.start_step, 2.0, 7, 0.5, device=meta)
 
 
-def test_nothing_imports_torchs_compiler():
-    code = """
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_empty_like(dtype):
+    for x in [*layouts((2, 3, 7, 8), torch.float32), torch.empty(2, 1, 7, 1, device="meta")[:, :, ::2]]:
+        for tensor in (x, x.permute(0, 2, 1, 3), x[:, :, 1:], x[:1].expand(4, -1, -1, -1)):
+            expected, found = torch.empty_like(tensor, dtype=dtype), without_data.empty_like(tensor, dtype)
+            assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
+            assert found.stride() == expected.stride(), tensor.stride()
+
+
+def test_concatenated():
+    full, empty = torch.arange(6.0).reshape(2, 3), torch.empty(4, 3, device="meta")
+    assert torch.equal(without_data.concatenated([full, full]), torch.cat([full, full]))
+    found = without_data.concatenated([full, empty])
+    assert found.is_meta
+    assert found.shape == (6, 3)
+
+
+@pytest.mark.parametrize("keep_weights", [True, False])
+def test_nothing_imports_torchs_compiler(keep_weights):
+    code = f"""
 import sys, torch, cmfast
 network = cmfast.load("digits").unet
-fast = cmfast.accelerate(network, dtype=torch.bfloat16)
+fast = cmfast.accelerate(network, dtype=torch.bfloat16, keep_weights={keep_weights})
 with torch.inference_mode():
     for dtype in (torch.float32, torch.bfloat16):
         fast(torch.randn(1, 1, 8, 8, dtype=dtype), torch.full((1,), 500.0), torch.tensor([3]))

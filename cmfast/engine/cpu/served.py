@@ -17,6 +17,7 @@ from ...kernels.cpu.conv import launch_conv2d
 from ...kernels.cpu.group_norm import launch_group_norm
 from ...kernels.cpu.moments import launch_fold_group_norm, launch_moments
 from ...kernels.layout import empty_in_order
+from .. import without_data
 from ..layouts import fits
 from ..lower import Kernels, Serve, copied
 from ..steps import Step, Steps
@@ -105,7 +106,7 @@ def _attention(products: torch.dtype, steps: Steps, node: fx.Node, given: _Value
     q = given["q"]
     for name in ("k", "v"):
         if given[name].dtype != q.dtype:
-            other = steps.keep(torch.empty_like(given[name], dtype=q.dtype))
+            other = steps.keep(without_data.empty_like(given[name], q.dtype))
             given = given | {name: copied(steps, node, given[name], other, "its dtype is another")}
     out, lse = steps.keep(empty_in_order(q, q.shape)), steps.row(*q.shape[:3])
     arguments = (out, lse, q, given["k"], given["v"], given["scale"], products)

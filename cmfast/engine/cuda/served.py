@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from ...kernels.backends import BackendError
 from ...kernels.layout import channels_adjoin
+from .. import without_data
 from ..graph import CONV
 from ..layouts import fits
 from ..lower import Kernels, Serve, copied
@@ -83,7 +84,7 @@ def _attention(
     q = given["q"]
     for name in ("k", "v"):
         if given[name].dtype != q.dtype:
-            out = steps.keep(torch.empty_like(given[name], dtype=q.dtype))
+            out = steps.keep(without_data.empty_like(given[name], q.dtype))
             given = given | {name: copied(steps, node, given[name], out, "its dtype is another")}
     return _serve("attention", device, arch, choose, backend, steps, node, given)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .. import without_data
 from ..graph import CONV, Graph, arguments, layer, shape
 from ..layers import common
 
@@ -47,7 +48,7 @@ def _merge(graph: Graph, calls: list[fx.Node]) -> None:
         biases.append(torch.zeros(len(weight), device=graph.device) if bias is None else bias)
     a = arguments(first)
     name = " and ".join(str(arguments(call)["weight"].target) for call in calls)
-    weight_node = graph.attribute(name, torch.cat(weights), first)
+    weight_node = graph.attribute(name, without_data.concatenated(weights), first)
     bias_node = graph.attribute(f"biases of {name}", torch.cat(biases), first)
     call = graph.call(first, CONV, **(a | {"weight": weight_node, "bias": bias_node}))
     call.meta["layer"] = common([layer(of) for of in calls])
