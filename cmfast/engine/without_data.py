@@ -41,7 +41,8 @@ def like(tensor: Tensor) -> Tensor:
 def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """`torch.empty_like(tensor, dtype=dtype, device="meta")`."""
     formats = (torch.contiguous_format, *([torch.channels_last] if tensor.ndim == 4 else []))
-    if any(tensor.is_contiguous(memory_format=format_) for format_ in formats):  # then it keeps its strides
+    strided = tensor.layout == torch.strided
+    if strided and any(tensor.is_contiguous(memory_format=format_) for format_ in formats):  # then it keeps its strides
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device="meta")
     return torch.empty_like(tensor, dtype=dtype, device="meta")
 

@@ -135,6 +135,12 @@ def test_empty_like(dtype):
             assert found.stride() == expected.stride(), tensor.stride()
 
 
+def test_empty_like_a_sparse_tensor():
+    found = without_data.empty_like(torch.eye(3).to_sparse())
+    assert found.is_meta
+    assert found.is_sparse
+
+
 def test_concatenated():
     full, empty = torch.arange(6.0).reshape(2, 3), torch.empty(4, 3, device="meta")
     assert torch.equal(without_data.concatenated([full, full]), torch.cat([full, full]))
