@@ -166,8 +166,8 @@ class _Lowering:
             elif readers[i] in self.as_images:
                 outs.append(self.steps.image(part.shape, part.dtype))
             else:
-                dense = i in rows or part.is_contiguous()
-                outs.append(self.steps.keep(_dense(part) if dense else without_data.empty_like(part)))
+                in_order = i in rows or part.is_contiguous()
+                outs.append(self.steps.keep(_dense(part) if in_order else without_data.empty_like(part)))
         self.steps.add(Step(node.name, name, by_torch.Computed.of(computed), (outs, given), reason))
         return outs[0] if single else outs
 
